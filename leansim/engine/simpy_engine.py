@@ -1,0 +1,117 @@
+"""The reference engine: SimPy, one process per slot pulling CTAs from one queue.
+
+Integer picoseconds, no randomness: a program always gives the same result, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import simpy
+
+from leansim.engine.memory import Memory
+from leansim.program import Program
+from leansim.result import Result
+
+
+class _Run:
+    """The mutable state of one execution."""
+
+    def __init__(self, program: Program) -> None:
+        self.env = simpy.Environment(initial_time=0)
+        self.memory = Memory(self.env, program)
+        self.program = program
+        self.counters = [0] * program.num_counters
+        self.waiting: dict[int, list[tuple[int, simpy.Event]]] = {}
+        self.next_dispatch = 0
+        times = ("begin", "ready", "moving", "end")
+        self.times = {name: [0] * program.num_phases for name in times}
+        self.slot = [0] * program.num_ctas
+        self.launch_begin: list[int] = []
+        self.launch_end: list[int] = []
+        # Plain lists: indexing a NumPy array element by element is several times slower.
+        self.border = program.phase_of_cta.tolist()
+        self.latency = program.latency_ps.tolist()
+        self.bytes = program.bytes.tolist()
+        self.flow = program.flow.tolist()
+        self.wait_counter = program.wait_counter.tolist()
+        self.wait_target = program.wait_target.tolist()
+        self.signal_counter = program.signal_counter.tolist()
+
+    def launches(self) -> Generator[simpy.Event, Any, None]:
+        """Run launches one after the other, each after its gap."""
+        for launch in self.program.launches:
+            self.launch_begin.append(self.env.now)
+            if launch.gap_ps:
+                yield self.env.timeout(launch.gap_ps)
+            self.next_dispatch = self.env.now
+            queue = deque(range(launch.first_cta, launch.last_cta))
+            slots = min(len(queue), self.program.slots(launch))
+            running = [self.env.process(self.slot_process(j, queue)) for j in range(slots)]
+            for process in running:
+                yield process
+            self.launch_end.append(self.env.now)
+
+    def slot_process(self, slot: int, queue: deque[int]) -> Generator[simpy.Event, Any, None]:
+        """Run CTAs one after the other on one slot."""
+        env, sm = self.env, slot % self.program.num_sms
+        interval = self.program.dispatch_interval_ps
+        while queue:
+            cta = queue.popleft()
+            start = max(env.now, self.next_dispatch)
+            self.next_dispatch = start + interval
+            if start > env.now:
+                yield env.timeout(start - env.now)
+            self.slot[cta] = slot
+            yield from self.cta_phases(cta, sm)
+
+    def cta_phases(self, cta: int, sm: int) -> Generator[simpy.Event, Any, None]:
+        """Execute the phases of a CTA, recording each."""
+        env, times, flows = self.env, self.times, self.program.flows
+        for phase in range(self.border[cta], self.border[cta + 1]):
+            times["begin"][phase] = env.now
+            counter = self.wait_counter[phase]
+            if counter >= 0 and self.counters[counter] < self.wait_target[phase]:
+                yield self.reached(counter, self.wait_target[phase])
+            times["ready"][phase] = env.now
+            if self.latency[phase]:
+                yield env.timeout(self.latency[phase])
+            times["moving"][phase] = env.now
+            if self.bytes[phase]:
+                yield self.memory.transfer(sm, flows[self.flow[phase]], self.bytes[phase])
+            times["end"][phase] = env.now
+            if self.signal_counter[phase] >= 0:
+                self.signal(self.signal_counter[phase])
+
+    def reached(self, counter: int, target: int) -> simpy.Event:
+        """Return an event for the moment a counter reaches a target."""
+        event = simpy.Event(self.env)
+        self.waiting.setdefault(counter, []).append((target, event))
+        return event
+
+    def signal(self, counter: int) -> None:
+        """Raise a counter and wake those it satisfies."""
+        self.counters[counter] += 1
+        for target, event in self.waiting.get(counter, []):
+            if target == self.counters[counter]:
+                event.succeed()
+
+
+def execute(program: Program) -> Result:
+    """Execute a program and return what happened."""
+    run = _Run(program)
+    run.env.run(until=run.env.process(run.launches()))
+    return Result(
+        program=program,
+        **{name: np.array(values, dtype=np.int64) for name, values in run.times.items()},
+        slot=np.array(run.slot, dtype=np.int64),
+        launch_begin=tuple(run.launch_begin),
+        launch_end=tuple(run.launch_end),
+        bytes_served=run.memory.bytes_served,
+        events=run.memory.events,
+    )
+
+

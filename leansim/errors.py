@@ -1,0 +1,81 @@
+"""What can go wrong, by name. Bad input raises one of these; `assert` is for impossible states."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class LeansimError(Exception):
+    """Base of every error a user can cause; the command line prints it and exits with 2."""
+
+
+class WorkloadError(LeansimError):
+    """The workload contradicts itself: heads that do not divide, a zero length, an unknown dtype."""
+
+
+class PairingError(LeansimError):
+    """A kernel that cannot run this workload on this device (architecture, dtype, shared memory)."""
+
+
+class ScheduleError(LeansimError):
+    """A schedule that does not cover its tiles exactly once, or could never finish."""
+
+
+class PartitionerError(LeansimError):
+    """A partitioner that is unknown, badly configured, or refuses the workload."""
+
+
+class NumericsError(LeansimError):
+    """A replayed schedule that does not reproduce reference attention."""
+
+
+class StoreError(LeansimError):
+    """Stored results that are missing, incomplete, or of another version."""
+
+
+class UnknownNameError(LeansimError):
+    """A name that nothing answers to."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        """`kind` is the thing's word ("device"), `known` the names that would have worked."""
+        names = sorted(known)
+        super().__init__(f"unknown {kind} {name!r}{suggestion(name, names)}; known: {listing(names)}")
+        self.kind, self.name, self.known = kind, name, names
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a file: where it is, what is there, what was wanted."""
+
+    where: str
+    found: str
+    wanted: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.line is None else f":{self.line}:{self.column}"
+        return f"{place}: {self.where}: found {self.found}; {self.wanted}"
+
+
+class ConfigError(LeansimError):
+    """All the mistakes of one file or command line, reported together."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        """`source` is the file's path or a name such as "command line"."""
+        super().__init__("\n".join(f"{source}{problem}" for problem in problems))
+        self.source, self.problems = source, tuple(problems)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
+    nearest = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.55)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def listing(names: Iterable[str], most: int = 24) -> str:
+    """Join names for an error text, cut after `most` of them."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,87 @@
+"""What one CTA is: tile sizes, resources, pipeline, and the costs that belong to the code.
+
+A kernel names its default partitioner but never schedules. Files live in `configs/kernels`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from leansim.spec import Count, DType, Fraction, Positive, SourcedSpec, Spec
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class PartitionerSpec(Spec):
+    """A partitioner by registered name, with its options."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
+
+
+class TileVariant(Spec):
+    """One compiled instance: its head dim, its tile, and what a CTA of it occupies."""
+
+    head_dim: Count
+    tile_rows: Count
+    tile_tokens: Count
+    threads: Count
+    registers_per_thread: dict[str, Count]
+
+
+class Combine(Spec):
+    """The separate kernel that merges partials.
+
+    Each CTA merges `rows_per_cta` output rows (by the largest divisor of the head dim listed) and
+    keeps `splits_in_flight` partial loads outstanding: 1 is a serial loop over the splits.
+    """
+
+    threads: Count
+    registers_per_thread: Count
+    smem_bytes: Annotated[int, Field(ge=0)]
+    rows_per_cta: dict[int, Count]
+    splits_in_flight: Count
+
+    def rows_for(self, head_dim: int) -> int:
+        """Rows per CTA: the entry of the largest key that divides `head_dim`, key 1 last."""
+        divisors = [key for key in self.rows_per_cta if head_dim % key == 0]
+        return self.rows_per_cta[max(divisors)] if divisors else max(self.rows_per_cta.values())
+
+
+class Kernel(SourcedSpec):
+    """How a CTA computes its tiles. Costs carry sources; structure is what the code is."""
+
+    partitioner: PartitionerChoice
+    tiles: tuple[TileVariant, ...] = Field(min_length=1)
+    q_dtypes: tuple[DType, ...]
+    kv_dtypes: tuple[DType, ...]
+    pack_gqa: Literal["always", "single_query", "never"]
+    tile_order: Literal["backward", "forward"]
+    pipeline: Literal["single_buffered", "multi_stage"]
+    kv_stages: Count
+    partial_dtype: DType
+    combine: Combine | None = None
+
+    mma_efficiency: dict[str, Fraction]
+    softmax_fma_per_score: Positive
+    prologue_loads: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def unsourced(cls) -> frozenset[str]:
+        """Everything that says what the code is rather than what it costs."""
+        return super().unsourced() | {
+            "partitioner",
+            "q_dtypes",
+            "kv_dtypes",
+            "pack_gqa",
+            "tile_order",
+            "pipeline",
+            "partial_dtype",
+        }

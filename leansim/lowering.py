@@ -1,0 +1,222 @@
+"""Prices a schedule on a device: Schedule -> Program. Vectorised; costs O(segments + CTAs)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from leansim import pricing
+from leansim.device import Device
+from leansim.errors import PairingError
+from leansim.kernel import Kernel
+from leansim.occupancy import occupancy
+from leansim.program import FlowKind, Launch, Phase, Program, picoseconds
+from leansim.schedule import Schedule
+from leansim.spec import DTYPE_BYTES
+from leansim.tiling import IntArray
+
+KV, ON_CHIP = 0, 1
+_NONE = -1
+_COLUMNS = (
+    "kind",
+    "latency_ps",
+    "bytes",
+    "flow",
+    "wait_counter",
+    "wait_target",
+    "signal_counter",
+    "segment",
+)
+_DEFAULTS = {"wait_counter": _NONE, "signal_counter": _NONE, "segment": _NONE}
+
+
+@dataclass(frozen=True, eq=False)
+class _Phases:
+    """Phases of one launch, in execution order, and the borders of its CTAs."""
+
+    columns: Mapping[str, IntArray]
+    border: IntArray
+
+
+def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
+    """Price a schedule. Raises `PairingError` where kernel and schedule do not fit the device.
+
+    DRAM runs at the bandwidth it reaches for this footprint, not at the datasheet's; writes and
+    partials stop at L2 (assumed: they fit, and are read back soon or never).
+    """
+    workload, grid = schedule.grid.workload, schedule.grid
+    hit_share = pricing.l2_hit_share(workload, device, grid.packed)
+    cost = pricing.tile_cost(grid, kernel, device, hit_share)
+    on_chip_ps = picoseconds(1.0) / device.sm_load_bytes_per_s
+    flows = (
+        FlowKind(
+            "kv",
+            cost.max_bytes_per_s / picoseconds(1.0),
+            cost.sm_s * picoseconds(1.0) / cost.tile_bytes,
+            1.0 - hit_share,
+        ),
+        FlowKind("on_chip", 1.0 / on_chip_ps, on_chip_ps, 0.0),
+    )
+    gap_ps = picoseconds(device.kernel_gap_s[workload.launch])
+    parts = [_main_launch(schedule, kernel, device, cost)]
+    launches = [Launch("attention", 0, schedule.num_ctas, grid.ctas_per_sm, 0)]
+    if schedule.combine == "kernel":
+        parts.append(_combine_launch(schedule, kernel, device))
+        last = schedule.num_ctas + len(parts[1].border) - 1
+        fit = _combine_ctas_per_sm(kernel, device)
+        launches.append(Launch("combine", schedule.num_ctas, last, fit, gap_ps))
+    offsets = np.cumsum([0, *(len(part.columns["kind"]) for part in parts)])
+    borders = [part.border[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+    peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
+    return Program(
+        launches=tuple(launches),
+        flows=flows,
+        phase_of_cta=np.concatenate([*borders, offsets[-1:]]),
+        **{name: np.concatenate([part.columns[name] for part in parts]) for name in _COLUMNS},
+        num_counters=grid.num_output_tiles if schedule.combine == "host" else 0,
+        num_sms=grid.num_sms,
+        dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
+        launch_ps=gap_ps,
+        dram_bytes_per_ps=peak / picoseconds(1.0),
+        l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / picoseconds(1.0),
+        dram_saturation_exponent=device.dram_saturation_exponent,
+    )
+
+
+def _main_launch(
+    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
+) -> _Phases:
+    """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
+    peers = schedule.segments_of_tile[schedule.output_tile] - 1
+    merges = schedule.is_host & (peers > 0) & (schedule.combine == "host")
+    per_segment = 2 + merges.astype(np.int64)
+    before = np.cumsum(per_segment) - per_segment
+    total = int(per_segment.sum()) + schedule.num_ctas
+    stream_at = before + schedule.cta + 1
+    edges = np.r_[before, per_segment.sum()]
+    launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
+    columns = {name: np.full(total, _DEFAULTS.get(name, 0), dtype=np.int64) for name in _COLUMNS}
+
+    def put(at: IntArray, kind: Phase, **values: IntArray | int) -> None:
+        columns["kind"][at] = kind
+        for name, value in values.items():
+            columns[name][at] = value
+
+    put(
+        launch_at,
+        Phase.LAUNCH,
+        latency_ps=picoseconds(device.cta_launch_s),
+        flow=ON_CHIP,
+        bytes=_empty_cta_bytes(schedule, kernel),
+    )
+    latency, kv_bytes = _stream(schedule, kernel, device, cost)
+    every = np.arange(schedule.num_segments)
+    put(stream_at, Phase.STREAM, latency_ps=latency, bytes=kv_bytes, flow=KV, segment=every)
+    rows = schedule.grid.rows[schedule.output_tile]
+    partial_bytes = rows * pricing.partial_row_bytes(schedule.grid.workload, kernel)
+    put(
+        stream_at[merges] + 1,
+        Phase.MERGE,
+        wait_counter=schedule.output_tile[merges],
+        wait_target=peers[merges],
+        latency_ps=_picoseconds_by(lambda n: pricing.merge_latency_s(device, n), peers[merges]),
+        bytes=(partial_bytes * peers)[merges],
+        flow=ON_CHIP,
+        segment=every[merges],
+    )
+    published = schedule.is_partial & ~(schedule.is_host & (schedule.combine == "host"))
+    signals = published & (schedule.combine == "host")
+    put(
+        stream_at + per_segment - 1,
+        Phase.WRITE,
+        latency_ps=np.where(signals, picoseconds(pricing.release_s(device)), 0),
+        bytes=np.where(published, partial_bytes, rows * _output_row_bytes(schedule)),
+        flow=ON_CHIP,
+        signal_counter=np.where(signals, schedule.output_tile, _NONE),
+        segment=every,
+    )
+    return _Phases(columns, np.r_[launch_at, total])
+
+
+def _stream(
+    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
+) -> tuple[IntArray, IntArray]:
+    """Latency and bytes of each segment's tile loop.
+
+    A tile that is partly past the end of the context is computed whole but loads only its tokens:
+    the missing bytes' time is added to the latency.
+    """
+    grid = schedule.grid
+    tokens = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
+    missing = (schedule.stop - schedule.start) * grid.tile_tokens - tokens
+    fixed = pricing.prologue_s(grid, kernel, device) + cost.fill_s
+    seconds = fixed + missing * (cost.tile_s / grid.tile_tokens)
+    return (
+        np.rint(seconds * picoseconds(1.0)).astype(np.int64),
+        tokens * grid.workload.kv_bytes_per_token,
+    )
+
+
+def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
+    """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
+    empty = np.diff(schedule.segments_of_cta) == 0
+    rows = int(schedule.grid.rows.max()) if schedule.combine == "kernel" else 0
+    return empty * (rows * pricing.partial_row_bytes(schedule.grid.workload, kernel))
+
+
+def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Phases:
+    """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
+    assert kernel.combine is not None
+    assert schedule.partials is not None
+    grid, workload = schedule.grid, schedule.grid.workload
+    splits_of_row = np.repeat(schedule.partials, grid.rows)
+    rows_per_cta = kernel.combine.rows_for(workload.value_dim)
+    starts = np.arange(0, len(splits_of_row), rows_per_cta)
+    most = np.maximum.reduceat(splits_of_row, starts)
+    reads = np.add.reduceat(splits_of_row, starts)
+    rows = np.minimum(len(splits_of_row) - starts, rows_per_cta)
+    n = len(starts)
+
+    def latency_s(splits: int) -> float:
+        assert kernel.combine is not None
+        return pricing.combine_latency_s(device, splits, kernel.combine.splits_in_flight)
+
+    launch_ps = np.full(n, picoseconds(device.cta_launch_s))
+    row_bytes = pricing.partial_row_bytes(workload, kernel)
+    blank, zero = np.full(n, _NONE), np.zeros(n, dtype=np.int64)
+    table = {
+        "kind": (zero + Phase.LAUNCH, zero + Phase.COMBINE, zero + Phase.WRITE),
+        "latency_ps": (launch_ps, _picoseconds_by(latency_s, most), zero),
+        "bytes": (zero, reads * row_bytes, rows * _output_row_bytes(schedule)),
+        "flow": (zero + ON_CHIP,) * 3,
+        "wait_counter": (blank,) * 3,
+        "wait_target": (zero,) * 3,
+        "signal_counter": (blank,) * 3,
+        "segment": (blank,) * 3,
+    }
+    columns = {name: np.stack(values, axis=1).ravel() for name, values in table.items()}
+    return _Phases(columns, np.arange(n + 1) * 3)
+
+
+def _combine_ctas_per_sm(kernel: Kernel, device: Device) -> int:
+    combine = kernel.combine
+    assert combine is not None
+    fit = occupancy(device, combine.threads, combine.registers_per_thread, combine.smem_bytes)
+    if fit.ctas_per_sm == 0:
+        raise PairingError(f"the combine kernel of {kernel.name!r} does not fit on {device.name!r}")
+    return fit.ctas_per_sm
+
+
+def _output_row_bytes(schedule: Schedule) -> int:
+    workload = schedule.grid.workload
+    return workload.value_dim * DTYPE_BYTES[workload.q_dtype]
+
+
+def _picoseconds_by(price: Callable[[int], float], counts: IntArray) -> IntArray:
+    """Price each distinct count once."""
+    distinct, where = np.unique(counts, return_inverse=True)
+    return np.array([picoseconds(price(int(n))) for n in distinct], dtype=np.int64)[where]
+
+

@@ -1,0 +1,34 @@
+"""FlashAttention-2's unsplit decode: one CTA for each output tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from leansim.device import Device
+from leansim.schedule import Schedule
+from leansim.tiling import IntArray, TileGrid
+
+
+def issue_order(grid: TileGrid) -> IntArray:
+    """Output tiles in the order of FA2's unsplit grid (row blocks, batch, heads): heads slowest."""
+    return np.lexsort((grid.row_block, grid.request, grid.head))
+
+
+@dataclass(frozen=True)
+class FlashAttention2:
+    """One CTA per output tile, issued row block first, then request, then head."""
+
+    def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
+        """Give each CTA one whole output tile."""
+        order = issue_order(grid)
+        n = len(order)
+        return Schedule(
+            grid=grid,
+            cta=np.arange(n),
+            output_tile=order,
+            start=np.zeros(n, dtype=np.int64),
+            stop=grid.num_kv_tiles[order],
+            num_ctas=n,
+        )

@@ -1,0 +1,99 @@
+"""FlashDecoding: every output tile cut into the same number of splits, merged by a second kernel.
+
+The split count is FlashAttention-2's own heuristic, in either of its two versions, or given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from leansim.device import Device
+from leansim.partitioners.flash_attention_2 import FlashAttention2
+from leansim.schedule import Schedule
+from leansim.tiling import IntArray, TileGrid
+
+MAX_SPLITS = 128
+
+
+def num_splits_heuristic(work: int, kv_tiles: int, slots: int, max_splits: int = MAX_SPLITS) -> int:
+    """FA2's rule: the fewest splits whose waves are at least 85% as full as the fullest.
+
+    `work` unsplit CTAs are to fill `slots`; no split when they fill 80% already. A count that gives
+    no fewer tiles per split than the count before it is skipped. Single precision as in the
+    source (csrc/flash_attn/flash_api.cpp, num_splits_heuristic).
+    """
+    if np.float32(work) >= np.float32(0.8) * np.float32(slots):
+        return 1
+    limit = min(max_splits, slots, kv_tiles)
+    counts = np.arange(1, limit + 1)
+    tiles_per_split = -(-kv_tiles // counts)
+    eligible = np.r_[True, tiles_per_split[1:] != tiles_per_split[:-1]]
+    waves = (work * counts).astype(np.float32) / np.float32(slots)
+    efficiency = np.where(eligible, waves / np.ceil(waves), np.float32(0)).astype(np.float32)
+    good = eligible & (efficiency.astype(np.float64) >= 0.85 * float(efficiency.max()))
+    return int(counts[good][0])
+
+
+@dataclass(frozen=True)
+class FlashDecoding:
+    """Equal splits of the call's longest context.
+
+    `sms_factor` is how many CTAs per SM the heuristic aims at: 1 up to FlashAttention v2.5.6, 2
+    since v2.5.7. `num_splits` overrides the heuristic. Split borders follow the longest context
+    the call is told about, so a short request may leave most of its CTAs empty; they are launched
+    all the same and write an empty partial.
+    """
+
+    num_splits: Annotated[int, Field(ge=1, le=MAX_SPLITS)] | None = None
+    sms_factor: Literal[1, 2] = 2
+
+    def __call__(self, grid: TileGrid, device: Device) -> Schedule:
+        """Cut all output tiles at the same borders."""
+        splits = self.num_splits
+        if splits is None:
+            slots = grid.num_sms * self.sms_factor
+            splits = num_splits_heuristic(grid.num_output_tiles, grid.call_kv_tiles, slots)
+        if splits == 1:
+            return FlashAttention2()(grid, device)
+        return equal_splits(grid, splits)
+
+
+def equal_splits(grid: TileGrid, splits: int) -> Schedule:
+    """Cut each output tile into `splits` runs of `ceil(call tiles / splits)` KV tiles.
+
+    CTAs are issued row block first, then split, then request and head, as FA2's grid is.
+    """
+    borders = split_borders(grid, splits)
+    columns = (grid.row_blocks, splits, grid.batch_size * grid.heads)
+    index = np.arange(int(np.prod(columns)))
+    row_block = index % grid.row_blocks
+    split = index // grid.row_blocks % splits
+    tile = index // (grid.row_blocks * splits) * grid.row_blocks + row_block
+    first, count = grid.first_kv_tile[tile], grid.num_kv_tiles[tile]
+    start = np.clip(borders[split] - first, 0, count)
+    stop = np.clip(borders[split + 1] - first, 0, count)
+    filled = start < stop
+    return Schedule(
+        grid=grid,
+        cta=index[filled],
+        output_tile=tile[filled],
+        start=start[filled],
+        stop=stop[filled],
+        num_ctas=len(index),
+        combine="kernel",
+        num_splits=splits,
+        num_empty_ctas=int(np.count_nonzero(~filled)),
+        partials=np.full(grid.num_output_tiles, splits, dtype=np.int64),
+    )
+
+
+def split_borders(grid: TileGrid, splits: int) -> IntArray:
+    """`[splits + 1]` KV-tile borders: FA2 cuts the longest context of the call, not each request."""
+    tiles_per_split = -(-grid.call_kv_tiles // splits)
+    borders = np.arange(splits + 1, dtype=np.int64) * tiles_per_split
+    borders[-1] = max(int(borders[-1]), grid.call_kv_tiles)
+    return borders

@@ -1,0 +1,77 @@
+"""AITER's LeanAttention for AMD GPUs: stream-K over (head, request, context), inside each XCD.
+
+An output tile never crosses XCDs when they are remapped: each XCD has its share of the heads and
+of the CTAs. The grid is given; only tiny problems shrink it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from leansim.device import Device
+from leansim.errors import PartitionerError
+from leansim.partitioners.stream_k import Deal, cut, host_schedule, small_work_grid
+from leansim.schedule import Schedule
+from leansim.tiling import TileGrid
+
+
+@dataclass(frozen=True)
+class AiterPlan:
+    """What AITER's host code decides: the CTAs of all XCDs, and the deal inside one."""
+
+    num_ctas: int
+    tiles_per_head: int
+    deal: Deal
+
+    @property
+    def num_splits(self) -> int:
+        """Most CTAs the host code reserves for one head."""
+        return self.deal.num_splits(self.tiles_per_head)
+
+
+def aiter_plan(tiles_per_head: int, heads: int, num_programs: int, num_xcds: int = 1) -> AiterPlan:
+    """Grid rule of AITER (lean_atten.py, get_num_splits_and_buffer_sizes, decode).
+
+    `tiles_per_head` counts the KV tiles of one head over the whole batch, `num_programs` is the
+    grid the caller asks for. With several XCDs the same arithmetic is done for one of them; CTAs
+    that do not divide over the XCDs are launched and do nothing.
+    """
+    total = tiles_per_head * heads // num_xcds
+    if total <= num_programs:
+        num_programs = small_work_grid(total, tiles_per_head)
+    num_ctas = max(1, num_programs)
+    return AiterPlan(num_ctas, tiles_per_head, Deal(total, max(1, num_ctas // num_xcds)))
+
+
+@dataclass(frozen=True)
+class LeanAiter:
+    """AITER's stream-K: heads outermost, requests of a head one after the other.
+
+    `num_xcds` remaps CTAs so that an output tile stays in one XCD (1: no remapping).
+    `ctas_per_sm` sizes the grid that AITER is asked for.
+    """
+
+    num_xcds: Annotated[int, Field(ge=1)] = 1
+    ctas_per_sm: Annotated[int, Field(ge=1)] = 1
+
+    def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
+        """Deal each XCD's heads to its CTAs."""
+        if grid.heads % self.num_xcds:
+            raise PartitionerError(f"{grid.heads} heads do not divide over {self.num_xcds} XCDs")
+        tokens = int(grid.context_lens.sum())
+        tiles_per_head = grid.row_blocks * -(-tokens // grid.tile_tokens)
+        plan = aiter_plan(tiles_per_head, grid.heads, grid.num_sms * self.ctas_per_sm, self.num_xcds)
+        order = np.lexsort((grid.row_block, grid.request, grid.head))
+        share, ctas = len(order) // self.num_xcds, plan.deal.num_ctas
+        parts = []
+        for xcd in range(self.num_xcds):
+            mine = order[xcd * share : (xcd + 1) * share]
+            tiles = grid.num_kv_tiles[mine]
+            cta, *rest = cut(Deal(int(tiles.sum()), ctas).borders, tiles, mine)
+            parts.append((cta + xcd * ctas, *rest))
+        columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        return host_schedule(grid, columns, max(plan.num_ctas, ctas * self.num_xcds), plan.num_splits)

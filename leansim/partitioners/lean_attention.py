@@ -1,0 +1,77 @@
+"""LeanAttention: stream-K over the KV tiles of the whole batch, merged inside the one launch.
+
+Tiles stand in a line (request, head, context) and each CTA takes an equal run. The CTA with the
+first tiles of an output tile is its host: it waits for its peers and merges their partials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from leansim.device import Device
+from leansim.errors import PartitionerError
+from leansim.partitioners.stream_k import (
+    MAX_SPLITS_PER_HEAD,
+    Deal,
+    cut,
+    host_schedule,
+    small_work_grid,
+)
+from leansim.schedule import Schedule
+from leansim.tiling import TileGrid
+
+
+def ort_deal(total: int, tiles_per_head: int, heads: int, num_sms: int, ctas_per_sm: int = 2) -> Deal:
+    """Grid rule of the paper authors' CUDA code (lean_api.cc).
+
+    `total` KV tiles over `heads` output tiles of at most `tiles_per_head` each: up to four tiles
+    per SM the grid is sized for two tiles per CTA, above it is `ctas_per_sm` CTAs on every SM; an
+    output tile is never cut into more than about 32.
+    """
+    if total <= 4 * num_sms:
+        num_ctas = small_work_grid(total, tiles_per_head)
+    else:
+        num_ctas = min(ctas_per_sm * num_sms, MAX_SPLITS_PER_HEAD * heads)
+    return Deal(total, max(1, min(num_ctas, total)))
+
+
+@dataclass(frozen=True)
+class LeanAttention:
+    """Equal KV tiles for every CTA.
+
+    `lengths` says whose tiles stand in the line: `actual`, each request's own (the prefix-sum order
+    of AITER and SGLang; equal to `longest` for equal lengths), or `longest`, every request padded to the
+    longest context of the call as in ONNX Runtime, so that ragged batches are not balanced.
+    `ctas_per_sm` overrides how many CTAs per SM the grid aims at: by default those that fit, 2 in
+    ONNX Runtime. `num_ctas` fixes the grid instead.
+    """
+
+    lengths: Literal["actual", "longest"] = "actual"
+    ctas_per_sm: Annotated[int, Field(ge=1)] | None = None
+    num_ctas: Annotated[int, Field(ge=1)] | None = None
+
+    def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
+        """Deal equal runs of the line of tiles."""
+        if self.lengths == "longest" and grid.workload.window is not None:
+            raise PartitionerError("lean_attention with lengths='longest' has no sliding window")
+        tiles = grid.num_kv_tiles
+        if self.lengths == "longest":
+            tiles = np.full(grid.num_output_tiles, grid.call_kv_tiles, dtype=np.int64)
+        deal = self._deal(int(tiles.sum()), int(tiles.max()), grid)
+        cta, tile, start, stop = cut(deal.borders, tiles, np.arange(grid.num_output_tiles))
+        stop = np.minimum(stop, grid.num_kv_tiles[tile])
+        real = start < stop
+        planned = deal.num_splits(grid.call_kv_tiles) if self.lengths == "longest" else None
+        segments = (cta[real], tile[real], start[real], stop[real])
+        return host_schedule(grid, segments, deal.num_ctas, planned)
+
+    def _deal(self, total: int, tiles_per_head: int, grid: TileGrid) -> Deal:
+        if self.num_ctas is not None:
+            return Deal(total, min(self.num_ctas, total))
+        ctas_per_sm = self.ctas_per_sm or grid.ctas_per_sm
+        heads = grid.num_output_tiles
+        return ort_deal(total, tiles_per_head, heads, grid.num_sms, ctas_per_sm)

@@ -1,0 +1,88 @@
+"""Stream-K arithmetic shared by the LeanAttention partitioners: equal runs of a line of KV tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from leansim.schedule import Schedule
+from leansim.tiling import IntArray, TileGrid
+
+MAX_SPLITS_PER_HEAD = 32
+
+
+@dataclass(frozen=True)
+class Deal:
+    """`total` KV tiles dealt to `num_ctas` CTAs: the first `high_load_ctas` take one more."""
+
+    total: int
+    num_ctas: int
+
+    @property
+    def max_tiles_per_cta(self) -> int:
+        """Tiles of the CTAs with most."""
+        return max(1, -(-self.total // self.num_ctas))
+
+    @property
+    def high_load_ctas(self) -> int:
+        """How many CTAs have that many; the rest have one fewer."""
+        return self.total - (self.max_tiles_per_cta - 1) * self.num_ctas
+
+    @property
+    def borders(self) -> IntArray:
+        """`[num_ctas + 1]` positions on the line where each CTA starts."""
+        cta = np.arange(self.num_ctas + 1, dtype=np.int64)
+        return (self.max_tiles_per_cta - 1) * cta + np.minimum(cta, self.high_load_ctas)
+
+    def num_splits(self, tiles_per_head: int) -> int:
+        """Workspace depth the host code reserves for one head: the most CTAs it can touch.
+
+        Source: get_num_splits_and_buffer_sizes of ONNX Runtime (lean_api.cc) and AITER.
+        """
+        most = self.max_tiles_per_cta
+        if self.total % self.num_ctas == 0:
+            return 1 + (tiles_per_head + most - 2) // most
+        return 1 + (tiles_per_head + most - 3) // (most - 1) if most > 1 else 1
+
+
+def small_work_grid(total: int, tiles_per_head: int) -> int:
+    """CTAs when there is little work: two tiles each, and at most 32 splits per head."""
+    return min((total + 1) // 2, -(-MAX_SPLITS_PER_HEAD * total // max(1, tiles_per_head)))
+
+
+def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, ...]:
+    """Cut the line of KV tiles at CTA borders and at output-tile borders.
+
+    `tiles[i]` is the length on the line of output tile `order[i]`. Returns (cta, output_tile,
+    start, stop) of the segments, in line order. Costs O(CTAs + output tiles), whatever the lengths.
+    """
+    ends = np.cumsum(tiles)
+    points = np.union1d(borders, np.r_[0, ends])
+    low, high = points[:-1], points[1:]
+    cta = np.searchsorted(borders, low, side="right") - 1
+    position = np.searchsorted(ends, low, side="right")
+    begin = (ends - tiles)[position]
+    return cta, order[position], low - begin, high - begin
+
+
+def host_schedule(
+    grid: TileGrid,
+    segments: tuple[IntArray, ...],
+    num_ctas: int,
+    num_splits: int | None = None,
+) -> Schedule:
+    """Build a schedule whose host CTAs merge in the launch; CTAs that got nothing are declared."""
+    cta, tile, start, stop = segments
+    split = len(tile) > grid.num_output_tiles
+    return Schedule(
+        grid=grid,
+        cta=cta,
+        output_tile=tile,
+        start=start,
+        stop=stop,
+        num_ctas=num_ctas,
+        combine="host" if split else "none",
+        num_splits=num_splits,
+        num_empty_ctas=num_ctas - len(np.unique(cta)),
+    )

@@ -1,0 +1,155 @@
+"""What things cost: pure functions from kernel, device and tile sizes to seconds and rates.
+
+The only place where hardware constants meet work. Each function cites its model. Everything is
+steady state or a fixed latency; sharing between CTAs is the engine's job.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from leansim.device import Device
+from leansim.errors import PairingError
+from leansim.kernel import Kernel
+from leansim.spec import DTYPE_BYTES
+from leansim.tiling import TileGrid, per_arch, variant_and_occupancy
+from leansim.workload import Workload
+
+
+@dataclass(frozen=True)
+class TileCost:
+    """One full KV tile on one CTA that has its SM to itself.
+
+    `tile_s` is the time per tile in a long run, `fill_s` what a run costs beyond its tiles, `sm_s`
+    the time the busiest SM unit works for the tile, `compute_s` QK, softmax and PV in sequence.
+    """
+
+    tile_bytes: int
+    tile_s: float
+    fill_s: float
+    sm_s: float
+    compute_s: float
+    tensor_s: float
+
+    @property
+    def max_bytes_per_s(self) -> float:
+        """Most a CTA can stream, alone on its SM."""
+        return self.tile_bytes / self.tile_s
+
+
+def l2_latency_s(device: Device) -> float:
+    """Mean load latency of an L2 hit, s: half the hits are in the far partition where there are two."""
+    if device.l2_partitions == 1:
+        return device.l2_latency_s
+    return (device.l2_latency_s + device.l2_far_latency_s) / 2
+
+
+def l2_hit_share(workload: Workload, device: Device, packed: bool) -> float:
+    """Share of KV loads that L2 serves, 0 to 1.
+
+    Re-reads of a KV head by the unpacked query heads of its group all hit (assumed: the group's
+    CTAs run side by side). In a warm replay the first read hits too while the footprint is below
+    `l2_resident_fraction` of L2, not at all above twice that, linear between (assumed shape;
+    hardware.md 4.3 gives the end points).
+    """
+    first_reads = 1.0 if packed else 1.0 / workload.group_size
+    resident = 0.0
+    if workload.cache == "warm":
+        full = device.l2_resident_fraction * device.l2_bytes
+        resident = min(1.0, max(0.0, 2.0 - workload.kv_bytes / full))
+    return 1.0 - first_reads * (1.0 - resident)
+
+
+def kv_latency_s(device: Device, hit_share: float) -> float:
+    """Mean unloaded latency of a KV load, s."""
+    return hit_share * l2_latency_s(device) + (1.0 - hit_share) * device.dram_latency_s
+
+
+def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) -> TileCost:
+    """Price a full KV tile.
+
+    Tensor time counts every row of the tile, valid or not, at the kernel's share of the dense rate;
+    softmax is one exp per score plus `softmax_fma_per_score` FP32 operations. With single-buffered
+    K and V (FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles
+    take n * (max(V load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV). With
+    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load. A load is one
+    latency plus its bytes at the SM's load rate.
+    """
+    load = grid.workload
+    rows, tokens = grid.tile_rows, grid.tile_tokens
+    itemsize = DTYPE_BYTES[load.kv_dtype]
+    k_bytes, v_bytes = tokens * load.head_dim * itemsize, tokens * load.value_dim * itemsize
+    rate = tensor_flop_per_s(kernel, device, load)
+    qk_s = 2 * rows * tokens * load.head_dim / rate
+    pv_s = 2 * rows * tokens * load.value_dim / rate
+    exp_s = rows * tokens / device.exp_per_clk_per_sm * device.clk_s
+    fma_clk = rows * tokens * kernel.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
+    softmax_s = exp_s + fma_clk * device.clk_s
+    latency = kv_latency_s(device, hit_share)
+    k_s = latency + k_bytes / device.sm_load_bytes_per_s
+    v_s = latency + v_bytes / device.sm_load_bytes_per_s
+    compute_s = qk_s + softmax_s + pv_s
+    transfer_s = (k_bytes + v_bytes) / device.sm_load_bytes_per_s
+    if kernel.pipeline == "single_buffered":
+        tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
+        fill_s = min(k_s, softmax_s + pv_s)
+    else:
+        load_s = latency + transfer_s
+        tile_s = max(compute_s, load_s / kernel.kv_stages, transfer_s)
+        fill_s = load_s
+    return TileCost(
+        tile_bytes=k_bytes + v_bytes,
+        tile_s=tile_s,
+        fill_s=fill_s,
+        sm_s=max(qk_s + pv_s, exp_s, fma_clk * device.clk_s, transfer_s),
+        compute_s=compute_s,
+        tensor_s=qk_s + pv_s,
+    )
+
+
+def tensor_flop_per_s(kernel: Kernel, device: Device, workload: Workload) -> float:
+    """Tensor rate of one SM as the kernel's instructions reach it, FLOP/s."""
+    dtype = workload.kv_dtype if workload.kv_dtype == workload.q_dtype else workload.q_dtype
+    rate = device.tensor_flop_per_s_per_sm(dtype)
+    if rate is None:
+        raise PairingError(f"device {device.name!r} has no tensor throughput for {dtype}")
+    return rate * per_arch(kernel.mma_efficiency, kernel, device)
+
+
+def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
+    """Time from the start of a segment to its first KV load, s.
+
+    `prologue_loads` dependent reads (sequence length, page table), then Q; all in L2, the query
+    having just been written (hardware.md 4.2).
+    """
+    q_bytes = grid.tile_rows * grid.workload.head_dim * DTYPE_BYTES[grid.workload.q_dtype]
+    reads = (kernel.prologue_loads + 1) * l2_latency_s(device)
+    return reads + q_bytes / device.sm_load_bytes_per_s
+
+
+def release_s(device: Device) -> float:
+    """Time a peer needs to publish a partial: device-scope fence, then the flag's atomic, s."""
+    return device.fence_s + device.atomic_s
+
+
+def merge_latency_s(device: Device, peers: int) -> float:
+    """Time a host needs from the last flag to merged, without the bytes: poll, then one dependent
+    L2 read per peer, serially as in the LeanAttention kernels, s."""
+    return device.flag_latency_s + peers * l2_latency_s(device)
+
+
+def combine_latency_s(device: Device, splits: int, splits_in_flight: int) -> float:
+    """Time of one CTA of the combine kernel, without the bytes: the LSE row, then the partials
+    with `splits_in_flight` loads outstanding (kernels.md 1.3), s."""
+    return (1 + math.ceil(splits / splits_in_flight)) * l2_latency_s(device)
+
+
+def partial_row_bytes(workload: Workload, kernel: Kernel) -> int:
+    """Bytes of one row of a partial: the un-merged output and its log-sum-exp in float32."""
+    return workload.value_dim * DTYPE_BYTES[kernel.partial_dtype] + 4
+
+
+def ctas_per_sm(workload: Workload, kernel: Kernel, device: Device) -> int:
+    """CTAs of the kernel that fit on one SM of the device."""
+    return variant_and_occupancy(workload, kernel, device)[1].ctas_per_sm

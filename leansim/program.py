@@ -1,0 +1,115 @@
+"""A schedule priced on a device: plain arrays that any engine can execute.
+
+A launch is a run of CTAs, a CTA a run of phases. A phase waits for a counter, then for a fixed
+latency, then moves bytes, then signals a counter; each part may be absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from leansim.tiling import IntArray
+
+FloatArray = npt.NDArray[np.float64]
+PS_PER_S = 1_000_000_000_000
+
+
+class Phase(IntEnum):
+    """What a CTA is doing."""
+
+    LAUNCH = 0
+    STREAM = 1
+    WRITE = 2
+    MERGE = 3
+    COMBINE = 4
+
+
+def picoseconds(seconds: float) -> int:
+    """Round seconds to whole picoseconds, the engine's unit of time."""
+    return round(seconds * PS_PER_S)
+
+
+@dataclass(frozen=True)
+class FlowKind:
+    """How a phase's bytes move: the most one CTA takes, what they cost its SM and DRAM.
+
+    `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of the SM's busiest unit,
+    `dram_share` of the bytes that come from DRAM (the rest stop at L2).
+    """
+
+    name: str
+    max_bytes_per_ps: float
+    sm_ps_per_byte: float
+    dram_share: float
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: CTAs `[first_cta, last_cta)`, begun `gap_ps` after the last one drained."""
+
+    name: str
+    first_cta: int
+    last_cta: int
+    ctas_per_sm: int
+    gap_ps: int
+
+    @property
+    def num_ctas(self) -> int:
+        """CTAs of this launch."""
+        return self.last_cta - self.first_cta
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Everything an engine needs. Phase arrays are indexed alike; -1 means "none".
+
+    `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`. `wait_counter` must
+    reach `wait_target` before the phase goes on; `signal_counter` is raised by one when it ends.
+    """
+
+    launches: tuple[Launch, ...]
+    flows: tuple[FlowKind, ...]
+    phase_of_cta: IntArray
+    kind: IntArray
+    latency_ps: IntArray
+    bytes: IntArray
+    flow: IntArray
+    wait_counter: IntArray
+    wait_target: IntArray
+    signal_counter: IntArray
+    segment: IntArray
+    num_counters: int
+    num_sms: int
+    dispatch_interval_ps: int
+    launch_ps: int
+    dram_bytes_per_ps: float
+    l2_bytes_per_ps: float
+    dram_saturation_exponent: float
+
+    @property
+    def num_ctas(self) -> int:
+        """CTAs of all launches."""
+        return len(self.phase_of_cta) - 1
+
+    @property
+    def num_phases(self) -> int:
+        """Phases of all CTAs."""
+        return len(self.kind)
+
+    def slots(self, launch: Launch) -> int:
+        """Places where CTAs of a launch can run."""
+        return self.num_sms * launch.ctas_per_sm
+
+    def bytes_of(self, kind: Phase) -> int:
+        """Bytes moved by all phases of a kind."""
+        return int(self.bytes[self.kind == kind].sum())
+
+    @property
+    def dram_bytes(self) -> float:
+        """Bytes that come from DRAM."""
+        shares = np.array([flow.dram_share for flow in self.flows])
+        return float((self.bytes * shares[self.flow]).sum())

@@ -1,0 +1,250 @@
+"""Which CTA does which KV tiles of which output tile, and how the partials are combined.
+
+The only thing a partitioner makes, and the only thing lowering and numerics read. An invalid
+schedule cannot exist: the constructor proves exact cover, declared emptiness and freedom from
+deadlock. Arrays, not objects: a schedule of a million segments stays cheap.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from leansim.errors import ScheduleError
+from leansim.tiling import IntArray, TileGrid
+
+CombineKind = Literal["none", "kernel", "host"]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Segment(NamedTuple):
+    """One contiguous run of KV tiles `[start, stop)` of an output tile, done by one CTA."""
+
+    index: int
+    cta: int
+    output_tile: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Segments in execution order: sorted by CTA, and inside a CTA in the order it does them.
+
+    `num_ctas` CTAs are launched in index order; those without a segment must be declared as
+    `num_empty_ctas`. `combine` says who merges the partials of an output tile that has several
+    segments: a separate `kernel`, or the `host` CTA (the one with the tile's first KV tiles), which
+    waits for its peers in the same launch. `num_splits` is the split count the partitioner's own
+    host code reports. `partials` is, per output tile, how many partial slots the combine reads:
+    by default its segment count where that exceeds 1; a kernel that always goes through partials
+    gives more. Raises `ScheduleError`.
+    """
+
+    grid: TileGrid
+    cta: IntArray
+    output_tile: IntArray
+    start: IntArray
+    stop: IntArray
+    num_ctas: int
+    combine: CombineKind = "none"
+    num_splits: int | None = None
+    num_empty_ctas: int = 0
+    partials: IntArray | None = None
+    segments_of_tile: IntArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("cta", "output_tile", "start", "stop"):
+            array = np.array(getattr(self, name), dtype=np.int64)
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        self._check_shapes()
+        self._check_cover()
+        self._check_ctas()
+        counts = np.bincount(self.output_tile, minlength=self.grid.num_output_tiles)
+        object.__setattr__(self, "segments_of_tile", counts)
+        self._check_partials()
+        if self.num_splits is None:
+            object.__setattr__(self, "num_splits", int(counts.max()))
+        if self.combine == "host":
+            self._check_progress()
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    def _check_shapes(self) -> None:
+        sizes = {name: len(getattr(self, name)) for name in ("cta", "output_tile", "start", "stop")}
+        if len(set(sizes.values())) > 1:
+            raise ScheduleError(f"segment arrays differ in length: {sizes}")
+        if not len(self.cta):
+            raise ScheduleError("a schedule without segments covers nothing")
+
+    def _check_cover(self) -> None:
+        """Each output tile's KV tiles `[0, n)` are covered exactly once."""
+        tiles = self.grid.num_kv_tiles
+        if self.output_tile.min() < 0 or self.output_tile.max() >= len(tiles):
+            raise ScheduleError(f"output tiles must lie in [0, {len(tiles)})")
+        if bad := np.flatnonzero(self.start >= self.stop).tolist():
+            raise ScheduleError(f"{self._name(bad[0])} is empty or reversed")
+        order = self.by_tile
+        tile, start, stop = self.output_tile[order], self.start[order], self.stop[order]
+        opens = np.r_[True, tile[1:] != tile[:-1]]
+        expected = np.where(opens, 0, np.r_[0, stop[:-1]])
+        if wrong := np.flatnonzero(start != expected).tolist():
+            segment = self._name(int(order[wrong[0]]))
+            what = "overlaps" if start[wrong[0]] < expected[wrong[0]] else "leaves a gap before"
+            raise ScheduleError(
+                f"{segment} {what} KV tile {expected[wrong[0]]} of output tile {tile[wrong[0]]}"
+            )
+        missing = np.setdiff1d(np.arange(len(tiles)), tile)
+        if len(missing):
+            raise ScheduleError(f"output tile {missing[0]} has no segment ({len(missing)} such)")
+        closes = np.r_[tile[1:] != tile[:-1], True]
+        if short := np.flatnonzero(stop[closes] != tiles).tolist():
+            tile_id = short[0]
+            raise ScheduleError(
+                f"output tile {tile_id} is covered up to KV tile {stop[closes][tile_id]}, "
+                f"wanted {tiles[tile_id]}"
+            )
+
+    def _check_ctas(self) -> None:
+        """CTAs are in order and none is silently empty."""
+        if np.any(np.diff(self.cta) < 0):
+            raise ScheduleError("segments must be sorted by CTA")
+        if self.cta[0] < 0 or self.cta[-1] >= self.num_ctas:
+            raise ScheduleError(f"CTA indices must lie in [0, {self.num_ctas})")
+        busy = int(np.count_nonzero(np.diff(self.cta))) + 1
+        if self.num_ctas - busy != self.num_empty_ctas:
+            raise ScheduleError(
+                f"{self.num_ctas - busy} of {self.num_ctas} CTAs have no segment, "
+                f"{self.num_empty_ctas} were declared empty"
+            )
+
+    def _check_partials(self) -> None:
+        counts = self.segments_of_tile
+        split = counts > 1
+        if self.combine == "none" and split.any():
+            tile = int(np.flatnonzero(split)[0])
+            raise ScheduleError(f"output tile {tile} has {counts[tile]} segments and no combiner")
+        default = np.where(split, counts, 0)
+        partials = default if self.partials is None else np.asarray(self.partials, dtype=np.int64)
+        if partials.shape != counts.shape or np.any((partials < counts) & ((partials > 0) | split)):
+            raise ScheduleError("partials must be 0 for unsplit output tiles or at least their segments")
+        if self.combine == "host" and not np.array_equal(partials, default):
+            raise ScheduleError("a host merges exactly the partials of its peers")
+        object.__setattr__(self, "partials", partials)
+
+    def _check_progress(self) -> None:
+        """A waiting host never keeps its peers from running, and no wait closes a circle."""
+        if self.num_ctas > self.grid.slots:
+            raise ScheduleError(
+                f"{self.num_ctas} CTAs wait for each other in one launch, but only "
+                f"{self.grid.slots} can be resident"
+            )
+        waits = self.is_host & (self.segments_of_tile[self.output_tile] > 1)
+        first = np.r_[True, self.cta[1:] != self.cta[:-1]]
+        waits_before = np.cumsum(waits) - waits
+        before_cta = np.maximum.accumulate(np.where(first, waits_before, 0))
+        if np.any(self.is_partial & ~self.is_host & (waits_before > before_cta)):
+            self._check_acyclic(waits)
+
+    def _check_acyclic(self, waits: BoolArray) -> None:
+        """Kahn's algorithm on "after in its CTA" and "host after peers"."""
+        edges: list[list[int]] = [[] for _ in range(len(self.cta))]
+        pending = np.zeros(len(self.cta), dtype=np.int64)
+        for i in range(1, len(self.cta)):
+            if self.cta[i] == self.cta[i - 1]:
+                edges[i - 1].append(i)
+                pending[i] += 1
+        hosts = self.host_of_tile
+        for i in np.flatnonzero(self.is_partial & ~self.is_host).tolist():
+            host = int(hosts[self.output_tile[i]])
+            assert waits[host]
+            edges[i].append(host)
+            pending[host] += 1
+        ready = deque(np.flatnonzero(pending == 0).tolist())
+        done = 0
+        while ready:
+            done += 1
+            for after in edges[ready.popleft()]:
+                pending[after] -= 1
+                if pending[after] == 0:
+                    ready.append(after)
+        if done < len(self.cta):
+            stuck = self._name(int(np.flatnonzero(pending > 0)[0]))
+            raise ScheduleError(f"deadlock: {stuck} waits for a CTA that waits for it")
+
+    def _name(self, i: int) -> str:
+        return (
+            f"segment {i} (CTA {self.cta[i]}, output tile {self.output_tile[i]}, "
+            f"KV tiles [{self.start[i]}, {self.stop[i]}))"
+        )
+
+    # -- what can be read off ------------------------------------------------------------------
+
+    @property
+    def num_segments(self) -> int:
+        """All segments."""
+        return len(self.cta)
+
+    @cached_property
+    def by_tile(self) -> IntArray:
+        """Segment indices sorted by output tile, then by start: the merge order."""
+        return np.lexsort((self.start, self.output_tile))
+
+    @cached_property
+    def is_host(self) -> BoolArray:
+        """Whether a segment holds the first KV tiles of its output tile."""
+        return self.start == 0
+
+    @cached_property
+    def is_partial(self) -> BoolArray:
+        """Whether a segment's result goes through a partial instead of straight to the output."""
+        assert self.partials is not None
+        return self.partials[self.output_tile] > 0
+
+    @cached_property
+    def host_of_tile(self) -> IntArray:
+        """Index of the segment that holds the first KV tiles of each output tile."""
+        hosts = np.empty(self.grid.num_output_tiles, dtype=np.int64)
+        firsts = np.flatnonzero(self.is_host)
+        hosts[self.output_tile[firsts]] = firsts
+        return hosts
+
+    @cached_property
+    def splits_of_request(self) -> IntArray:
+        """Most segments of any output tile of each request."""
+        most = np.zeros(self.grid.batch_size, dtype=np.int64)
+        np.maximum.at(most, self.grid.request, self.segments_of_tile)
+        return most
+
+    @cached_property
+    def tiles_of_cta(self) -> IntArray:
+        """KV tiles each CTA does."""
+        counts = np.bincount(self.cta, weights=self.stop - self.start, minlength=self.num_ctas)
+        return counts.astype(np.int64)
+
+    @cached_property
+    def segments_of_cta(self) -> IntArray:
+        """`[num_ctas + 1]` borders of each CTA's segments."""
+        return np.searchsorted(self.cta, np.arange(self.num_ctas + 1))
+
+    @property
+    def num_waves(self) -> float:
+        """CTAs over slots; above 1 the last wave is usually part empty."""
+        return self.num_ctas / self.grid.slots
+
+    @property
+    def wave_efficiency(self) -> float:
+        """`num_waves / ceil(num_waves)`: the filled share of the waves."""
+        return self.num_waves / -(-self.num_ctas // self.grid.slots)
+
+    def segments(self) -> Iterator[Segment]:
+        """Iterate over segments as small objects, for people and tests."""
+        columns = (self.cta, self.output_tile, self.start, self.stop)
+        for i, row in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            yield Segment(i, *row)

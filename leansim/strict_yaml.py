@@ -1,0 +1,147 @@
+"""Reads YAML without YAML 1.1's traps and remembers where each key stood.
+
+`1e9` is a number, `no` and `010` are refused instead of becoming False and 8, duplicate keys are
+an error, and every value's line and column is kept so that a later complaint can point at it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leansim.errors import ConfigError, Problem
+
+KeyPath = tuple[str | int, ...]
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_NULLS = {"", "~", "null"}
+_BOOLEANS = {"true": True, "false": False}
+_OLD_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """Parsed data and, for each key path, the (line, column) of its value, both from 1."""
+
+    source: str
+    data: Any
+    marks: dict[KeyPath, tuple[int, int]]
+
+    def problem(self, path: KeyPath, found: str, wanted: str) -> Problem:
+        """Build a `Problem` at `path`, or at its nearest parent that exists in the file."""
+        known = path
+        while known and known not in self.marks:
+            known = known[:-1]
+        line, column = self.marks.get(known, (1, 1))
+        return Problem(dotted(path) or "(top level)", found, wanted, line, column)
+
+
+def dotted(path: KeyPath) -> str:
+    """Write a key path as `workload.context_lens[3]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def read(path: Path) -> Document:
+    """Read a YAML file. Raises `ConfigError` for unreadable files and broken YAML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        problem = Problem("file", reason.lower(), "wanted a readable YAML file")
+        raise ConfigError(str(path), [problem]) from None
+    except UnicodeDecodeError:
+        problem = Problem("file", "bytes that are not UTF-8", "wanted a YAML text file")
+        raise ConfigError(str(path), [problem]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "text") -> Document:
+    """Parse YAML text. Raises `ConfigError` with every duplicate key and trap value at once."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        problem = Problem("syntax", str(error.problem or error.context), "wanted valid YAML", line, column)
+        raise ConfigError(source, [problem]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(source, [Problem("syntax", str(error), "wanted valid YAML", 1, 1)]) from None
+    builder = _Builder()
+    data = builder.build(root, ()) if root is not None else None
+    if builder.problems:
+        raise ConfigError(source, builder.problems)
+    return Document(source, data, builder.marks)
+
+
+def scalar(text: str) -> Any:
+    """Read one plain scalar as the same rules read it in a file (for `--set key=value`)."""
+    if text.strip().startswith(("[", "{", '"', "'")):
+        return parse(text, "command line").data
+    value, complaint = _plain_scalar(text)
+    if complaint:
+        raise ConfigError("command line", [Problem("value", repr(text), complaint)])
+    return value
+
+
+class _Builder:
+    """Turns a node tree into plain data, collecting marks and problems on the way."""
+
+    def __init__(self) -> None:
+        self.marks: dict[KeyPath, tuple[int, int]] = {}
+        self.problems: list[Problem] = []
+
+    def build(self, node: yaml.Node, path: KeyPath) -> Any:
+        self.marks[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+        return self._scalar(node, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            if key in data:
+                self._complain(key_node, (*path, key), "a duplicate key", "wanted each key once")
+            data[key] = self.build(value_node, (*path, key))
+        return data
+
+    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+        if node.style is not None:  # quoted or block text is text
+            return node.value
+        value, complaint = _plain_scalar(str(node.value))
+        if complaint:
+            self._complain(node, path, repr(str(node.value)), complaint)
+        return value
+
+    def _complain(self, node: yaml.Node, path: KeyPath, found: str, wanted: str) -> None:
+        mark = node.start_mark
+        self.problems.append(Problem(dotted(path), found, wanted, mark.line + 1, mark.column + 1))
+
+
+def _plain_scalar(text: str) -> tuple[Any, str]:
+    """Return (value, complaint); the complaint is empty when the scalar is unambiguous."""
+    lowered = text.lower()
+    if lowered in _NULLS:
+        return None, ""
+    if lowered in _BOOLEANS:
+        return _BOOLEANS[lowered], ""
+    if lowered in _OLD_BOOLEANS:
+        return text, f"wanted true or false, or quotes around {text!r} if text is meant"
+    if _LEADING_ZERO.fullmatch(text):
+        return text, "wanted a number without a leading zero (YAML 1.1 reads it as octal)"
+    if _INT.fullmatch(text):
+        return int(text.replace("_", "")), ""
+    if _FLOAT.fullmatch(text):
+        return float(text.replace("_", "")), ""
+    return text, ""

@@ -1,0 +1,229 @@
+"""Cuts a workload into output tiles and KV tiles as a kernel on a device would.
+
+The result, a `TileGrid`, is all a partitioner sees. Nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from leansim.device import Device
+from leansim.errors import PairingError, suggestion
+from leansim.kernel import Kernel, TileVariant
+from leansim.occupancy import Occupancy, occupancy
+from leansim.spec import DTYPE_BYTES
+from leansim.workload import Workload
+
+IntArray = npt.NDArray[np.int64]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False)
+class TileGrid:
+    """Output tiles and their KV tiles.
+
+    Output tile `t` is (request, head, row block), row block fastest, request slowest. `heads` are
+    KV heads when the group's query heads are packed into the rows of a tile, else query heads. A
+    KV tile is `tile_tokens` long; the first and last of an output tile may be partly masked.
+    `ctas_per_sm` is how many CTAs of the kernel fit on an SM of the device, `num_sms` its SMs.
+    """
+
+    workload: Workload
+    tile_rows: int
+    tile_tokens: int
+    num_sms: int
+    ctas_per_sm: int
+    packed: bool = True
+    tile_order: Literal["backward", "forward"] = "backward"
+    num_xcds: int = 1
+    context_lens: IntArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        lens = np.asarray(self.workload.context_lens, dtype=np.int64)
+        object.__setattr__(self, "context_lens", lens)
+
+    @property
+    def batch_size(self) -> int:
+        """Requests."""
+        return self.workload.batch_size
+
+    @property
+    def slots(self) -> int:
+        """Places where a CTA can run at one time."""
+        return self.num_sms * self.ctas_per_sm
+
+    @property
+    def heads(self) -> int:
+        """Heads the grid counts."""
+        return self.workload.num_kv_heads if self.packed else self.workload.num_q_heads
+
+    @property
+    def rows_per_head(self) -> int:
+        """Query rows of one request and one counted head."""
+        group = self.workload.group_size if self.packed else 1
+        return self.workload.query_len * group
+
+    @property
+    def row_blocks(self) -> int:
+        """Row blocks of one request and one counted head."""
+        return math.ceil(self.rows_per_head / self.tile_rows)
+
+    @property
+    def num_output_tiles(self) -> int:
+        """All output tiles."""
+        return self.batch_size * self.heads * self.row_blocks
+
+    @property
+    def call_kv_tiles(self) -> int:
+        """KV tiles of one output tile at the longest context the call is told about."""
+        return math.ceil(self.workload.call_context_len / self.tile_tokens)
+
+    @cached_property
+    def request(self) -> IntArray:
+        """Request of each output tile."""
+        return np.repeat(np.arange(self.batch_size), self.heads * self.row_blocks)
+
+    @cached_property
+    def head(self) -> IntArray:
+        """Counted head of each output tile."""
+        return np.tile(np.repeat(np.arange(self.heads), self.row_blocks), self.batch_size)
+
+    @cached_property
+    def row_block(self) -> IntArray:
+        """Row block of each output tile."""
+        return np.tile(np.arange(self.row_blocks), self.batch_size * self.heads)
+
+    @cached_property
+    def rows(self) -> IntArray:
+        """Valid query rows of each output tile."""
+        return np.minimum(self.rows_per_head - self.row_block * self.tile_rows, self.tile_rows)
+
+    def query_index(self, row: IntArray) -> IntArray:
+        """New token (0 .. query_len-1) that a row of a head belongs to; packed rows are token-major."""
+        return row // self.workload.group_size if self.packed else row
+
+    @cached_property
+    def kv_end(self) -> IntArray:
+        """Token after the last that any row of the output tile attends to (causal among new)."""
+        last = self.query_index(self.row_block * self.tile_rows + self.rows - 1)
+        return self.context_lens[self.request] - (self.workload.query_len - 1 - last)
+
+    @cached_property
+    def kv_begin(self) -> IntArray:
+        """First token that any row of the output tile attends to."""
+        if self.workload.window is None:
+            return np.zeros(self.num_output_tiles, dtype=np.int64)
+        first = self.query_index(self.row_block * self.tile_rows)
+        position = self.context_lens[self.request] - self.workload.query_len + first
+        return np.maximum(0, position - self.workload.window + 1)
+
+    @cached_property
+    def first_kv_tile(self) -> IntArray:
+        """Index in the context of the first KV tile of each output tile; segments count from it."""
+        return self.kv_begin // self.tile_tokens
+
+    @cached_property
+    def num_kv_tiles(self) -> IntArray:
+        """KV tiles of each output tile."""
+        return -(-self.kv_end // self.tile_tokens) - self.first_kv_tile
+
+    @cached_property
+    def total_kv_tiles(self) -> int:
+        """KV tiles of all output tiles."""
+        return int(self.num_kv_tiles.sum())
+
+    def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
+        """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""
+        first = self.first_kv_tile[output_tile]
+        low = np.maximum((first + start) * self.tile_tokens, self.kv_begin[output_tile])
+        high = np.minimum((first + stop) * self.tile_tokens, self.kv_end[output_tile])
+        return high - low
+
+    def with_slots(self, num_sms: int, ctas_per_sm: int) -> TileGrid:
+        """Return the same tiles on another number of slots (what-if and worked examples)."""
+        return replace(self, num_sms=num_sms, ctas_per_sm=ctas_per_sm)
+
+
+def tile_grid(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
+    """Tile a workload. Raises `PairingError` where the kernel cannot run it on the device."""
+    variant, fit = variant_and_occupancy(workload, kernel, device)
+    if fit.ctas_per_sm == 0:
+        need = smem_bytes(kernel, variant, workload)
+        raise PairingError(
+            f"kernel {kernel.name!r} does not fit on {device.name!r} at head_dim "
+            f"{workload.head_dim}: a CTA needs {need:,} B shared memory and {variant.threads} threads; "
+            f"the device gives a CTA at most {device.smem_bytes_per_cta_max:,} B"
+        )
+    return TileGrid(
+        workload=workload,
+        tile_rows=variant.tile_rows,
+        tile_tokens=variant.tile_tokens,
+        num_sms=device.num_sms,
+        ctas_per_sm=fit.ctas_per_sm,
+        packed=is_packed(kernel, workload),
+        tile_order=kernel.tile_order,
+        num_xcds=device.num_xcds,
+    )
+
+
+def variant_and_occupancy(
+    workload: Workload, kernel: Kernel, device: Device
+) -> tuple[TileVariant, Occupancy]:
+    """Pick the compiled variant for the workload's head dim and compute its CTAs per SM.
+
+    Raises `PairingError` for a head dim, dtype or architecture the kernel is not built for.
+    """
+    for name, dtype, allowed in (
+        ("q_dtype", workload.q_dtype, kernel.q_dtypes),
+        ("kv_dtype", workload.kv_dtype, kernel.kv_dtypes),
+    ):
+        if dtype not in allowed:
+            raise PairingError(
+                f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
+            )
+    width = max(workload.head_dim, workload.value_dim)
+    fitting = [tile for tile in kernel.tiles if tile.head_dim >= width]
+    if not fitting:
+        largest = max(tile.head_dim for tile in kernel.tiles)
+        raise PairingError(
+            f"kernel {kernel.name!r} has no tile for head_dim {width}; its largest is {largest}"
+        )
+    variant = min(fitting, key=lambda tile: tile.head_dim)
+    registers = per_arch(variant.registers_per_thread, kernel, device)
+    smem = smem_bytes(kernel, variant, workload)
+    return variant, occupancy(device, variant.threads, registers, smem)
+
+
+def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
+    """Look up a kernel's per-architecture number; `PairingError` where the kernel is not built."""
+    if device.arch not in table:
+        hint = suggestion(device.arch, table)
+        raise PairingError(
+            f"kernel {kernel.name!r} is not built for {device.name!r} ({device.arch}); "
+            f"it is built for {', '.join(table)}{hint}"
+        )
+    return table[device.arch]
+
+
+def smem_bytes(kernel: Kernel, variant: TileVariant, workload: Workload) -> int:
+    """Shared memory of one CTA: the Q tile and `kv_stages` K and V tiles (FA2 kernel_traits.h)."""
+    q = variant.tile_rows * variant.head_dim * DTYPE_BYTES[workload.q_dtype]
+    kv = variant.tile_tokens * 2 * variant.head_dim * DTYPE_BYTES[workload.kv_dtype]
+    return q + kernel.kv_stages * kv
+
+
+def is_packed(kernel: Kernel, workload: Workload) -> bool:
+    """Whether the query heads of a group share a tile (kernels.md 1.1), so KV is read once."""
+    if kernel.pack_gqa == "always":
+        return True
+    if kernel.pack_gqa == "never":
+        return workload.group_size == 1
+    plain = workload.query_len == 1 and workload.window is None and workload.head_dim % 8 == 0
+    return plain or workload.group_size == 1
