@@ -118,19 +118,28 @@ def validate(cls: type[_Spec], document: Document) -> _Spec:
     if not isinstance(document.data, dict):
         found = "nothing" if document.data is None else type(document.data).__name__
         raise ConfigError(document.source, [document.problem((), found, "wanted a mapping of keys")])
+    found_problems = list(document.problems)
     try:
-        return cls.model_validate(document.data)
+        spec = cls.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigError(document.source, problems(cls, document, error)) from None
+        already = {(problem.line, problem.column) for problem in found_problems}
+        later = problems(cls, document, error)
+        found_problems += [p for p in later if (p.line, p.column) not in already]
+    if found_problems:
+        raise ConfigError(document.source, found_problems)
+    return spec
 
 
 def problems(cls: type[BaseModel], document: Document, error: ValidationError) -> list[Problem]:
     """Translate pydantic's complaints into places, findings and wishes."""
+    items = error.errors(include_url=False)
     found = []
-    for item in error.errors(include_url=False):
-        path: KeyPath = tuple(part for part in item["loc"] if part in ("[key]",) or part is not None)
+    for item in items:
+        path: KeyPath = item["loc"]
+        if item["type"] == "too_short" and any(other["loc"][:-1] == path for other in items):
+            continue  # only short because its elements were refused
         if item["type"] == "extra_forbidden":
-            keys = sorted(_fields_at(cls, path[:-1]))
+            keys = sorted(_keys_at(cls, path[:-1]))
             wanted = f"wanted a known key{suggestion(str(path[-1]), keys)}"
             if keys:
                 wanted += f"; keys here: {', '.join(keys)}"
@@ -149,12 +158,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else "this" if isinstance(value, dict) else text[:57] + "..."
 
 
-def _fields_at(cls: type[BaseModel], path: KeyPath) -> set[str]:
-    """Field names of the model at a key path, as far as plain nesting shows it."""
+def _keys_at(cls: type[BaseModel], path: KeyPath) -> set[str]:
+    """Keys a file may have at a key path, as far as plain nesting shows it."""
     current: Any = cls
     for part in path:
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             return set()
         current = field.annotation
-    return set(getattr(current, "model_fields", {}))
+    fields = getattr(current, "model_fields", {})
+    return {field.alias or name for name, field in fields.items()}

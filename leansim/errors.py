@@ -65,8 +65,9 @@ class ConfigError(LeansimError):
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         """`source` is the file's path or a name such as "command line"."""
-        super().__init__("\n".join(f"{source}{problem}" for problem in problems))
-        self.source, self.problems = source, tuple(problems)
+        ordered = sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0))
+        super().__init__("\n".join(f"{source}{problem}" for problem in ordered))
+        self.source, self.problems = source, tuple(ordered)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

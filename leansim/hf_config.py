@@ -142,9 +142,7 @@ def read_hf_config(path: Path, name: str | None = None) -> Model:
         raise ConfigError(str(path), reader.problems)
     if name is None:
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    sources = {
-        key: f"datasheet: {path.name} config.json key {k}" for key, (_, k) in numbers.items()
-    }
+    sources = {key: f"datasheet: {path.name} config.json key {k}" for key, (_, k) in numbers.items()}
     values: dict[str, Any] = {key: value for key, (value, _) in numbers.items()}
     return Model(name=name, sources=sources, **values)
 
@@ -161,9 +159,7 @@ def _decoder_part(path: Path) -> dict[str, Any]:
         problem = Problem("file", "bytes that are not UTF-8", "wanted a JSON text file")
         raise ConfigError(str(path), [problem]) from None
     except json.JSONDecodeError as error:
-        problem = Problem(
-            "syntax", error.msg.lower(), "wanted valid JSON", error.lineno, error.colno
-        )
+        problem = Problem("syntax", error.msg.lower(), "wanted valid JSON", error.lineno, error.colno)
         raise ConfigError(str(path), [problem]) from None
     part = data.get("text_config", data) if isinstance(data, dict) else data
     if not isinstance(part, dict):

@@ -59,10 +59,15 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         ),
         FlowKind("on_chip", 1.0 / on_chip_ps, on_chip_ps, 0.0),
     )
-    gap_ps = picoseconds(device.kernel_gap_s[workload.launch])
+    gap_ps = picoseconds(pricing.kernel_gap_s(device, workload.launch))
     parts = [_main_launch(schedule, kernel, device, cost)]
     launches = [Launch("attention", 0, schedule.num_ctas, grid.ctas_per_sm, 0)]
     if schedule.combine == "kernel":
+        if kernel.combine is None:
+            raise PairingError(
+                f"kernel {kernel.name!r} has no combine kernel, and the schedule is split for one: "
+                "use a partitioner whose host CTAs merge, or a kernel such as fa2"
+            )
         parts.append(_combine_launch(schedule, kernel, device))
         last = schedule.num_ctas + len(parts[1].border) - 1
         fit = _combine_ctas_per_sm(kernel, device)
@@ -85,9 +90,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     )
 
 
-def _main_launch(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
-) -> _Phases:
+def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> _Phases:
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
     peers = schedule.segments_of_tile[schedule.output_tile] - 1
     merges = schedule.is_host & (peers > 0) & (schedule.combine == "host")
@@ -218,5 +221,3 @@ def _picoseconds_by(price: Callable[[int], float], counts: IntArray) -> IntArray
     """Price each distinct count once."""
     distinct, where = np.unique(counts, return_inverse=True)
     return np.array([picoseconds(price(int(n))) for n in distinct], dtype=np.int64)[where]
-
-

@@ -13,7 +13,7 @@ from leansim.device import Device
 from leansim.errors import PairingError
 from leansim.kernel import Kernel
 from leansim.spec import DTYPE_BYTES
-from leansim.tiling import TileGrid, per_arch, variant_and_occupancy
+from leansim.tiling import TileGrid, per_arch
 from leansim.workload import Workload
 
 
@@ -128,28 +128,41 @@ def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     return reads + q_bytes / device.sm_load_bytes_per_s
 
 
+def kernel_gap_s(device: Device, launch: str) -> float:
+    """Time between the end of one kernel and the start of the next, s (hardware.md 3).
+
+    Raises `PairingError` for a launch mode the device does not have (PDL before sm_90).
+    """
+    gaps: dict[str, float] = dict(device.kernel_gap_s)  # type: ignore[arg-type]
+    if launch not in gaps:
+        raise PairingError(
+            f"device {device.name!r} ({device.arch}) has no launch mode {launch!r}; "
+            f"it has {', '.join(gaps)}"
+        )
+    return gaps[launch]
+
+
 def release_s(device: Device) -> float:
     """Time a peer needs to publish a partial: device-scope fence, then the flag's atomic, s."""
     return device.fence_s + device.atomic_s
 
 
 def merge_latency_s(device: Device, peers: int) -> float:
-    """Time a host needs from the last flag to merged, without the bytes: poll, then one dependent
-    L2 read per peer, serially as in the LeanAttention kernels, s."""
+    """Time a host needs from the last flag to merged, without the bytes, s.
+
+    It sees the flag, then reads peer after peer as the LeanAttention kernels do: one L2 latency each.
+    """
     return device.flag_latency_s + peers * l2_latency_s(device)
 
 
 def combine_latency_s(device: Device, splits: int, splits_in_flight: int) -> float:
-    """Time of one CTA of the combine kernel, without the bytes: the LSE row, then the partials
-    with `splits_in_flight` loads outstanding (kernels.md 1.3), s."""
+    """Time of one CTA of the combine kernel, without the bytes, s.
+
+    It reads the LSE row, then the partials with `splits_in_flight` loads outstanding (kernels.md 1.3).
+    """
     return (1 + math.ceil(splits / splits_in_flight)) * l2_latency_s(device)
 
 
 def partial_row_bytes(workload: Workload, kernel: Kernel) -> int:
     """Bytes of one row of a partial: the un-merged output and its log-sum-exp in float32."""
     return workload.value_dim * DTYPE_BYTES[kernel.partial_dtype] + 4
-
-
-def ctas_per_sm(workload: Workload, kernel: Kernel, device: Device) -> int:
-    """CTAs of the kernel that fit on one SM of the device."""
-    return variant_and_occupancy(workload, kernel, device)[1].ctas_per_sm

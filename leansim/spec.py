@@ -70,7 +70,9 @@ class SourcedSpec(Spec):
         for key, text in self.sources.items():
             if text.split(":", 1)[0] not in SOURCE_LABELS or not text.partition(":")[2].strip():
                 wanted = ", ".join(SOURCE_LABELS)
-                raise ValueError(f"source of {key} is {text!r}; wanted '<label>: reference', label in {wanted}")
+                raise ValueError(
+                    f"source of {key} is {text!r}; wanted '<label>: reference', label in {wanted}"
+                )
         return self
 
     def source_counts(self) -> dict[str, int]:

@@ -27,11 +27,16 @@ _OLD_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
 
 @dataclass(frozen=True)
 class Document:
-    """Parsed data and, for each key path, the (line, column) of its value, both from 1."""
+    """Parsed data, the (line, column) of each key path's value, and what was wrong with it.
+
+    `problems` are duplicate keys and trap values; they wait here so that validation can report
+    them together with its own.
+    """
 
     source: str
     data: Any
     marks: dict[KeyPath, tuple[int, int]]
+    problems: tuple[Problem, ...] = ()
 
     def problem(self, path: KeyPath, found: str, wanted: str) -> Problem:
         """Build a `Problem` at `path`, or at its nearest parent that exists in the file."""
@@ -65,27 +70,30 @@ def read(path: Path) -> Document:
 
 
 def parse(text: str, source: str = "text") -> Document:
-    """Parse YAML text. Raises `ConfigError` with every duplicate key and trap value at once."""
+    """Parse YAML text. Raises `ConfigError` only where it is not YAML at all."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        problem = Problem("syntax", str(error.problem or error.context), "wanted valid YAML", line, column)
+        problem = Problem(
+            "syntax", str(error.problem or error.context), "wanted valid YAML", line, column
+        )
         raise ConfigError(source, [problem]) from None
     except yaml.YAMLError as error:
         raise ConfigError(source, [Problem("syntax", str(error), "wanted valid YAML", 1, 1)]) from None
     builder = _Builder()
     data = builder.build(root, ()) if root is not None else None
-    if builder.problems:
-        raise ConfigError(source, builder.problems)
-    return Document(source, data, builder.marks)
+    return Document(source, data, builder.marks, tuple(builder.problems))
 
 
 def scalar(text: str) -> Any:
     """Read one plain scalar as the same rules read it in a file (for `--set key=value`)."""
     if text.strip().startswith(("[", "{", '"', "'")):
-        return parse(text, "command line").data
+        document = parse(text, "command line")
+        if document.problems:
+            raise ConfigError("command line", document.problems)
+        return document.data
     value, complaint = _plain_scalar(text)
     if complaint:
         raise ConfigError("command line", [Problem("value", repr(text), complaint)])
@@ -117,7 +125,7 @@ class _Builder:
         return data
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        if node.style is not None:  # quoted or block text is text
+        if getattr(node, "style", None) is not None:  # quoted or block text is text
             return node.value
         value, complaint = _plain_scalar(str(node.value))
         if complaint:
@@ -132,16 +140,18 @@ class _Builder:
 def _plain_scalar(text: str) -> tuple[Any, str]:
     """Return (value, complaint); the complaint is empty when the scalar is unambiguous."""
     lowered = text.lower()
+    value: Any = text
+    complaint = ""
     if lowered in _NULLS:
-        return None, ""
-    if lowered in _BOOLEANS:
-        return _BOOLEANS[lowered], ""
-    if lowered in _OLD_BOOLEANS:
-        return text, f"wanted true or false, or quotes around {text!r} if text is meant"
-    if _LEADING_ZERO.fullmatch(text):
-        return text, "wanted a number without a leading zero (YAML 1.1 reads it as octal)"
-    if _INT.fullmatch(text):
-        return int(text.replace("_", "")), ""
-    if _FLOAT.fullmatch(text):
-        return float(text.replace("_", "")), ""
-    return text, ""
+        value = None
+    elif lowered in _BOOLEANS:
+        value = _BOOLEANS[lowered]
+    elif lowered in _OLD_BOOLEANS:
+        complaint = f"wanted true or false, or quotes around {text!r} if text is meant"
+    elif _LEADING_ZERO.fullmatch(text):
+        complaint = "wanted a number without a leading zero (YAML 1.1 reads it as octal)"
+    elif _INT.fullmatch(text):
+        value = int(text.replace("_", ""))
+    elif _FLOAT.fullmatch(text):
+        value = float(text.replace("_", ""))
+    return value, complaint

@@ -302,7 +302,7 @@ def test_hf_refusals_name_the_key(tmp_path: Path, keys: dict[str, Any], text: st
 
 @pytest.mark.parametrize("key", ["kv_lora_rank", "index_topk", "attention_chunk_size", "swa_x"])
 @pytest.mark.parametrize("value", [None, False, 0, [], {}])
-def test_hf_keys_that_are_switched_off_are_fine(tmp_path: Path, key: str, value: object) -> None:
+def test_hf_keys_that_are_switched_off_are_fine(tmp_path: Path, key: str, value: Any) -> None:
     assert read(tmp_path, **{key: value}).num_q_heads == 32
 
 

@@ -51,8 +51,7 @@ class _Run:
             queue = deque(range(launch.first_cta, launch.last_cta))
             slots = min(len(queue), self.program.slots(launch))
             running = [self.env.process(self.slot_process(j, queue)) for j in range(slots)]
-            for process in running:
-                yield process
+            yield from running
             self.launch_end.append(self.env.now)
 
     def slot_process(self, slot: int, queue: deque[int]) -> Generator[simpy.Event, Any, None]:
@@ -113,5 +112,3 @@ def execute(program: Program) -> Result:
         bytes_served=run.memory.bytes_served,
         events=run.memory.events,
     )
-
-

@@ -71,8 +71,10 @@ def _load(entry: EntryPoint) -> type[Any] | None:
     """Load another package's partitioner; a broken one is named in a warning, not fatal."""
     try:
         loaded = entry.load()
-    except Exception as error:  # noqa: BLE001 - anything at all can go wrong in foreign code
-        warnings.warn(f"partitioner {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=2)
+    except Exception as error:
+        warnings.warn(
+            f"partitioner {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=2
+        )
         return None
     if not is_partitioner(loaded):
         warnings.warn(

@@ -1,0 +1,192 @@
+"""The verbs: plan, simulate, run, verify, list, show. Each returns typed objects and prints nothing."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from leansim import catalog, pricing
+from leansim.checking import Invariance, Verification, batch_invariance
+from leansim.checking import verify as verify_schedule
+from leansim.config import Grid, GridConfig, load
+from leansim.engine import execute
+from leansim.errors import ConfigError, LeansimError, Problem, UnknownNameError
+from leansim.lowering import lower
+from leansim.metrics import Metrics, summarise
+from leansim.numerics import Precision
+from leansim.partitioners import partitioners
+from leansim.points import Cell, Point, Resolved, plan_row, resolve
+from leansim.program import Program
+from leansim.result import Result
+from leansim.schedule import Schedule
+from leansim.traces import builtin_traces
+
+Things = Literal["devices", "kernels", "partitioners", "models", "traces"]
+THINGS: tuple[str, ...] = get_args(Things)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A schedule and where it came from."""
+
+    resolved: Resolved
+    schedule: Schedule
+
+    @property
+    def row(self) -> dict[str, Cell]:
+        """What `leansim plan` adds to a point."""
+        return plan_row(self.resolved)
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """One point, simulated."""
+
+    resolved: Resolved
+    program: Program
+    result: Result
+
+    @property
+    def point(self) -> Point:
+        """What was asked for."""
+        return self.resolved.point
+
+    @property
+    def schedule(self) -> Schedule:
+        """What was executed."""
+        return self.resolved.schedule
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What it came to."""
+        r = self.resolved
+        hit_share = pricing.l2_hit_share(r.workload, r.device, r.grid.packed)
+        cost = pricing.tile_cost(r.grid, r.kernel, r.device, hit_share)
+        return summarise(self.result, r.schedule, r.device, cost)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Flat record: policy, plan and metrics."""
+        lens = self.resolved.workload.context_lens
+        return {
+            "policy": self.point.policy,
+            "requests": len(lens),
+            "mean_context_len": sum(lens) / len(lens),
+            "longest_context_len": max(lens),
+            **plan_row(self.resolved),
+            **asdict(self.metrics),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Several kernels on one workload, on one or more devices, and the curve asked for with it."""
+
+    config: GridConfig
+    simulations: tuple[Simulation, ...]
+    curve: tuple[Simulation, ...]
+
+    def baseline_of(self, simulation: Simulation) -> Simulation | None:
+        """The baseline kernel's simulation on the same device, if the run has a baseline."""
+        for other in self.simulations:
+            same_device = other.point.device == simulation.point.device
+            if same_device and other.point.policy == self.config.baseline:
+                return other
+        return None
+
+    def speedup(self, simulation: Simulation) -> float | None:
+        """Latency of the baseline over the simulation's; below 1 it loses."""
+        baseline = self.baseline_of(simulation)
+        if baseline is None:
+            return None
+        return baseline.result.latency_s / simulation.result.latency_s
+
+
+def simulate(point: Point) -> Simulation:
+    """Simulate one point. Raises a `LeansimError` where it makes no sense."""
+    resolved = resolve(point)
+    program = lower(resolved.schedule, resolved.kernel, resolved.device)
+    return Simulation(resolved, program, execute(program))
+
+
+def plan(points: Iterable[Point]) -> builtins.list[Plan]:
+    """Make the schedule of each point, without simulating it."""
+    resolved = [resolve(point) for point in points]
+    return [Plan(item, item.schedule) for item in resolved]
+
+
+def run(config: str | Path | GridConfig, settings: Sequence[str] = ()) -> Run:
+    """Simulate one workload under every kernel and device of a run file.
+
+    `settings` are `key=value` texts laid over the file. Raises `ConfigError` for a file that varies
+    the workload: that is a sweep.
+    """
+    grid = config if isinstance(config, GridConfig) else load(config, settings)
+    allowed = {"device", "kernel", "partitioner"}
+    if others := [name for name in grid.varied if name not in allowed]:
+        found = f"several values of {', '.join(others)}"
+        wanted = "wanted one workload; `leansim sweep` takes a file that varies it"
+        raise ConfigError(str(grid.name), [Problem(others[0], found, wanted)])
+    points = grid.points()
+    curve = [
+        point.model_copy(update={axis: type(getattr(point, axis) or 1)(value)})
+        for axis, values in grid.curve.items()
+        for value in values
+        for point in points
+    ]
+    return Run(grid, tuple(map(simulate, points)), tuple(map(simulate, curve)))
+
+
+def verify(
+    point: Point, precisions: Sequence[Precision] = ("float64", "float32", "bfloat16"), seed: int = 0
+) -> tuple[Verification, Invariance]:
+    """Replay a point's schedule in NumPy against reference attention, and check batch invariance."""
+    resolved = resolve(point)
+    verification = verify_schedule(resolved.schedule, tuple(precisions), seed=seed)
+    invariance = batch_invariance(
+        resolved.partitioner, resolved.kernel, resolved.device, resolved.workload, seed=seed
+    )
+    return verification, invariance
+
+
+def list(what: Things) -> builtins.list[str]:
+    """Name everything of a kind."""
+    if what == "partitioners":
+        return builtins.list(partitioners())
+    if what == "traces":
+        return builtins.list(builtin_traces())
+    if what not in THINGS:
+        raise UnknownNameError("list", what, THINGS)
+    return catalog.names(what.removesuffix("s"))  # type: ignore[arg-type]
+
+
+def show(name: str) -> Any:
+    """Find a device, kernel, model or partitioner by name and return it (a partitioner's class)."""
+    for loader, names in (
+        (catalog.device, catalog.names("device")),
+        (catalog.kernel, catalog.names("kernel")),
+        (catalog.model, catalog.names("model")),
+    ):
+        if name in names or (name.endswith((".yaml", ".yml")) and Path(name).exists()):
+            try:
+                return loader(name)
+            except ConfigError:
+                if name in names:
+                    raise
+    if name in partitioners():
+        return partitioners()[name]
+    kinds = ("device", "kernel", "model")
+    known = [*partitioners(), *(n for kind in kinds for n in catalog.names(kind))]  # type: ignore[arg-type]
+    raise UnknownNameError("name", name, known)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of run and sweep files, for editors."""
+    return Grid.model_json_schema(by_alias=True)
+
+
+__all__ = ["LeansimError", "Plan", "Run", "Simulation", "list", "plan", "run", "show", "simulate"]

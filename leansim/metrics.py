@@ -1,0 +1,145 @@
+"""Numbers read off a Result. One pure function each; `summarise` gathers them for tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leansim.bounds import roofline
+from leansim.device import Device
+from leansim.pricing import TileCost
+from leansim.program import Phase
+from leansim.result import Result
+from leansim.schedule import Schedule
+
+SHARES = ("launch", "ramp", "stream", "write", "wait", "merge", "combine", "idle")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one run of a schedule came to. Times in seconds, shares and utilisations 0 to 1.
+
+    `sm_busy_fraction` is slot time with a CTA that is not waiting. The `share_*` fields divide the
+    slot time of the makespan by what it was spent on and sum to 1: `launch` placing CTAs, `ramp` the
+    fixed start of each segment, `stream` the KV loop, `write` outputs and partials, `wait` for peers,
+    `merge` in a host, `combine` in a second kernel, `idle` (tails and the gap between kernels).
+    `tail_s` is how long the attention launch ran with a slot already out of work.
+    """
+
+    latency_s: float
+    makespan_s: float
+    sm_busy_fraction: float
+    dram_utilisation: float
+    l2_utilisation: float
+    tensor_utilisation: float
+    num_waves: float
+    wave_efficiency: float
+    tail_s: float
+    kv_bytes: int
+    q_bytes: int
+    o_bytes: int
+    partial_bytes: int
+    dram_bytes: float
+    kv_bandwidth_bytes_per_s: float
+    roofline_s: float
+    roofline_fraction: float
+    bound: str
+    share_launch: float
+    share_ramp: float
+    share_stream: float
+    share_write: float
+    share_wait: float
+    share_merge: float
+    share_combine: float
+    share_idle: float
+
+
+def time_shares(result: Result) -> dict[str, float]:
+    """Slot time of the makespan by what it was spent on; sums to 1.
+
+    Each launch counts by its own slots, so a launch with many small CTAs weighs as its duration.
+    """
+    shares = dict.fromkeys(SHARES, 0.0)
+    for launch in result.program.launches:
+        slots = result.program.slots(launch)
+        for name, spent in result.spent_ps(launch).items():
+            shares[name] += spent / slots / result.makespan_ps
+    return shares
+
+
+def tail_s(result: Result) -> float:
+    """Time from the first slot of the attention launch that runs dry to the end of the launch."""
+    launch = result.program.launches[0]
+    if launch.num_ctas < result.program.slots(launch):
+        return (result.launch_end[0] - result.launch_begin[0]) * 1e-12
+    last: dict[int, int] = {}
+    ctas = slice(launch.first_cta, launch.last_cta)
+    ends = zip(result.slot[ctas].tolist(), result.cta_end[ctas].tolist(), strict=True)
+    for slot, end in ends:
+        last[slot] = max(last.get(slot, 0), end)
+    return (result.launch_end[0] - min(last.values())) * 1e-12
+
+
+def partial_bytes(result: Result, schedule: Schedule, o_bytes: int) -> int:
+    """Bytes of partials written and read."""
+    program = result.program
+    everything = sum(program.bytes_of(phase) for phase in Phase) - program.bytes_of(Phase.STREAM)
+    assert everything >= o_bytes or schedule.combine == "none"
+    return max(0, everything - o_bytes)
+
+
+def tensor_seconds(schedule: Schedule, cost: TileCost) -> float:
+    """Tensor work of all KV tiles on one SM, padding included, s."""
+    return schedule.grid.total_kv_tiles * cost.tensor_s
+
+
+def summarise(result: Result, schedule: Schedule, device: Device, cost: TileCost) -> Metrics:
+    """Compute every metric of a run."""
+    workload = schedule.grid.workload
+    makespan = result.makespan_s
+    floor = roofline(workload, device)
+    shares = time_shares(result)
+    segments_q = int(schedule.grid.rows[schedule.output_tile].sum())
+    dram = result.program.dram_bytes
+    return Metrics(
+        latency_s=result.latency_s,
+        makespan_s=makespan,
+        sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
+        dram_utilisation=dram / makespan / device.dram_bandwidth_bytes_per_s,
+        l2_utilisation=result.bytes_served / makespan / device.l2_bandwidth_bytes_per_s,
+        tensor_utilisation=tensor_seconds(schedule, cost) / (device.num_sms * makespan),
+        num_waves=schedule.num_waves,
+        wave_efficiency=schedule.wave_efficiency,
+        tail_s=tail_s(result),
+        kv_bytes=result.program.bytes_of(Phase.STREAM),
+        q_bytes=segments_q
+        * workload.q_bytes
+        // (workload.batch_size * workload.num_q_heads)
+        // workload.query_len,
+        o_bytes=workload.o_bytes,
+        partial_bytes=partial_bytes(result, schedule, workload.o_bytes),
+        dram_bytes=dram,
+        kv_bandwidth_bytes_per_s=workload.kv_bytes / makespan,
+        roofline_s=floor.floor_s,
+        roofline_fraction=floor.floor_s / makespan,
+        bound=limiting(shares, dram, result),
+        **{f"share_{name}": shares[name] for name in SHARES},
+    )
+
+
+def limiting(shares: dict[str, float], dram_bytes: float, result: Result) -> str:
+    """Say in a word what holds the run back.
+
+    `bandwidth` when DRAM ran at 80% of what it can reach for this footprint, else the largest of
+    `idle` slots, `wait`, `combine` (merging in either way), and `cta` (what one CTA can stream).
+    """
+    reachable = result.program.dram_bytes_per_ps * 1e12
+    if dram_bytes / result.makespan_s >= 0.8 * reachable:
+        return "bandwidth"
+    causes = {
+        "idle": shares["idle"],
+        "wait": shares["wait"],
+        "combine": shares["combine"] + shares["merge"],
+        "cta": shares["stream"],
+        "overhead": shares["launch"] + shares["ramp"] + shares["write"],
+    }
+    return max(causes, key=lambda cause: causes[cause])

@@ -1,0 +1,291 @@
+"""Checks that a partitioner keeps the rules every schedule and every simulation must keep.
+
+For authors of partitioners, in this package or another: call `check_partitioner(MyPartitioner())`
+in a test. It schedules awkward workloads, runs them, and recomputes what must hold. It does not
+say whether a schedule is good, only whether it is right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from leansim import catalog
+from leansim.device import Device
+from leansim.engine import execute
+from leansim.errors import LeansimError, PairingError, PartitionerError
+from leansim.kernel import Kernel
+from leansim.lowering import lower
+from leansim.partitioners import Partitioner, is_partitioner
+from leansim.program import PS_PER_S, Phase, Program
+from leansim.result import Result
+from leansim.schedule import Schedule
+from leansim.tiling import IntArray, TileGrid, tile_grid
+from leansim.workload import Workload
+
+_TIMES = ("begin", "ready", "moving", "end", "slot")
+_SEGMENTS = ("cta", "output_tile", "start", "stop")
+
+
+class ConformanceError(AssertionError):
+    """A rule that a partitioner breaks, and where: partitioner, workload, device."""
+
+    def __init__(self, rule: str, finding: str, partitioner: object, workload: str, device: str) -> None:
+        """`rule` names the rule, `finding` says what was seen; `workload` is its label."""
+        super().__init__(
+            f"{partitioner!r} breaks the rule {rule!r} on workload {workload!r}, "
+            f"device {device!r}: {finding}"
+        )
+        self.rule, self.finding = rule, finding
+        self.partitioner, self.workload, self.device = partitioner, workload, device
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload on one device with one partitioner, and what came of it."""
+
+    partitioner: Partitioner
+    workload: Workload
+    kernel: Kernel
+    device: Device
+    grid: TileGrid
+    schedule: Schedule
+    again: Schedule
+    program: Program
+    result: Result
+    repeat: Result
+
+
+Rule = Callable[[Case], Iterator[str]]
+
+
+def awkward_workloads() -> list[tuple[str, Workload]]:
+    """Small workloads at the edges of what a partitioner must deal with, by label."""
+    gqa = partial(Workload, num_q_heads=8, num_kv_heads=2, head_dim=128)
+    mha = partial(Workload, num_q_heads=4, num_kv_heads=4, head_dim=128)
+    ragged = (1, 127, 128, 129, 1000, 1024, 4097, 333)
+    many = tuple(1 + (i * 7919) % 1500 for i in range(256))
+    listed = [
+        ("one token", gqa((1,))),
+        ("one token, one head", Workload((1,), 1, 1, 128)),
+        ("one tile too many for a CTA", Workload((385,), 1, 1, 128)),
+        ("fewer tiles than slots", gqa((700, 900))),
+        ("as many tiles as slots", mha((128 * 27,) * 2)),
+        ("ragged", gqa(ragged)),
+        ("equal", gqa((2048,) * 5)),
+        ("one huge, many tiny", gqa((131_072, *(16,) * 31))),
+        ("multi-query", Workload((3000, 77, 20_000), 16, 1, 128)),
+        ("multi-head", mha((3000, 77, 20_000))),
+        ("more rows than a tile", Workload((2000, 50), 96, 1, 128)),
+        ("four new tokens", gqa((4, 5, 129, 3000), query_len=4)),
+        ("window", gqa((100, 1025, 9000, 5120), window=1024)),
+        ("window, four new tokens", mha((1025, 9001), window=128, query_len=4)),
+        ("head dim 64", Workload((5000, 257), 4, 4, 64)),
+        ("head dim 256", Workload((3300,) * 3, 16, 2, 256)),
+        ("call told of a longer context", gqa(ragged, max_context_len=65_536)),
+        ("warm cache", gqa((4000, 300), cache="warm")),
+        ("batch 256, ragged", Workload(many, 4, 1, 128)),
+    ]
+    return [(label, dataclasses.replace(load, label=label)) for label, load in listed]
+
+
+def check_partitioner(
+    partitioner: Partitioner,
+    kernel: str | Kernel = "fa2",
+    devices: Sequence[str | Device] = ("a100_sxm_80gb", "h100_sxm"),
+) -> None:
+    """Check a partitioner on every awkward workload. Raises `ConformanceError`.
+
+    Each device is tried whole and as a single slot. A partitioner may refuse a workload by raising
+    `PartitionerError`; workloads that `kernel` is not built for are passed over. Not one workload
+    may be left in the end.
+    """
+    if not is_partitioner(type(partitioner)):
+        raise ConformanceError(
+            "frozen dataclass",
+            f"{type(partitioner).__name__} is not a frozen dataclass with its own __call__",
+            partitioner,
+            "any",
+            "any",
+        )
+    spec = catalog.kernel(kernel) if isinstance(kernel, str) else kernel
+    for named in devices:
+        device = catalog.device(named) if isinstance(named, str) else named
+        single = device.model_copy(update={"num_sms": 1, "name": f"{device.name}, one slot"})
+        for where in (device, single):
+            checked = sum(
+                _check(partitioner, label, workload, spec, where)
+                for label, workload in awkward_workloads()
+            )
+            if where is device and not checked:
+                finding = f"every workload is refused, by the partitioner or by kernel {spec.name!r}"
+                raise ConformanceError("does something", finding, partitioner, "all", device.name)
+
+
+def _check(
+    partitioner: Partitioner, label: str, workload: Workload, kernel: Kernel, device: Device
+) -> bool:
+    """Check one case; False where it is refused."""
+
+    def broken(rule: str, finding: object) -> ConformanceError:
+        return ConformanceError(rule, str(finding), partitioner, label, device.name)
+
+    try:
+        grid = tile_grid(workload, kernel, device)
+    except PairingError:
+        return False
+    if device.num_sms == 1:
+        grid = grid.with_slots(1, 1)
+    try:
+        schedule, again = partitioner(grid, device), partitioner(grid, device)
+    except PartitionerError:
+        return False
+    except LeansimError as error:
+        raise broken("valid schedule", f"{type(error).__name__}: {error}") from error
+    for finding in _grid_kept(grid, schedule):
+        raise broken("own grid", finding)
+    for finding in _exact_cover(grid, schedule):
+        raise broken("exact cover", finding)
+    try:
+        program = lower(schedule, kernel, device)
+        result, repeat = execute(program), execute(program)
+    except LeansimError as error:
+        raise broken("runs", f"{type(error).__name__}: {error}") from error
+    case = Case(partitioner, workload, kernel, device, grid, schedule, again, program, result, repeat)
+    for name, rule in RULES.items():
+        for finding in rule(case):
+            raise broken(name, finding)
+    return True
+
+
+# -- rules: each yields what it finds wrong --------------------------------------------------------
+
+
+def _grid_kept(grid: TileGrid, schedule: object) -> Iterator[str]:
+    """Require a schedule, and one for the tiles and slots that were asked for."""
+    if not isinstance(schedule, Schedule):
+        yield f"returned a {type(schedule).__name__}, wanted a Schedule"
+        return
+    for field in dataclasses.fields(TileGrid):
+        if field.init and getattr(schedule.grid, field.name) != getattr(grid, field.name):
+            found, wanted = getattr(schedule.grid, field.name), getattr(grid, field.name)
+            yield f"the schedule's grid has {field.name} {found!r}, wanted {wanted!r}"
+
+
+def _exact_cover(grid: TileGrid, schedule: Schedule) -> Iterator[str]:
+    """Each KV tile of each output tile is done once, counted here tile by tile."""
+    tiles = grid.num_kv_tiles
+    base = np.cumsum(tiles) - tiles
+    done = np.zeros(int(tiles.sum()), dtype=np.int64)
+    segments = zip(*(getattr(schedule, name).tolist() for name in _SEGMENTS), strict=True)
+    for cta, tile, start, stop in segments:
+        if not 0 <= start < stop <= tiles[tile]:
+            run = f"KV tiles [{start}, {stop}) of output tile {tile}"
+            yield f"CTA {cta} does {run}, which has {tiles[tile]}"
+        done[base[tile] + start : base[tile] + stop] += 1
+    if len(wrong := np.flatnonzero(done != 1)):
+        tile = int(np.searchsorted(base, wrong[0], side="right")) - 1
+        times = f"{done[wrong[0]]} times, wanted once"
+        yield f"KV tile {wrong[0] - base[tile]} of output tile {tile} is done {times}"
+
+
+def _deterministic(case: Case) -> Iterator[str]:
+    """Asked twice, it answers the same."""
+    one, two = case.schedule, case.again
+    for name in (*_SEGMENTS, "partials"):
+        if not np.array_equal(getattr(one, name), getattr(two, name)):
+            yield f"{name} differs between two calls"
+    for name in ("num_ctas", "num_empty_ctas", "num_splits", "combine"):
+        if getattr(one, name) != getattr(two, name):
+            yield f"{name} is {getattr(one, name)}, then {getattr(two, name)}"
+
+
+def _same_kv_bytes(case: Case) -> Iterator[str]:
+    """KV is streamed once per output tile, however the tiles are dealt."""
+    grid, load = case.grid, case.workload
+    streamed = case.program.bytes_of(Phase.STREAM)
+    wanted = int((grid.kv_end - grid.kv_begin).sum()) * load.kv_bytes_per_token
+    if grid.row_blocks == 1:
+        wanted = load.kv_bytes * (1 if grid.packed else load.group_size)
+    if streamed != wanted:
+        yield f"{streamed:,} B of KV are streamed, wanted {wanted:,} B"
+    if case.result.bytes_served != int(case.program.bytes.sum()):
+        yield f"{case.result.bytes_served:,} B served of {int(case.program.bytes.sum()):,} B"
+
+
+def _roofline(case: Case) -> Iterator[str]:
+    """No run beats reading the KV at peak bandwidth; a warm cache may."""
+    if case.workload.cache == "warm":
+        return
+    least_s = case.workload.kv_bytes / case.device.dram_bandwidth_bytes_per_s
+    if case.result.makespan_s < least_s:
+        yield f"makespan {case.result.makespan_s:.3e} s, KV at peak bandwidth takes {least_s:.3e} s"
+
+
+def _longest_cta(case: Case) -> Iterator[str]:
+    """No launch ends before its longest CTA could, nor before the work of all its slots."""
+    program = case.program
+    rate = np.array([flow.max_bytes_per_ps for flow in program.flows])[program.flow]
+    # An engine may finish a transfer within its rounding: a picosecond per phase.
+    least = np.maximum(0.0, np.floor(program.bytes / rate) - 1) + program.latency_ps
+    of_cta = np.add.reduceat(least, program.phase_of_cta[:-1])
+    begins, ends = case.result.launch_begin, case.result.launch_end
+    for launch, begin, end in zip(program.launches, begins, ends, strict=True):
+        mine = of_cta[launch.first_cta : launch.last_cta]
+        spread = math.floor(float(mine.sum()) / program.slots(launch))
+        bound = launch.gap_ps + max(int(mine.max()), spread)
+        if end - begin < bound:
+            yield f"launch {launch.name!r} takes {end - begin} ps, its CTAs need {bound} ps"
+
+
+def _slot_time(case: Case) -> Iterator[str]:
+    """CTAs of a slot follow each other, and slot time is all busy, waiting or idle."""
+    result, program = case.result, case.program
+    for index, launch in enumerate(program.launches):
+        mine = slice(launch.first_cta, launch.last_cta)
+        window = result.launch_end[index] - result.launch_begin[index]
+        slots = program.slots(launch)
+        yield from _overlaps(result, mine, slots)
+        held = int((result.cta_end[mine] - result.cta_begin[mine]).sum())
+        spent = result.spent_ps(launch)
+        if any(value < 0 for value in spent.values()):
+            yield f"launch {launch.name!r} spends negative time: {spent}"
+        at_work = sum(spent.values()) - spent["idle"]
+        if at_work != held or spent["idle"] != window * slots - held:
+            yield f"launch {launch.name!r}: CTAs hold slots for {held} ps, accounted are {spent}"
+
+
+def _overlaps(result: Result, mine: slice, slots: int) -> Iterator[str]:
+    slot, begin, end = result.slot[mine], result.cta_begin[mine], result.cta_end[mine]
+    if slot.min() < 0 or slot.max() >= slots:
+        yield f"a CTA is on slot {slot.max()}, there are {slots}"
+    order = np.lexsort((begin, slot))
+    same = slot[order][1:] == slot[order][:-1]
+    early = begin[order][1:] < end[order][:-1]
+    if len(where := np.flatnonzero(same & early)):
+        yield f"two CTAs are on slot {slot[order][where[0]]} at the same time"
+
+
+def _repeatable(case: Case) -> Iterator[str]:
+    """Run twice, a program takes the same time to the picosecond, phase by phase."""
+    for name in _TIMES:
+        one: IntArray = getattr(case.result, name)
+        if not np.array_equal(one, getattr(case.repeat, name)):
+            yield f"{name} differs between two runs of one program"
+    if case.result.makespan_ps >= PS_PER_S:
+        yield "a small workload takes more than a second"
+
+
+RULES: dict[str, Rule] = {
+    "deterministic": _deterministic,
+    "same KV bytes": _same_kv_bytes,
+    "roofline": _roofline,
+    "longest CTA": _longest_cta,
+    "slot time": _slot_time,
+    "repeatable": _repeatable,
+}

@@ -1,0 +1,308 @@
+"""A schedule that is wrong cannot be built, and the refusal names the place; odd ones can."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leansim import catalog
+from leansim.engine import execute
+from leansim.errors import ScheduleError
+from leansim.lowering import lower
+from leansim.program import Phase
+from leansim.schedule import Schedule
+from leansim.tiling import TileGrid
+from leansim.workload import Workload
+
+Segments = list[tuple[int, int, int, int]]
+
+
+def grid_of(tiles: int = 5, heads: int = 2, slots: int = 4) -> TileGrid:
+    """`heads` output tiles of `tiles` KV tiles of 256 tokens, on SMs that hold one CTA each."""
+    workload = Workload((256 * tiles,), heads, heads, 64)
+    return TileGrid(workload, tile_rows=64, tile_tokens=256, num_sms=slots, ctas_per_sm=1)
+
+
+def schedule_of(
+    segments: Segments, num_ctas: int, grid: TileGrid | None = None, **more: Any
+) -> Schedule:
+    """Build a schedule from (CTA, output tile, start, stop)."""
+    columns = np.array(segments, dtype=np.int64).reshape(-1, 4).T
+    return Schedule(grid or grid_of(), *columns, num_ctas=num_ctas, **more)
+
+
+def named(i: int, cta: int, tile: int, start: int, stop: int) -> str:
+    """How a message names a segment, as a pattern."""
+    return re.escape(f"segment {i} (CTA {cta}, output tile {tile}, KV tiles [{start}, {stop}))")
+
+
+WHOLE: Segments = [(0, 0, 0, 5), (1, 1, 0, 5)]
+HOSTED: Segments = [(0, 0, 0, 3), (1, 0, 3, 5), (2, 1, 0, 5)]
+
+
+def test_legal_schedules_are_accepted() -> None:
+    """The base of each case below, so that only the named fault can be what is refused."""
+    assert schedule_of(WHOLE, 2).segments_of_tile.tolist() == [1, 1]
+    for combine in ("host", "kernel"):
+        schedule = schedule_of(HOSTED, 3, combine=combine)
+        assert schedule.segments_of_tile.tolist() == [2, 1]
+        assert schedule.tiles_of_cta.tolist() == [3, 2, 5]
+        assert schedule.num_splits == 2
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        pytest.param(
+            [(0, 0, 0, 2), (1, 0, 3, 5), (2, 1, 0, 5)],
+            named(1, 1, 0, 3, 5) + r" leaves a gap before KV tile 2 of output tile 0",
+            id="gap",
+        ),
+        pytest.param(
+            [(0, 0, 0, 5), (1, 1, 1, 5)],
+            named(1, 1, 1, 1, 5) + r" leaves a gap before KV tile 0 of output tile 1",
+            id="gap at the start",
+        ),
+        pytest.param(
+            [(0, 0, 0, 3), (1, 0, 2, 5), (2, 1, 0, 5)],
+            named(1, 1, 0, 2, 5) + r" overlaps KV tile 3 of output tile 0",
+            id="overlap",
+        ),
+        pytest.param(
+            [(0, 0, 0, 5), (1, 0, 0, 5), (2, 1, 0, 5)],
+            named(1, 1, 0, 0, 5) + r" overlaps KV tile 5 of output tile 0",
+            id="twice",
+        ),
+        pytest.param(
+            [(0, 0, 0, 5)], r"output tile 1 has no segment \(1 such\)", id="missing output tile"
+        ),
+        pytest.param(
+            [(0, 0, 0, 5), (1, 1, 0, 4)],
+            r"output tile 1 is covered up to KV tile 4, wanted 5",
+            id="missing last KV tile",
+        ),
+        pytest.param(
+            [(0, 0, 0, 6), (1, 1, 0, 5)],
+            r"output tile 0 is covered up to KV tile 6, wanted 5",
+            id="past the last KV tile",
+        ),
+        pytest.param(
+            [(0, 0, -1, 5), (1, 1, 0, 5)],
+            named(0, 0, 0, -1, 5) + r" overlaps KV tile 0",
+            id="before the first KV tile",
+        ),
+        pytest.param(
+            [(0, 0, 0, 5), (1, 2, 0, 5)],
+            r"output tiles must lie in \[0, 2\)",
+            id="no such output tile",
+        ),
+        pytest.param(
+            [(0, -1, 0, 5), (1, 1, 0, 5)],
+            r"output tiles must lie in \[0, 2\)",
+            id="negative output tile",
+        ),
+        pytest.param(
+            [(0, 0, 0, 5), (0, 0, 5, 5), (1, 1, 0, 5)],
+            named(1, 0, 0, 5, 5) + r" is empty or reversed",
+            id="empty segment",
+        ),
+        pytest.param(
+            [(0, 0, 5, 0), (1, 1, 0, 5)],
+            named(0, 0, 0, 5, 0) + r" is empty or reversed",
+            id="reversed segment",
+        ),
+        pytest.param([], r"without segments covers nothing", id="no segments"),
+    ],
+)
+def test_each_tile_is_covered_once_or_named(segments: Segments, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        schedule_of(segments, max((row[0] for row in segments), default=0) + 1, combine="kernel")
+
+
+@pytest.mark.parametrize(
+    ("segments", "num_ctas", "more", "message"),
+    [
+        pytest.param(
+            WHOLE,
+            3,
+            {},
+            r"1 of 3 CTAs have no segment, 0 were declared empty",
+            id="silent empty CTA",
+        ),
+        pytest.param(
+            [(0, 0, 0, 5), (2, 1, 0, 5)],
+            3,
+            {},
+            r"1 of 3 CTAs have no segment, 0 were declared empty",
+            id="silent empty CTA in the middle",
+        ),
+        pytest.param(
+            WHOLE,
+            2,
+            {"num_empty_ctas": 1},
+            r"0 of 2 CTAs have no segment, 1 were declared empty",
+            id="declared but busy",
+        ),
+        pytest.param(
+            [(1, 0, 0, 5), (0, 1, 0, 5)], 2, {}, r"segments must be sorted by CTA", id="unsorted"
+        ),
+        pytest.param(WHOLE, 1, {}, r"CTA indices must lie in \[0, 1\)", id="no such CTA"),
+        pytest.param(
+            [(-1, 0, 0, 5), (0, 1, 0, 5)],
+            1,
+            {},
+            r"CTA indices must lie in \[0, 1\)",
+            id="negative CTA",
+        ),
+        pytest.param(
+            HOSTED, 3, {}, r"output tile 0 has 2 segments and no combiner", id="no combiner"
+        ),
+        pytest.param(
+            HOSTED,
+            3,
+            {"combine": "kernel", "partials": np.array([1, 0])},
+            r"partials must be 0 .* or at least their segments",
+            id="fewer partials than segments",
+        ),
+        pytest.param(
+            HOSTED,
+            3,
+            {"combine": "kernel", "partials": np.array([0, 0])},
+            r"partials must be 0 .* or at least their segments",
+            id="no partials of a split tile",
+        ),
+        pytest.param(
+            HOSTED,
+            3,
+            {"combine": "kernel", "partials": np.array([2])},
+            r"partials must be 0 .* or at least their segments",
+            id="partials of another number of tiles",
+        ),
+        pytest.param(
+            HOSTED,
+            3,
+            {"combine": "host", "partials": np.array([3, 0])},
+            r"a host merges exactly the partials of its peers",
+            id="a host with partials nobody writes",
+        ),
+        pytest.param(
+            HOSTED,
+            3,
+            {"combine": "host", "grid": grid_of(slots=2)},
+            r"3 CTAs wait for each other in one launch, but only 2 can be resident",
+            id="more CTAs than slots",
+        ),
+    ],
+)
+def test_ctas_and_partials_add_up_or_are_named(
+    segments: Segments, num_ctas: int, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        schedule_of(segments, num_ctas, **more)
+
+
+def test_arrays_of_different_lengths_are_refused() -> None:
+    two, one = np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    with pytest.raises(ScheduleError, match=r"differ in length: .*'stop': 1"):
+        Schedule(grid_of(), two, two, two, one, num_ctas=1)
+
+
+def test_ctas_that_do_not_wait_may_outnumber_the_slots() -> None:
+    """A second kernel combines: nobody waits inside the launch, so CTAs run in waves."""
+    schedule = schedule_of(HOSTED, 3, grid_of(slots=2), combine="kernel")
+    assert schedule.num_waves == 1.5
+    assert schedule.wave_efficiency == 0.75
+
+
+def test_a_declared_empty_cta_is_accepted() -> None:
+    schedule = schedule_of([(0, 0, 0, 5), (2, 1, 0, 5)], 4, num_empty_ctas=2)
+    assert schedule.tiles_of_cta.tolist() == [5, 0, 5, 0]
+
+
+def test_extra_partials_are_accepted_from_a_combine_kernel() -> None:
+    """FlashDecoding reads the partials of empty CTAs too."""
+    schedule = schedule_of(HOSTED, 3, combine="kernel", partials=np.array([4, 4]))
+    assert schedule.is_partial.all()
+
+
+# -- deadlock --------------------------------------------------------------------------------------
+
+
+def test_a_circle_of_waits_is_refused() -> None:
+    """CTA 0 waits for CTA 1's part of A before it starts its part of B; CTA 1 the other way round.
+
+    CTA 0: host of A [0, 3), then peer of B [3, 5). CTA 1: host of B [0, 3), then peer of A [3, 5).
+    Each host's peer segment stands behind the other host's wait.
+    """
+    circle = [(0, 0, 0, 3), (0, 1, 3, 5), (1, 1, 0, 3), (1, 0, 3, 5)]
+    with pytest.raises(ScheduleError, match=r"deadlock: segment \d \(CTA [01], output tile [01]"):
+        schedule_of(circle, 2, combine="host")
+    schedule_of(circle, 2, combine="kernel")  # with a second kernel nobody waits
+
+
+def test_a_circle_over_three_ctas_is_refused() -> None:
+    """As above, each CTA waiting for the next: A on 0 and 1, B on 1 and 2, C on 2 and 0."""
+    circle = [(c, t, *run) for c in range(3) for t, run in ((c, (0, 3)), ((c - 1) % 3, (3, 5)))]
+    with pytest.raises(ScheduleError, match="deadlock"):
+        schedule_of(circle, 3, grid_of(heads=3), combine="host")
+
+
+def test_a_cta_that_waits_for_itself_is_refused() -> None:
+    """The host segment comes first in its CTA, its only peer after it in the same CTA."""
+    with pytest.raises(ScheduleError, match=r"deadlock: segment 0 \(CTA 0, output tile 0"):
+        schedule_of([(0, 0, 0, 3), (0, 0, 3, 5), (1, 1, 0, 5)], 2, combine="host")
+    schedule_of([(0, 0, 3, 5), (0, 0, 0, 3), (1, 1, 0, 5)], 2, combine="host")  # peer first
+
+
+def test_a_wait_before_a_peer_segment_is_accepted_where_nothing_closes_the_circle() -> None:
+    """CTA 0: host of A (waits for CTA 1), then peer of B. CTA 1: peer of A, then host of B.
+
+    CTA 1 publishes its part of A before it waits for anyone, so CTA 0 gets on, publishes its part
+    of B, and CTA 1 can finish. The engine must get through it in that order.
+    """
+    segments = [(0, 0, 0, 2), (0, 1, 2, 5), (1, 0, 2, 5), (1, 1, 0, 2)]
+    schedule = schedule_of(segments, 2, combine="host")
+    device = catalog.device("h100_sxm").model_copy(update={"num_sms": 4})
+    program = lower(schedule, catalog.kernel("lean"), device)
+    result = execute(program)
+
+    def phase(kind: Phase, segment: int) -> int:
+        (at,) = np.flatnonzero((program.kind == kind) & (program.segment == segment))
+        return int(at)
+
+    merge_a, merge_b = phase(Phase.MERGE, 0), phase(Phase.MERGE, 3)
+    published_a, published_b = phase(Phase.WRITE, 2), phase(Phase.WRITE, 1)
+    assert result.ready[merge_a] == result.end[published_a] > result.begin[merge_a]
+    assert result.begin[phase(Phase.STREAM, 1)] == result.end[phase(Phase.WRITE, 0)]
+    assert result.ready[merge_b] == result.end[published_b] > result.begin[merge_b]
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def test_a_schedule_cannot_be_changed() -> None:
+    stop = np.array([5, 5])
+    schedule = Schedule(grid_of(), np.arange(2), np.arange(2), np.zeros(2), stop, num_ctas=2)
+    stop[0] = 1
+    assert schedule.stop.tolist() == [5, 5], "the caller's array is not the schedule's"
+    with pytest.raises(ValueError, match="read-only"):
+        schedule.stop[0] = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        schedule.num_ctas = 3  # type: ignore[misc]
+
+
+def test_partials_cannot_be_changed_from_outside() -> None:
+    partials = np.array([2, 0])
+    schedule = schedule_of(HOSTED, 3, combine="kernel", partials=partials)
+    partials[0] = 9
+    assert schedule.partials is not None
+    assert schedule.partials.tolist() == [2, 0]
+
+
+def test_segments_iterate_in_order() -> None:
+    rows = [tuple(segment) for segment in schedule_of(HOSTED, 3, combine="host").segments()]
+    assert rows == [(i, *row) for i, row in enumerate(HOSTED)]
