@@ -77,6 +77,7 @@ class Simulation:
             "requests": len(lens),
             "mean_context_len": sum(lens) / len(lens),
             "longest_context_len": max(lens),
+            "kv_fits_dram": self.resolved.workload.kv_bytes <= self.resolved.device.dram_bytes,
             **plan_row(self.resolved),
             **asdict(self.metrics),
         }

@@ -77,7 +77,8 @@ def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
         return _read_spec(cls, kind, Path(name), ())
     for path in _files(kind):
         if path.stem == name:
-            return _read_shipped(cls, kind, path, path.stat().st_mtime_ns)
+            spec: _Spec = _read_shipped(cls, kind, path, path.stat().st_mtime_ns)
+            return spec
     raise UnknownNameError(kind, name, names(kind))
 
 

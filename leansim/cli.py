@@ -176,7 +176,9 @@ class _Progress:
     """A bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.bar, self.task, self.shown = name, None, None, 0
+        self.name, self.shown = name, 0
+        self.bar: Any = None
+        self.task: Any = None
 
     def __enter__(self) -> _Progress:
         if sys.stderr.isatty():

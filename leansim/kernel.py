@@ -56,7 +56,11 @@ class Combine(Spec):
 
 
 class Kernel(SourcedSpec):
-    """How a CTA computes its tiles. Costs carry sources; structure is what the code is."""
+    """How a CTA computes its tiles. Costs carry sources; structure is what the code is.
+
+    `setup_kernels` are small launches that must come before the attention kernel each time, such as
+    zeroing flags or copying the query.
+    """
 
     partitioner: PartitionerChoice
     tiles: tuple[TileVariant, ...] = Field(min_length=1)
@@ -69,6 +73,7 @@ class Kernel(SourcedSpec):
     partial_dtype: DType
     combine: Combine | None = None
 
+    setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive
     prologue_loads: Annotated[int, Field(ge=0)]

@@ -49,35 +49,24 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     workload, grid = schedule.grid.workload, schedule.grid
     hit_share = pricing.l2_hit_share(workload, device, grid.packed)
     cost = pricing.tile_cost(grid, kernel, device, hit_share)
-    on_chip_ps = picoseconds(1.0) / device.sm_load_bytes_per_s
-    flows = (
-        FlowKind(
-            "kv",
-            cost.max_bytes_per_s / picoseconds(1.0),
-            cost.sm_s * picoseconds(1.0) / cost.tile_bytes,
-            1.0 - hit_share,
-        ),
-        FlowKind("on_chip", 1.0 / on_chip_ps, on_chip_ps, 0.0),
-    )
     gap_ps = picoseconds(pricing.kernel_gap_s(device, workload.launch))
     parts = [_main_launch(schedule, kernel, device, cost)]
-    launches = [Launch("attention", 0, schedule.num_ctas, grid.ctas_per_sm, 0)]
+    fits = [("attention", grid.ctas_per_sm)]
     if schedule.combine == "kernel":
-        if kernel.combine is None:
-            raise PairingError(
-                f"kernel {kernel.name!r} has no combine kernel, and the schedule is split for one: "
-                "use a partitioner whose host CTAs merge, or a kernel such as fa2"
-            )
         parts.append(_combine_launch(schedule, kernel, device))
-        last = schedule.num_ctas + len(parts[1].border) - 1
-        fit = _combine_ctas_per_sm(kernel, device)
-        launches.append(Launch("combine", schedule.num_ctas, last, fit, gap_ps))
+        fits.append(("combine", _combine_ctas_per_sm(kernel, device)))
+    parts = [*(_setup_launch(device) for _ in range(kernel.setup_kernels)), *parts]
+    fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
+    ctas = np.cumsum([0, *(len(part.border) - 1 for part in parts)]).tolist()
+    launches = [
+        Launch(name, ctas[i], ctas[i + 1], fit, gap_ps if i else 0) for i, (name, fit) in enumerate(fits)
+    ]
     offsets = np.cumsum([0, *(len(part.columns["kind"]) for part in parts)])
     borders = [part.border[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     return Program(
         launches=tuple(launches),
-        flows=flows,
+        flows=_flows(cost, hit_share, device),
         phase_of_cta=np.concatenate([*borders, offsets[-1:]]),
         **{name: np.concatenate([part.columns[name] for part in parts]) for name in _COLUMNS},
         num_counters=grid.num_output_tiles if schedule.combine == "host" else 0,
@@ -87,6 +76,22 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         dram_bytes_per_ps=peak / picoseconds(1.0),
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / picoseconds(1.0),
         dram_saturation_exponent=device.dram_saturation_exponent,
+    )
+
+
+def _flows(cost: pricing.TileCost, hit_share: float, device: Device) -> tuple[FlowKind, FlowKind]:
+    """KV at the pace of the tile loop; everything else between an SM and L2 at the SM's load rate."""
+    on_chip_ps = picoseconds(1.0) / device.sm_load_bytes_per_s
+    return (
+        FlowKind(
+            "kv",
+            max_bytes_per_ps=cost.max_bytes_per_s / picoseconds(1.0),
+            sm_ps_per_byte=cost.sm_s * picoseconds(1.0) / cost.tile_bytes,
+            dram_share=1.0 - hit_share,
+        ),
+        FlowKind(
+            "on_chip", max_bytes_per_ps=1.0 / on_chip_ps, sm_ps_per_byte=on_chip_ps, dram_share=0.0
+        ),
     )
 
 
@@ -164,18 +169,32 @@ def _stream(
 
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    empty = np.diff(schedule.segments_of_cta) == 0
+    empty: IntArray = (np.diff(schedule.segments_of_cta) == 0).astype(np.int64)
     rows = int(schedule.grid.rows.max()) if schedule.combine == "kernel" else 0
-    return empty * (rows * pricing.partial_row_bytes(schedule.grid.workload, kernel))
+    written: IntArray = empty * (rows * pricing.partial_row_bytes(schedule.grid.workload, kernel))
+    return written
+
+
+def _setup_launch(device: Device) -> _Phases:
+    """One CTA that comes and goes."""
+    columns = {name: np.full(1, _DEFAULTS.get(name, 0), dtype=np.int64) for name in _COLUMNS}
+    columns["kind"][:] = Phase.LAUNCH
+    columns["latency_ps"][:] = picoseconds(device.cta_launch_s)
+    return _Phases(columns, np.array([0, 1]))
 
 
 def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Phases:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
-    assert kernel.combine is not None
+    if kernel.combine is None:
+        raise PairingError(
+            f"kernel {kernel.name!r} has no combine kernel, and the schedule is split for one: "
+            "use a partitioner whose host CTAs merge, or a kernel such as fa2"
+        )
+    combine = kernel.combine
     assert schedule.partials is not None
     grid, workload = schedule.grid, schedule.grid.workload
     splits_of_row = np.repeat(schedule.partials, grid.rows)
-    rows_per_cta = kernel.combine.rows_for(workload.value_dim)
+    rows_per_cta = combine.rows_for(workload.value_dim)
     starts = np.arange(0, len(splits_of_row), rows_per_cta)
     most = np.maximum.reduceat(splits_of_row, starts)
     reads = np.add.reduceat(splits_of_row, starts)
@@ -183,8 +202,7 @@ def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Phas
     n = len(starts)
 
     def latency_s(splits: int) -> float:
-        assert kernel.combine is not None
-        return pricing.combine_latency_s(device, splits, kernel.combine.splits_in_flight)
+        return pricing.combine_latency_s(device, splits, combine.splits_in_flight)
 
     launch_ps = np.full(n, picoseconds(device.cta_launch_s))
     row_bytes = pricing.partial_row_bytes(workload, kernel)

@@ -68,15 +68,16 @@ def time_shares(result: Result) -> dict[str, float]:
 
 def tail_s(result: Result) -> float:
     """Time from the first slot of the attention launch that runs dry to the end of the launch."""
-    launch = result.program.launches[0]
+    launch = result.program.attention
+    index = result.program.launches.index(launch)
     if launch.num_ctas < result.program.slots(launch):
-        return (result.launch_end[0] - result.launch_begin[0]) * 1e-12
+        return (result.launch_end[index] - result.launch_begin[index]) * 1e-12
     last: dict[int, int] = {}
     ctas = slice(launch.first_cta, launch.last_cta)
     ends = zip(result.slot[ctas].tolist(), result.cta_end[ctas].tolist(), strict=True)
     for slot, end in ends:
         last[slot] = max(last.get(slot, 0), end)
-    return (result.launch_end[0] - min(last.values())) * 1e-12
+    return (result.launch_end[index] - min(last.values())) * 1e-12
 
 
 def partial_bytes(result: Result, schedule: Schedule, o_bytes: int) -> int:

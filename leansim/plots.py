@@ -1,7 +1,7 @@
 """Figures from stored results; nothing is simulated here.
 
 Lines are kernels, panels are devices. Axes of the sweep that a figure does not show are averaged
-geometrically, with the range shaded, and the figure says so.
+geometrically, with the middle half shaded (all of it if there are few), and the figure says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours: distinguishable with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^vP*X"
+_ENOUGH_FOR_QUARTILES = 8
 X_LABELS = {
     "context_len": "context length (tokens)",
     "mean_context_len": "mean context length (tokens)",
@@ -95,7 +96,7 @@ def line_figure(table: pd.DataFrame, axis: str, value: str, title: str, baseline
         panel.set_xlabel(X_LABELS.get(axis, axis))
     panels[0].set_ylabel(_value_label(value, baseline))
     panels[-1].legend(frameon=False, fontsize=9)
-    figure.suptitle(f"{title}: {_averaged_over(table, axis)}", fontsize=10)
+    figure.suptitle(f"{title}: {_averaged_over(table, axis)}; shaded: the middle half", fontsize=10)
     return figure
 
 
@@ -106,15 +107,16 @@ def _lines(panel: Axes, table: pd.DataFrame, axis: str, value: str, baseline: st
         groups = mine.groupby(axis)[value]
         x = np.array(sorted(groups.groups))
         middle = np.array([scale * _middle(groups.get_group(at), value) for at in x])
-        low = scale * groups.min().loc[x].to_numpy()
-        high = scale * groups.max().loc[x].to_numpy()
+        edge = 0.25 if groups.size().min() >= _ENOUGH_FOR_QUARTILES else 0.0
+        low = scale * groups.quantile(edge).loc[x].to_numpy()
+        high = scale * groups.quantile(1 - edge).loc[x].to_numpy()
         colour = COLOURS[i % len(COLOURS)]
         if policy == baseline:
             panel.axhline(1.0, color=colour, linewidth=1.2, label=f"{policy} (baseline)")
             continue
         panel.plot(x, middle, color=colour, marker=MARKERS[i % 8], markersize=4, label=policy)
         if np.any(high > low * (1 + 1e-9)):
-            panel.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            panel.fill_between(x, low, high, color=colour, alpha=0.10, linewidth=0)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(_tick)
     if value == "latency_s":
@@ -155,14 +157,14 @@ def _averaged_over(table: pd.DataFrame, *shown: str) -> str:
                 else f"{len(values)} values"
             )
             hidden.append(f"{column} {span}")
-    return f"mean and range over {', '.join(hidden)}" if hidden else "one workload per point"
+    return f"mean over {', '.join(hidden)}" if hidden else "one workload per point"
 
 
 def _numeric(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float | np.number) for value in values)
 
 
-def _tick(value: float, _: int | None = None) -> str:
+def _tick(value: float, _: float | None = None) -> str:
     """Write token counts as people do: 512, 8k, 1M; small factors as they are."""
     for unit, size in (("M", 1024**2), ("k", 1024)):
         if value >= size and math.isclose(value / size, round(value / size), rel_tol=1e-9):
@@ -188,12 +190,13 @@ def winner_map(table: pd.DataFrame, x_axis: str, y_axis: str, title: str) -> Fig
         mine = table[table["device"] == device].assign(log=lambda t: np.log(t["latency_s"]))
         mean = mine.pivot_table(index=[y_axis, x_axis], columns="policy", values="log")[policies]
         winner = np.full((len(y_values), len(x_values)), np.nan)
-        for (y, x), row in mean.iterrows():  # type: ignore[misc]
+        for (y, x), row in mean.iterrows():
             order = row.sort_values()
             at = int(np.searchsorted(y_values, y)), int(np.searchsorted(x_values, x))
             winner[at] = policies.index(str(order.index[0]))
             lead = math.exp(order.iloc[1] - order.iloc[0]) if len(order) > 1 else 1.0
-            panel.text(at[1], at[0], f"{lead:.2f}", ha="center", va="center", color="white", fontsize=7)
+            text = f"{lead:.2f}" if lead >= 1.005 else "tie"
+            panel.text(at[1], at[0], text, ha="center", va="center", color="white", fontsize=7)
         colours = ListedColormap(list(COLOURS[: len(policies)]))
         panel.imshow(
             winner, cmap=colours, vmin=-0.5, vmax=len(policies) - 0.5, origin="lower", aspect="auto"
@@ -206,7 +209,8 @@ def winner_map(table: pd.DataFrame, x_axis: str, y_axis: str, title: str) -> Fig
     handles = [Patch(color=COLOURS[i], label=policy) for i, policy in enumerate(policies)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(policies), frameon=False)
     figure.suptitle(
-        f"{title}: fastest kernel and its lead over the second; {_averaged_over(table, x_axis, y_axis)}",
+        f"{title}: fastest kernel and its lead over the second (tie: under 0.5%); "
+        + _averaged_over(table, x_axis, y_axis),
         fontsize=9,
     )
     return figure

@@ -41,7 +41,7 @@ def _split_lengths(value: Any) -> Any:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
 
 
-Lengths = Annotated[tuple[TokenCount, ...], BeforeValidator(_split_lengths), Field(min_length=1)]
+Lengths = Annotated[tuple[TokenCount, ...], Field(min_length=1), BeforeValidator(_split_lengths)]
 
 
 class Point(Spec):
@@ -211,7 +211,7 @@ def workload_of(point: Point) -> Workload:
     )
 
 
-def _shape(point: Point) -> dict[str, int | None]:
+def _shape(point: Point) -> dict[str, Any]:
     """Heads, head dims and window: the model's, with what the point itself says on top."""
     if point.model is not None and point.hf_config is not None:
         raise WorkloadError("workload: give model or model_config, not both")
@@ -220,7 +220,7 @@ def _shape(point: Point) -> dict[str, int | None]:
         model = read_hf_config(Path(point.hf_config))
     elif point.model is not None:
         model = catalog.model(point.model)
-    shape: dict[str, int | None] = dict.fromkeys(
+    shape: dict[str, Any] = dict.fromkeys(
         ("num_q_heads", "num_kv_heads", "head_dim", "head_dim_v", "window")
     )
     if model is not None:

@@ -65,7 +65,9 @@ class Launch:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Everything an engine needs. Phase arrays are indexed alike; -1 means "none".
+    """Everything an engine needs. Launches run one after the other.
+
+    Phase arrays are indexed alike; -1 means "none".
 
     `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`. `wait_counter` must
     reach `wait_target` before the phase goes on; `signal_counter` is raised by one when it ends.
@@ -99,6 +101,11 @@ class Program:
     def num_phases(self) -> int:
         """Phases of all CTAs."""
         return len(self.kind)
+
+    @property
+    def attention(self) -> Launch:
+        """The launch that streams KV."""
+        return next(launch for launch in self.launches if launch.name == "attention")
 
     def slots(self, launch: Launch) -> int:
         """Places where CTAs of a launch can run."""

@@ -26,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 class Segment(NamedTuple):
     """One contiguous run of KV tiles `[start, stop)` of an output tile, done by one CTA."""
 
-    index: int
+    number: int
     cta: int
     output_tile: int
     start: int
@@ -60,19 +60,25 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("cta", "output_tile", "start", "stop"):
-            array = np.array(getattr(self, name), dtype=np.int64)
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+            self._own(name, getattr(self, name))
         self._check_shapes()
         self._check_cover()
         self._check_ctas()
         counts = np.bincount(self.output_tile, minlength=self.grid.num_output_tiles)
-        object.__setattr__(self, "segments_of_tile", counts)
+        self._own("segments_of_tile", counts)
         self._check_partials()
         if self.num_splits is None:
             object.__setattr__(self, "num_splits", int(counts.max()))
         if self.combine == "host":
             self._check_progress()
+
+    def _own(self, name: str, values: object) -> None:
+        """Keep a read-only copy of an array."""
+        array = np.array(values, dtype=np.int64)
+        if not np.array_equal(array, values):  # type: ignore[arg-type]
+            raise ScheduleError(f"{name} holds fractions, wanted whole numbers")
+        array.flags.writeable = False
+        object.__setattr__(self, name, array)
 
     # -- what must hold ------------------------------------------------------------------------
 
@@ -132,51 +138,61 @@ class Schedule:
             raise ScheduleError(f"output tile {tile} has {counts[tile]} segments and no combiner")
         default = np.where(split, counts, 0)
         partials = default if self.partials is None else np.asarray(self.partials, dtype=np.int64)
+        if self.combine == "none" and partials.any():
+            raise ScheduleError("there are partials and no combiner")
         if partials.shape != counts.shape or np.any((partials < counts) & ((partials > 0) | split)):
             raise ScheduleError("partials must be 0 for unsplit output tiles or at least their segments")
         if self.combine == "host" and not np.array_equal(partials, default):
             raise ScheduleError("a host merges exactly the partials of its peers")
-        object.__setattr__(self, "partials", partials)
+        self._own("partials", partials)
 
     def _check_progress(self) -> None:
-        """A waiting host never keeps its peers from running, and no wait closes a circle."""
-        if self.num_ctas > self.grid.slots:
-            raise ScheduleError(
-                f"{self.num_ctas} CTAs wait for each other in one launch, but only "
-                f"{self.grid.slots} can be resident"
-            )
+        """Every wait ends: CTAs are placed in order, and a slot is held until its CTA is done.
+
+        Obvious when all CTAs are resident and none waits before it has published its partials.
+        """
         waits = self.is_host & (self.segments_of_tile[self.output_tile] > 1)
         first = np.r_[True, self.cta[1:] != self.cta[:-1]]
-        waits_before = np.cumsum(waits) - waits
+        waits_before: IntArray = np.cumsum(waits) - waits
         before_cta = np.maximum.accumulate(np.where(first, waits_before, 0))
-        if np.any(self.is_partial & ~self.is_host & (waits_before > before_cta)):
-            self._check_acyclic(waits)
+        peers_after_waits = self.is_partial & ~self.is_host & (waits_before > before_cta)
+        if self.num_ctas > self.grid.slots or np.any(peers_after_waits):
+            self._check_progress_step_by_step()
 
-    def _check_acyclic(self, waits: BoolArray) -> None:
-        """Kahn's algorithm on "after in its CTA" and "host after peers"."""
-        edges: list[list[int]] = [[] for _ in range(len(self.cta))]
-        pending = np.zeros(len(self.cta), dtype=np.int64)
-        for i in range(1, len(self.cta)):
-            if self.cta[i] == self.cta[i - 1]:
-                edges[i - 1].append(i)
-                pending[i] += 1
-        hosts = self.host_of_tile
-        for i in np.flatnonzero(self.is_partial & ~self.is_host).tolist():
-            host = int(hosts[self.output_tile[i]])
-            assert waits[host]
-            edges[i].append(host)
-            pending[host] += 1
-        ready = deque(np.flatnonzero(pending == 0).tolist())
-        done = 0
-        while ready:
-            done += 1
-            for after in edges[ready.popleft()]:
-                pending[after] -= 1
-                if pending[after] == 0:
-                    ready.append(after)
-        if done < len(self.cta):
-            stuck = self._name(int(np.flatnonzero(pending > 0)[0]))
-            raise ScheduleError(f"deadlock: {stuck} waits for a CTA that waits for it")
+    def _check_progress_step_by_step(self) -> None:
+        """Place and finish CTAs as far as they go; timing cannot change how far that is."""
+        borders = self.segments_of_cta.tolist()
+        tile_of, is_host = self.output_tile.tolist(), self.is_host.tolist()
+        missing = (self.segments_of_tile - 1).tolist()
+        at = list(borders[:-1])
+        waiting: dict[int, int] = {}
+        free, placed, finished = self.grid.slots, 0, 0
+        ready: deque[int] = deque()
+        while True:
+            while free and placed < self.num_ctas:
+                ready.append(placed)
+                free, placed = free - 1, placed + 1
+            if not ready:
+                break
+            cta = ready.popleft()
+            while at[cta] < borders[cta + 1]:
+                tile = tile_of[at[cta]]
+                if is_host[at[cta]] and missing[tile]:
+                    waiting[tile] = cta
+                    break
+                if not is_host[at[cta]]:
+                    missing[tile] -= 1
+                    if not missing[tile] and tile in waiting:
+                        ready.append(waiting.pop(tile))
+                at[cta] += 1
+            else:
+                free, finished = free + 1, finished + 1
+        if finished < self.num_ctas:
+            tile, cta = next(iter(waiting.items()))
+            raise ScheduleError(
+                f"deadlock: {self._name(at[cta])} waits for {missing[tile]} peers that can never run "
+                f"({self.num_ctas} CTAs on {self.grid.slots} slots)"
+            )
 
     def _name(self, i: int) -> str:
         return (
@@ -199,13 +215,13 @@ class Schedule:
     @cached_property
     def is_host(self) -> BoolArray:
         """Whether a segment holds the first KV tiles of its output tile."""
-        return self.start == 0
+        return np.equal(self.start, 0)
 
     @cached_property
     def is_partial(self) -> BoolArray:
         """Whether a segment's result goes through a partial instead of straight to the output."""
         assert self.partials is not None
-        return self.partials[self.output_tile] > 0
+        return np.greater(self.partials[self.output_tile], 0)
 
     @cached_property
     def host_of_tile(self) -> IntArray:

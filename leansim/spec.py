@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 DType = Literal["float32", "float16", "bfloat16", "fp8"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1}
@@ -31,7 +31,13 @@ def parse_tokens(value: Any) -> Any:
     return int(tokens)
 
 
-TokenCount = Annotated[int, BeforeValidator(parse_tokens), Field(ge=1)]
+_TOKEN_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1},
+        {"type": "string", "pattern": f"^{_TOKENS.pattern}$"},
+    ]
+}
+TokenCount = Annotated[int, Field(ge=1), BeforeValidator(parse_tokens), WithJsonSchema(_TOKEN_SCHEMA)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -103,7 +103,8 @@ class TileGrid:
     @cached_property
     def rows(self) -> IntArray:
         """Valid query rows of each output tile."""
-        return np.minimum(self.rows_per_head - self.row_block * self.tile_rows, self.tile_rows)
+        left: IntArray = self.rows_per_head - self.row_block * self.tile_rows
+        return np.minimum(left, self.tile_rows)
 
     def query_index(self, row: IntArray) -> IntArray:
         """New token (0 .. query_len-1) that a row of a head belongs to; packed rows are token-major."""
@@ -121,7 +122,7 @@ class TileGrid:
         if self.workload.window is None:
             return np.zeros(self.num_output_tiles, dtype=np.int64)
         first = self.query_index(self.row_block * self.tile_rows)
-        position = self.context_lens[self.request] - self.workload.query_len + first
+        position: IntArray = self.context_lens[self.request] - self.workload.query_len + first
         return np.maximum(0, position - self.workload.window + 1)
 
     @cached_property
@@ -132,7 +133,8 @@ class TileGrid:
     @cached_property
     def num_kv_tiles(self) -> IntArray:
         """KV tiles of each output tile."""
-        return -(-self.kv_end // self.tile_tokens) - self.first_kv_tile
+        last: IntArray = -(-self.kv_end // self.tile_tokens)
+        return last - self.first_kv_tile
 
     @cached_property
     def total_kv_tiles(self) -> int:
@@ -144,7 +146,8 @@ class TileGrid:
         first = self.first_kv_tile[output_tile]
         low = np.maximum((first + start) * self.tile_tokens, self.kv_begin[output_tile])
         high = np.minimum((first + stop) * self.tile_tokens, self.kv_end[output_tile])
-        return high - low
+        loaded: IntArray = high - low
+        return loaded
 
     def with_slots(self, num_sms: int, ctas_per_sm: int) -> TileGrid:
         """Return the same tiles on another number of slots (what-if and worked examples)."""

@@ -148,7 +148,9 @@ class Workload:
     @property
     def flop(self) -> int:
         """Multiply-adds of QK and PV counted as two operations each, nothing padded."""
-        scores = sum(self.visible_tokens(n) for n in self.context_lens) * self.query_len
+        first = [n - self.query_len + 1 for n in self.context_lens]  # what the first new token sees
+        limit = self.window or max(self.context_lens)
+        scores = sum(min(n + j, limit) for n in first for j in range(self.query_len))
         return 2 * scores * self.num_q_heads * (self.head_dim + self.value_dim)
 
     def describe(self) -> str:

@@ -152,9 +152,7 @@ def test_every_tensor_rate_but_the_fp16_twins_is_checked() -> None:
         rates = load(name).tensor_flop_per_clk_per_sm
         assert rates["float16"] == rates["bfloat16"]
         assert (name, "fp8") in checked or "fp8" not in rates
-    assert load("h200_sxm").tensor_flop_per_clk_per_sm == (
-        load("h100_sxm").tensor_flop_per_clk_per_sm
-    )
+    assert load("h200_sxm").tensor_flop_per_clk_per_sm == (load("h100_sxm").tensor_flop_per_clk_per_sm)
 
 
 def test_a100_has_no_fp8() -> None:

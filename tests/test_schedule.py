@@ -158,9 +158,7 @@ def test_each_tile_is_covered_once_or_named(segments: Segments, message: str) ->
             r"CTA indices must lie in \[0, 1\)",
             id="negative CTA",
         ),
-        pytest.param(
-            HOSTED, 3, {}, r"output tile 0 has 2 segments and no combiner", id="no combiner"
-        ),
+        pytest.param(HOSTED, 3, {}, r"output tile 0 has 2 segments and no combiner", id="no combiner"),
         pytest.param(
             HOSTED,
             3,
@@ -192,8 +190,8 @@ def test_each_tile_is_covered_once_or_named(segments: Segments, message: str) ->
         pytest.param(
             HOSTED,
             3,
-            {"combine": "host", "grid": grid_of(slots=2)},
-            r"3 CTAs wait for each other in one launch, but only 2 can be resident",
+            {"combine": "host", "grid": grid_of(slots=1)},
+            r"deadlock: .* waits for \d peers that can never run \(3 CTAs on 1 slots\)",
             id="more CTAs than slots",
         ),
     ],
@@ -306,3 +304,13 @@ def test_partials_cannot_be_changed_from_outside() -> None:
 def test_segments_iterate_in_order() -> None:
     rows = [tuple(segment) for segment in schedule_of(HOSTED, 3, combine="host").segments()]
     assert rows == [(i, *row) for i, row in enumerate(HOSTED)]
+
+
+def test_more_ctas_than_slots_are_fine_while_somebody_can_finish() -> None:
+    """HOSTED on two slots: CTA 0 waits for CTA 1, which runs beside it and frees its slot for CTA 2."""
+    assert schedule_of(HOSTED, 3, grid_of(slots=2), combine="host").num_ctas == 3
+
+
+def test_fractions_are_refused() -> None:
+    with pytest.raises(ScheduleError, match="start holds fractions"):
+        Schedule(grid_of(), np.arange(2), np.arange(2), np.array([0, 0.5]), np.array([5, 5]), num_ctas=2)

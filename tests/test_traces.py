@@ -29,8 +29,7 @@ BURST = (
     "5,ChatGPT,4808,10,4818,Conversation log\n45,GPT-4,110,0,110,API log\n"
 )
 VIDUR = (
-    "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n"
-    "4808,10,4818,480.8\n110,0,110,inf\n"
+    "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n4808,10,4818,480.8\n110,0,110,inf\n"
 )
 
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import simpy
+from simpy.events import NORMAL, EventPriority
 
 from leansim.engine.sharing import Demand, level, shared_rates
 from leansim.program import FlowKind, Program
 
 # After everything else that happens at the same picosecond (SimPy: urgent 0, normal 1).
-_LAST = 2
+_LAST = EventPriority(2)
 # Bytes below which a transfer is done; wake-ups are rounded up to a picosecond, so what is left at
 # one is floating-point residue.
 _RESIDUE = 1e-3
@@ -53,11 +54,20 @@ class _Transfer:
     ticket: int = -1
 
 
+class Clock(simpy.Environment):
+    """A SimPy environment whose time is whole picoseconds."""
+
+    @property
+    def now(self) -> int:
+        """Picoseconds since the start."""
+        return self._now  # type: ignore[return-value] # every delay here is an int
+
+
 class _At(simpy.Event):
     """An event that calls back after a delay, at a priority of its own."""
 
     def __init__(
-        self, env: simpy.Environment, delay: int, priority: int, callback: Callable[[Any], None]
+        self, env: Clock, delay: int, priority: EventPriority, callback: Callable[[Any], None]
     ) -> None:
         super().__init__(env)
         self.callbacks = [callback]
@@ -69,7 +79,7 @@ class _At(simpy.Event):
 class Memory:
     """The memory system of one device while a program runs on it."""
 
-    def __init__(self, env: simpy.Environment, program: Program) -> None:
+    def __init__(self, env: Clock, program: Program) -> None:
         """Start idle."""
         self.env = env
         self.program = program
@@ -128,7 +138,7 @@ class Memory:
             target = pool.next_end()
             if target is not None:
                 waits.append(math.ceil(max(0.0, target - pool.served - _RESIDUE / 2) / rate))
-        self.wake = _At(self.env, max(1, min(waits)), _LAST - 1, self._complete) if waits else None
+        self.wake = _At(self.env, max(1, min(waits)), NORMAL, self._complete) if waits else None
 
     def _regroup(self, sm: int) -> None:
         """Recompute the limits of an SM's transfers and move those whose limit changed."""

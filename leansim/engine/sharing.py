@@ -44,7 +44,7 @@ def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
     if offered <= 0.0:
         return peak
     ratio = offered / peak
-    return offered / (1.0 + ratio**exponent) ** (1.0 / exponent)
+    return float(offered / (1.0 + ratio**exponent) ** (1.0 / exponent))
 
 
 def shared_rates(

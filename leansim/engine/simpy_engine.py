@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import simpy
 
-from leansim.engine.memory import Memory
+from leansim.engine.memory import Clock, Memory
 from leansim.program import Program
 from leansim.result import Result
 
@@ -21,7 +21,7 @@ class _Run:
     """The mutable state of one execution."""
 
     def __init__(self, program: Program) -> None:
-        self.env = simpy.Environment(initial_time=0)
+        self.env = Clock(initial_time=0)
         self.memory = Memory(self.env, program)
         self.program = program
         self.counters = [0] * program.num_counters

@@ -104,7 +104,7 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
     checked = {key: value for key, value in options.items() if key in option_names(cls)}
     values: Any = None
     try:
-        values = _adapter(cls).validate_python(checked)
+        values = _adapter(name).validate_python(checked)
     except ValidationError as error:
         problems += [
             f"{'.'.join(str(part) for part in item['loc']) or 'options'}: found {item['input']!r}; "
@@ -123,5 +123,5 @@ def option_names(cls: type[Any]) -> list[str]:
 
 
 @cache
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(partitioners()[name])  # slow to build: milliseconds

@@ -46,8 +46,8 @@ class LeanAttention:
     `lengths` says whose tiles stand in the line: `actual`, each request's own (the prefix-sum order
     of AITER and SGLang; equal to `longest` for equal lengths), or `longest`, every request padded to the
     longest context of the call as in ONNX Runtime, so that ragged batches are not balanced.
-    `ctas_per_sm` overrides how many CTAs per SM the grid aims at: by default those that fit, 2 in
-    ONNX Runtime. `num_ctas` fixes the grid instead.
+    `ctas_per_sm` overrides how many CTAs per SM the grid aims at: by default those that fit, and
+    never more; ONNX Runtime takes 2 for granted. `num_ctas` fixes the grid instead.
     """
 
     lengths: Literal["actual", "longest"] = "actual"
@@ -62,6 +62,10 @@ class LeanAttention:
         if self.lengths == "longest":
             tiles = np.full(grid.num_output_tiles, grid.call_kv_tiles, dtype=np.int64)
         deal = self._deal(int(tiles.sum()), int(tiles.max()), grid)
+        if deal.num_ctas > grid.slots == 1:
+            raise PartitionerError(
+                f"{deal.num_ctas} CTAs that wait for each other need two slots, found 1"
+            )
         cta, tile, start, stop = cut(deal.borders, tiles, np.arange(grid.num_output_tiles))
         stop = np.minimum(stop, grid.num_kv_tiles[tile])
         real = start < stop
@@ -72,6 +76,8 @@ class LeanAttention:
     def _deal(self, total: int, tiles_per_head: int, grid: TileGrid) -> Deal:
         if self.num_ctas is not None:
             return Deal(total, min(self.num_ctas, total))
-        ctas_per_sm = self.ctas_per_sm or grid.ctas_per_sm
         heads = grid.num_output_tiles
-        return ort_deal(total, tiles_per_head, heads, grid.num_sms, ctas_per_sm)
+        if self.ctas_per_sm is not None:
+            return ort_deal(total, tiles_per_head, heads, grid.num_sms, self.ctas_per_sm)
+        deal = ort_deal(total, tiles_per_head, heads, grid.num_sms, grid.ctas_per_sm)
+        return Deal(total, min(deal.num_ctas, grid.slots))
