@@ -99,8 +99,14 @@ def test_mistakes_exit_with_2_and_say_what_was_wanted(args: list[str], complaint
 
 
 def test_list_and_show() -> None:
-    for thing, name in (("devices", "h200_sxm"), ("kernels", "lean_ort"), ("partitioners", "lean_attention"),
-                        ("models", "llama_3_70b"), ("traces", "mooncake_conversation")):  # fmt: skip
+    some = {
+        "devices": "h200_sxm",
+        "kernels": "lean_ort",
+        "partitioners": "lean_attention",
+        "models": "llama_3_70b",
+        "traces": "mooncake_conversation",
+    }
+    for thing, name in some.items():
         listed = leansim("list", thing)
         assert name in [line.split()[0] for line in listed.stdout.splitlines()]
     shown = leansim("show", "a100_sxm_80gb").stdout
