@@ -13,10 +13,13 @@ from leansim import catalog, pricing
 from leansim.checking import Invariance, Verification, batch_invariance
 from leansim.checking import verify as verify_schedule
 from leansim.config import Grid, GridConfig, load
-from leansim.engine import execute
-from leansim.errors import ConfigError, LeansimError, Problem, UnknownNameError
+from leansim.device import Device
+from leansim.engine import Engine, execute
+from leansim.errors import ConfigError, LeansimError, OutOfRangeError, Problem, UnknownNameError
+from leansim.kernel import Kernel
 from leansim.lowering import lower
 from leansim.metrics import Metrics, summarise
+from leansim.model import Model
 from leansim.numerics import Precision
 from leansim.partitioners import partitioners
 from leansim.points import Cell, Point, Resolved, plan_row, resolve
@@ -64,7 +67,7 @@ class Simulation:
     def metrics(self) -> Metrics:
         """What it came to."""
         r = self.resolved
-        hit_share = pricing.l2_hit_share(r.workload, r.device, r.grid.packed)
+        hit_share = pricing.l2_hit_share(r.grid, r.device)
         cost = pricing.tile_cost(r.grid, r.kernel, r.device, hit_share)
         return summarise(self.result, r.schedule, r.device, cost)
 
@@ -107,20 +110,29 @@ class Run:
         return baseline.result.latency_s / simulation.result.latency_s
 
 
-def simulate(point: Point) -> Simulation:
-    """Simulate one point. Raises a `LeansimError` where it makes no sense."""
-    resolved = resolve(point)
-    program = lower(resolved.schedule, resolved.kernel, resolved.device)
-    return Simulation(resolved, program, execute(program))
+def simulate(point: Point, engine: Engine = "auto") -> Simulation:
+    """Simulate one point. Raises a `LeansimError` where it makes no sense.
+
+    The engines agree to the picosecond; `simpy` is the slow reference.
+    """
+    try:
+        resolved = resolve(point)
+        program = lower(resolved.schedule, resolved.kernel, resolved.device)
+        return Simulation(resolved, program, execute(program, engine))
+    except (OverflowError, MemoryError, FloatingPointError) as error:
+        raise OutOfRangeError(
+            f"{point.policy} on {point.device}: a number is out of range: {error}"
+        ) from None
 
 
-def plan(points: Iterable[Point]) -> builtins.list[Plan]:
-    """Make the schedule of each point, without simulating it."""
+def plan(points: Point | Iterable[Point]) -> builtins.list[Plan]:
+    """Make the schedule of a point, or of each of several, without simulating."""
+    points = [points] if isinstance(points, Point) else points
     resolved = [resolve(point) for point in points]
     return [Plan(item, item.schedule) for item in resolved]
 
 
-def run(config: str | Path | GridConfig, settings: Sequence[str] = ()) -> Run:
+def run(config: str | Path | GridConfig, settings: Sequence[str] = (), engine: Engine = "auto") -> Run:
     """Simulate one workload under every kernel and device of a run file.
 
     `settings` are `key=value` texts laid over the file. Raises `ConfigError` for a file that varies
@@ -139,7 +151,11 @@ def run(config: str | Path | GridConfig, settings: Sequence[str] = ()) -> Run:
         for value in values
         for point in points
     ]
-    return Run(grid, tuple(map(simulate, points)), tuple(map(simulate, curve)))
+    return Run(
+        grid,
+        tuple(simulate(point, engine) for point in points),
+        tuple(simulate(point, engine) for point in curve),
+    )
 
 
 def verify(
@@ -167,22 +183,30 @@ def list(what: Things) -> builtins.list[str]:
 
 def show(name: str) -> Any:
     """Find a device, kernel, model or partitioner by name and return it (a partitioner's class)."""
-    for loader, names in (
-        (catalog.device, catalog.names("device")),
-        (catalog.kernel, catalog.names("kernel")),
-        (catalog.model, catalog.names("model")),
-    ):
-        if name in names or (name.endswith((".yaml", ".yml")) and Path(name).exists()):
-            try:
-                return loader(name)
-            except ConfigError:
-                if name in names:
-                    raise
+    if name.endswith((".yaml", ".yml")):
+        return _show_file(name)
+    if name in catalog.names("device"):
+        return catalog.device(name)
+    if name in catalog.names("kernel"):
+        return catalog.kernel(name)
+    if name in catalog.names("model"):
+        return catalog.model(name)
     if name in partitioners():
         return partitioners()[name]
     kinds = ("device", "kernel", "model")
     known = [*partitioners(), *(n for kind in kinds for n in catalog.names(kind))]  # type: ignore[arg-type]
     raise UnknownNameError("name", name, known)
+
+
+def _show_file(path: str) -> Device | Kernel | Model:
+    """Load a file as whatever it is; if it is nothing, complain as the thing it comes closest to."""
+    errors = []
+    for loader in (catalog.device, catalog.kernel, catalog.model):
+        try:
+            return loader(path)
+        except ConfigError as error:
+            errors.append(error)
+    raise min(errors, key=lambda error: len(error.problems))
 
 
 def schema() -> dict[str, Any]:

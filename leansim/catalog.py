@@ -27,10 +27,15 @@ _Spec = TypeVar("_Spec", bound=BaseModel)
 
 def config_folders() -> list[Path]:
     """Folders that hold `devices/`, `kernels/`, `models/`, nearest first."""
+    folders = [Path(part) for part in os.environ.get("LEANSIM_CONFIGS", "").split(os.pathsep) if part]
+    return [*folders, _shipped_configs()]
+
+
+@cache
+def _shipped_configs() -> Path:
     here = Path(__file__).resolve().parent
     shipped = here / "configs"  # in a wheel; in a checkout the folder stands beside the package
-    folders = [Path(part) for part in os.environ.get("LEANSIM_CONFIGS", "").split(os.pathsep) if part]
-    return [*folders, shipped if shipped.is_dir() else here.parent / "configs"]
+    return shipped if shipped.is_dir() else here.parent / "configs"
 
 
 def names(kind: Kind) -> list[str]:
@@ -75,10 +80,14 @@ def _files(kind: Kind) -> Iterator[Path]:
 def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
     if name.endswith((".yaml", ".yml")):
         return _read_spec(cls, kind, Path(name), ())
-    for path in _files(kind):
-        if path.stem == name:
-            spec: _Spec = _read_shipped(cls, kind, path, path.stat().st_mtime_ns)
-            return spec
+    for folder in config_folders() if os.sep not in name else ():
+        path = folder / f"{kind}s" / f"{name}.yaml"  # asked for by name: sweeps do this for each point
+        try:
+            modified = path.stat().st_mtime_ns
+        except OSError:
+            continue
+        spec: _Spec = _read_shipped(cls, kind, path, modified)
+        return spec
     raise UnknownNameError(kind, name, names(kind))
 
 
@@ -105,6 +114,10 @@ def _with_base(document: Document, kind: Kind, behind: Sequence[Path]) -> Any:
         others = sorted(set(paths) - {path.stem for path in behind})
         wanted = f"wanted the name of another {kind}{suggestion(base_name, others)}"
         raise ConfigError(document.source, [document.problem(("base",), repr(base_name), wanted)])
+    if not isinstance(data.get("sources", {}), dict):
+        found = type(data["sources"]).__name__
+        wanted = "wanted a mapping of sources"
+        raise ConfigError(document.source, [document.problem(("sources",), found, wanted)])
     base_document = read(paths[base_name])
     base = _with_base(base_document, kind, (*behind, paths[base_name]))
     sources = {**base.get("sources", {}), **data.get("sources", {})}

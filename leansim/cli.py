@@ -5,29 +5,21 @@ Mistakes print without a traceback and exit with 2.
 
 from __future__ import annotations
 
-import csv
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from leansim import __version__
-from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.points import (
-    PLAN_COLUMNS,
-    POINT_KEYS,
-    Point,
-    check_columns,
-    plan_row,
-    point_from_row,
-    resolve,
-)
+from leansim.engine import ENGINE_VARIABLE, check_engine
+from leansim.errors import ConfigError, LeansimError, Problem, StoreError
+from leansim.points import POINT_KEYS, Point, resolve
 from leansim.strict_yaml import Document
 
 app = typer.Typer(
@@ -50,6 +42,16 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="folder for artifa
 File = Annotated[
     str | None, typer.Argument(help="a YAML file; the flags below override it, or stand for one")
 ]
+
+
+EngineName = Annotated[
+    str, typer.Option("--engine", help="numba (compiled), simpy (the reference) or auto")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, help="worker processes; one per core by default"),
+]
+Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="draw the figures")]
 
 
 def with_point_flags(verb: Callable[..., None]) -> Callable[..., None]:
@@ -103,6 +105,7 @@ def run(
     baseline: Annotated[
         str | None, typer.Option(help="kernel that speedups are measured against")
     ] = None,
+    engine: EngineName = "auto",
     flags: list[str] = [],  # noqa: B006 - filled by the decorator
 ) -> None:
     """Simulate one workload under several kernels and print one table."""
@@ -110,8 +113,11 @@ def run(
 
     _check_form(form)
     extra = [f"baseline={baseline}"] if baseline else []
-    done = api.run(_grid(file, [*extra, *(settings or [])], flags))
-    rows = tables.run_rows(done) if form in ("table", "md") else [s.row for s in done.simulations]
+    grid = _grid(file, [*extra, *(settings or [])], flags)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
+    done = api.run(grid, engine=engine)  # type: ignore[arg-type]
+    rows = tables.run_rows(done) if form in ("table", "md") else tables.run_records(done)
     first = done.simulations[0].resolved.workload
     if form in ("table", "md"):
         print(f"{done.config.name}: {first.describe()}\n")
@@ -135,85 +141,87 @@ def sweep(
     file: File = None,
     out: Out = None,
     settings: Settings = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", "-j", min=1, help="worker processes; one per core by default"),
-    ] = None,
+    jobs: Jobs = None,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="keep finished points, or simulate them again")
     ] = True,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="draw the figures")] = True,
+    plots: Plots = True,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler whose workers simulate"),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="simulate the I-th of N parts; see `merge`")
+    ] = None,
+    engine: EngineName = "auto",
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Simulate a grid of points over all cores; results, figures and manifest go to a folder."""
     from leansim import sweeps  # noqa: PLC0415
+    from leansim.progress import Progress  # noqa: PLC0415
 
     if out is None:
         raise ConfigError("command line", [Problem("--out", "nothing", "wanted a folder: -o DIR")])
+    if jobs is not None and scheduler is not None:
+        wanted = "wanted one of the two: the scheduler's workers are as many as they are"
+        raise ConfigError("command line", [Problem("--jobs", "--scheduler too", wanted)])
     grid = _grid(file, settings, flags)
+    _use_engine(engine)
     try:
-        with _Progress(grid.name) as progress:
-            done = sweeps.sweep(grid, out, jobs=jobs, resume=resume, progress=progress)
+        with Progress(grid.name) as progress:
+            done = sweeps.sweep(
+                grid,
+                out,
+                jobs=jobs,
+                resume=resume,
+                progress=progress,
+                scheduler=scheduler,
+                shard=shard,
+            )
     except KeyboardInterrupt:
         print(
             f"interrupted; what is finished is kept in {out}, the same command goes on", file=sys.stderr
         )
         raise typer.Exit(130) from None
+    _tell_sweep(done, plots and shard is None)
+
+
+def _tell_sweep(done: Any, plots: bool) -> None:
+    """Print what became of a sweep's points, draw it, and exit with 1 if some failed."""
     print(
-        f"{len(done.table)} points in {out}: {done.simulated} simulated, "
+        f"{len(done.table)} points in {done.folder}: {done.simulated} simulated, "
         f"{done.reused} already there, {done.refused} refused"
+        + (f", {done.failed} failed: the same command tries them again" if done.failed else "")
     )
     for reason, count in done.table["error"].dropna().value_counts().items():
-        print(f"  {count} refused: {reason}")
+        print(f"  {count} without a result: {reason}")
     if plots:
         from leansim.plots import plot as draw  # noqa: PLC0415
 
-        for path in draw(out):
-            print(f"  drew {path}")
+        try:
+            for path in draw(done.folder):
+                print(f"  drew {path}")
+        except StoreError as error:
+            print(f"  no figures: {error}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
-class _Progress:
-    """A bar on a terminal, a line now and then elsewhere."""
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="folder for the whole sweep's results")],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="the shards' folders; by default those in OUT")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="write what there is though points are missing")
+    ] = False,
+    plots: Plots = True,
+) -> None:
+    """Join the shards of a sweep, made with `sweep --shard i/n`, into one folder of results."""
+    from leansim.merging import merge as join  # noqa: PLC0415
 
-    def __init__(self, name: str) -> None:
-        self.name, self.shown = name, 0
-        self.bar: Any = None
-        self.task: Any = None
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console  # noqa: PLC0415
-            from rich.progress import (  # noqa: PLC0415
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.speed:.1f} points/s"),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=Console(stderr=True))
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task(self.name, total=total)
-            self.bar.update(self.task, completed=done)
-        elif done == total or done * 10 // total > self.shown:
-            self.shown = done * 10 // total
-            print(f"{self.name}: {done}/{total} points", file=sys.stderr)
+    _tell_sweep(join(out, folders or (), partial), plots)
 
 
 @app.command()
@@ -227,103 +235,46 @@ def plan(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Make schedules without simulating: grid, waves, splits per request, segments."""
-    from leansim import tables  # noqa: PLC0415
+    from leansim import planning, tables  # noqa: PLC0415
 
     _check_form(form)
-    if file is not None and file.endswith(".csv"):
-        _plan_csv(file, out, form if out is None else "csv")
+    if file is not None and file.lower().endswith(".csv"):
+        if flags or settings or segments:
+            found = ", ".join([*flags, *(settings or []), *(["--segments"] if segments else [])])
+            wanted = "wanted each point's fields in its row"
+            raise ConfigError("command line", [Problem(file, found, wanted)])
+        planning.plan_csv(file, out, "csv" if out is not None and form == "table" else form)
         return
     resolved = [resolve(point) for point in _grid(file, settings, flags).points()]
-    rows = [row for item in resolved for row in (_segment_rows(item) if segments else _plan_rows(item))]
+    described = planning.segment_rows if segments else planning.planned_rows
+    rows = [row for item in resolved for row in described(item)]
     text = tables.render(rows, form)
     if out is None:
         print(text)
     else:
-        _write_whole(out, text + "\n")
+        planning.write_whole(out, text + "\n")
 
 
-def _plan_rows(item: Any) -> list[dict[str, Any]]:
-    schedule, point = item.schedule, item.point
-    per_request = schedule.splits_of_request.tolist()
-    few = len(set(per_request)) == 1
-    return [
-        {
-            "device": point.device,
-            "kernel": point.policy,
-            "partitioner": repr(item.partitioner),
-            "tile": f"{schedule.grid.tile_rows}x{schedule.grid.tile_tokens}",
-            "output_tiles": schedule.grid.num_output_tiles,
-            "kv_tiles": schedule.grid.total_kv_tiles,
-            "slots": schedule.grid.slots,
-            **plan_row(item),
-            "wave_efficiency": round(schedule.wave_efficiency, 4),
-            "empty_ctas": schedule.num_empty_ctas,
-            "segments": schedule.num_segments,
-            "tiles_per_cta": f"{schedule.tiles_of_cta.min()}-{schedule.tiles_of_cta.max()}",
-            "combine": schedule.combine,
-            "splits_of_request": str(per_request[0]) if few else " ".join(map(str, per_request)),
-        }
-    ]
+@app.command()
+def predict(
+    file: Annotated[str, typer.Argument(help="a CSV of points; columns as for `plan`")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the predictions")] = None,
+    form: Form = "csv",
+    jobs: Jobs = None,
+    engine: EngineName = "auto",
+) -> None:
+    """Predict the latency of every point of a CSV."""
+    from leansim import planning  # noqa: PLC0415
+
+    _check_form(form)
+    _use_engine(engine)
+    planning.predict_csv(file, out, form, jobs)
 
 
-def _segment_rows(item: Any) -> list[dict[str, Any]]:
-    return [
-        {"device": item.point.device, "kernel": item.point.policy, **segment._asdict()}
-        for segment in item.schedule.segments()
-    ]
-
-
-def _plan_csv(file: str, out: Path | None, form: str) -> None:
-    """Plan every row of a CSV; nothing is written unless every row makes sense."""
-    from leansim import tables  # noqa: PLC0415
-
-    rows, problems = [], []
-    columns, records = _read_csv(file)
-    foreign = check_columns(columns, file)
-    if foreign:
-        print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
-    for line, record in enumerate(records, start=2):
-        known = {key: value for key, value in record.items() if key not in foreign}
-        try:
-            rows.append({**record, **plan_row(resolve(point_from_row(known, file)))})
-        except ConfigError as error:
-            problems += [Problem(p.where, p.found, p.wanted, line, 1) for p in error.problems]
-        except LeansimError as error:
-            problems.append(Problem("row", "a point that cannot be planned", str(error), line, 1))
-    if problems:
-        raise ConfigError(file, problems[:50])
-    text = tables.render([{k: row.get(k) for k in [*columns, *PLAN_COLUMNS]} for row in rows], form)
-    if out is None:
-        print(text)
-    else:
-        _write_whole(out, text + "\n")
-        print(f"planned {len(rows)} points into {out}", file=sys.stderr)
-
-
-def _read_csv(file: str) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with Path(file).open(newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle)
-            records = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(file, [Problem("file", str(error), "wanted a readable CSV")]) from None
-    if not reader.fieldnames or not records:
-        raise ConfigError(file, [Problem("file", "no rows", "wanted a header and points", 1, 1)])
-    for line, record in enumerate(records, start=2):
-        if None in record or None in record.values():
-            found = "more cells than columns" if None in record else "fewer cells than columns"
-            raise ConfigError(file, [Problem("row", found, "wanted a cell per column", line, 1)])
-    return [name.strip() for name in reader.fieldnames], [
-        {k.strip(): v for k, v in record.items()} for record in records
-    ]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text)
-    part.replace(path)
+def _use_engine(engine: str) -> None:
+    """Choose the engine for this process and the workers it starts."""
+    check_engine(engine)
+    os.environ[ENGINE_VARIABLE] = engine
 
 
 @app.command()
@@ -332,7 +283,9 @@ def verify(
     file: File = None,
     settings: Settings = None,
     form: Form = "table",
-    input_seed: Annotated[int, typer.Option("--input-seed", help="seed of the random inputs")] = 0,
+    input_seed: Annotated[
+        int, typer.Option("--input-seed", min=0, help="seed of the random inputs")
+    ] = 0,
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Replay schedules in NumPy against reference attention; exits with 1 if one is not exact."""
@@ -384,50 +337,19 @@ def list_(
     what: Annotated[str, typer.Argument(help="devices, kernels, partitioners, models or traces")],
 ) -> None:
     """List what there is."""
-    from leansim import api  # noqa: PLC0415
+    from leansim import showing  # noqa: PLC0415
 
-    for name in api.list(what):  # type: ignore[arg-type]
-        about = "" if what == "traces" else _about(api.show(name))
-        print(f"{name:24s} {about}".rstrip())
-
-
-def _about(thing: Any) -> str:
-    text = (inspect.getdoc(thing) or "") if isinstance(thing, type) else thing.description
-    return str(text).split("\n", maxsplit=1)[0]
+    print(showing.listed(what))  # type: ignore[arg-type]
 
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="a device, kernel, model or partitioner")],
+    name: Annotated[str, typer.Argument(help="a device, kernel, model or partitioner, or a YAML file")],
 ) -> None:
     """Print every number of a thing with its source."""
-    from leansim import api, tables  # noqa: PLC0415
+    from leansim import showing  # noqa: PLC0415
 
-    thing = api.show(name)
-    if isinstance(thing, type):
-        print(f"{name}: {inspect.getdoc(thing)}\n")
-        rows = [
-            {"option": f.name, "default": repr(f.default), "type": str(f.type)} for f in fields(thing)
-        ]
-        print(tables.render(rows, "table") if rows else "no options")
-        return
-    print(f"{thing.name}: {thing.description}\n")
-    values = thing.model_dump(mode="json", exclude={"name", "description", "sources"})
-    rows = [
-        {"number": key, "value": _shown(value), "source": thing.sources.get(key, "")}
-        for key, value in values.items()
-        if value is not None
-    ]
-    print(tables.render(rows, "table"))
-    counts = ", ".join(f"{n} {label}" for label, n in thing.source_counts().items() if n)
-    print(f"\n{counts}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float) and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.4g}"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    print(showing.described(name))
 
 
 @app.command()
@@ -435,13 +357,13 @@ def schema(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the schema")] = None,
 ) -> None:
     """Print the JSON Schema of run and sweep files, for editors."""
-    from leansim import api  # noqa: PLC0415
+    from leansim import api, planning  # noqa: PLC0415
 
     text = json.dumps(api.schema(), indent=2)
     if out is None:
         print(text)
     else:
-        _write_whole(out, text + "\n")
+        planning.write_whole(out, text + "\n")
 
 
 def _check_form(form: str) -> None:
@@ -471,6 +393,10 @@ def main() -> None:
         app()
     except LeansimError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that is a file, a full disk, a missing permission
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
 
 

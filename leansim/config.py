@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema
 
 from leansim import catalog
 from leansim.errors import ConfigError, Problem, suggestion
-from leansim.points import Point
+from leansim.points import POINT_KEYS, Point
 from leansim.spec import Positive, Spec
 from leansim.strict_yaml import Document, read, scalar
 
@@ -98,19 +98,27 @@ class _GridMethods(_GridBase):
         return points
 
     def _groups(self, axes: Mapping[str, Sequence[Any]]) -> list[list[str]]:
-        problems = []
-        for position, group in enumerate(self.zip):
+        problems, zipped = [], set[str]()
+        groups = [[POINT_KEYS.get(key, key) for key in group] for group in self.zip]
+        for position, group in enumerate(groups):
             where = f"zip[{position}]"
+            names = {name: self.zip[position][i] for i, name in enumerate(group)}
             if unknown := [name for name in group if name not in axes]:
-                hint = suggestion(unknown[0], axes)
-                problems.append(Problem(where, repr(unknown[0]), f"wanted an axis of this file{hint}"))
+                hint = suggestion(
+                    names[unknown[0]], [k for k, name in POINT_KEYS.items() if name in axes]
+                )
+                wanted = f"wanted an axis of this file{hint}"
+                problems.append(Problem(where, repr(names[unknown[0]]), wanted))
             elif len({len(axes[name]) for name in group}) > 1:
-                sizes = ", ".join(f"{name} has {len(axes[name])}" for name in group)
+                sizes = ", ".join(f"{names[name]} has {len(axes[name])}" for name in group)
                 problems.append(Problem(where, sizes, "wanted axes of equal length"))
+            if twice := sorted(zipped & set(group)) or len(group) > len(names):
+                found = f"{twice[0]} again" if isinstance(twice, list) else "an axis twice"
+                problems.append(Problem(where, found, "wanted each axis in one group, once"))
+            zipped |= set(group)
         if problems:
             raise ConfigError(self.name, problems)
-        zipped = {name for group in self.zip for name in group}
-        return [*self.zip, *([name] for name in axes if name not in zipped)]
+        return [*groups, *([name] for name in axes if name not in zipped)]
 
 
 Grid = create_model("Grid", __base__=_GridMethods, **_axis_fields())
@@ -139,15 +147,33 @@ def build(document: Document, settings: Sequence[str] = ()) -> GridConfig:
     data = document.data
     if settings and isinstance(data, dict):
         data = apply_settings(dict(data), settings)
+        typed = {setting.partition("=")[0].strip().replace("-", "_") for setting in settings}
+        marks = {path: mark for path, mark in document.marks.items() if not typed & set(path[:1])}
+        document = replace(document, marks=marks, typed=frozenset(typed))
     laid = replace(document, data=data)
     problems = _name_problems(laid) if isinstance(data, dict) else []
     try:
         grid: GridConfig = catalog.validate(Grid, laid)
     except ConfigError as error:
         raise ConfigError(error.source, [*error.problems, *problems]) from None
+    problems = problems or _baseline_problems(grid, laid)
     if problems:
         raise ConfigError(document.source, problems)
     return grid
+
+
+def _baseline_problems(grid: GridConfig, document: Document) -> list[Problem]:
+    """A baseline that is none of the grid's kernels, and parts of batch sizes."""
+    problems = []
+    policies = sorted({point.policy for point in grid.points()}) if grid.baseline else []
+    if grid.baseline and grid.baseline not in policies:
+        wanted = f"wanted one of {', '.join(policies)}{suggestion(grid.baseline, policies)}"
+        problems.append(document.problem(("baseline",), repr(grid.baseline), wanted))
+    for position, size in enumerate(grid.curve.get("batch_size", [])):
+        if size != int(size):
+            path = ("curve", "batch_size", position)
+            problems.append(document.problem(path, repr(size), "wanted a whole number of requests"))
+    return problems
 
 
 def _name_problems(document: Document) -> list[Problem]:
@@ -168,7 +194,9 @@ def _name_problems(document: Document) -> list[Problem]:
             problems.append(document.problem(path, repr(name), wanted))
     kernels = [str(name) for name in _as_axis(data.get("kernel"))]
     baseline = data.get("baseline")
-    if baseline is not None and str(baseline) not in kernels:
+    if baseline is not None and str(baseline).partition("+")[0] not in {
+        k.partition("+")[0] for k in kernels
+    }:
         wanted = f"wanted one of this file's kernels{suggestion(str(baseline), kernels)}"
         problems.append(document.problem(("baseline",), repr(baseline), wanted))
     curve = data.get("curve")
@@ -191,7 +219,11 @@ def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, A
             raise ConfigError("command line", [problem])
         value = parse_value(text.strip())
         if key.startswith(("device.", "kernel.")):
-            data["overrides"] = {**(data.get("overrides") or {}), key: value}
+            given = data.get("overrides") or {}
+            several = given if isinstance(given, list) else [given]
+            data["overrides"] = [
+                {**(one if isinstance(one, dict) else {}), key: value} for one in several
+            ]
         else:
             data[key] = value
     return data
@@ -200,5 +232,9 @@ def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, A
 def parse_value(text: str) -> Any:
     """Read a value from the command line by YAML's rules; a comma makes a list."""
     if "," in text and not text.startswith(("[", "{", '"', "'")):
-        return [scalar(part.strip()) for part in text.split(",")]
+        parts = [part.strip() for part in text.split(",")]
+        if "" in parts:
+            problem = Problem("value", repr(text), "wanted something between and after commas")
+            raise ConfigError("command line", [problem])
+        return [scalar(part) for part in parts]
     return scalar(text)

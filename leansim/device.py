@@ -5,11 +5,11 @@ Base units only (bytes, seconds, hertz, watts). Files live in `configs/devices`.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from leansim.spec import Count, Fraction, Positive, SourcedSpec
 
@@ -40,7 +40,7 @@ class Device(SourcedSpec):
     dram_bandwidth_bytes_per_s: Positive
     dram_efficiency: tuple[EfficiencyPoint, ...] = Field(min_length=1)
     dram_latency_s: Positive
-    dram_saturation_exponent: Positive
+    dram_saturation_exponent: Annotated[float, Field(ge=0.5, le=100)]
 
     l2_bytes: Count
     l2_partitions: Count
@@ -70,6 +70,13 @@ class Device(SourcedSpec):
         """Names and structure."""
         return super().unsourced() | {"arch"}
 
+    @field_validator("dram_efficiency")
+    @classmethod
+    def _ascending(cls, points: tuple[EfficiencyPoint, ...]) -> tuple[EfficiencyPoint, ...]:
+        if any(a[0] >= b[0] for a, b in pairwise(points)):
+            raise ValueError("wanted [footprint, fraction] points with rising footprints")
+        return points
+
     @property
     def clk_s(self) -> float:
         """Seconds per SM clock."""
@@ -98,6 +105,5 @@ class Device(SourcedSpec):
             return fractions[0] * self.dram_bandwidth_bytes_per_s
         if footprint_bytes >= sizes[-1]:
             return fractions[-1] * self.dram_bandwidth_bytes_per_s
-        assert bisect_left(sizes, footprint_bytes) >= 1
         fraction = float(np.interp(np.log(footprint_bytes), np.log(sizes), fractions))
         return fraction * self.dram_bandwidth_bytes_per_s

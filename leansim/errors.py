@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class LeansimError(Exception):
@@ -27,12 +28,24 @@ class PartitionerError(LeansimError):
     """A partitioner that is unknown, badly configured, or refuses the workload."""
 
 
+class FaultError(PartitionerError):
+    """A partitioner that crashed, or gave something that is no schedule of its grid."""
+
+
+class OutOfRangeError(LeansimError):
+    """Numbers so large or small that nothing can be computed with them."""
+
+
 class NumericsError(LeansimError):
     """A replayed schedule that does not reproduce reference attention."""
 
 
 class StoreError(LeansimError):
     """Stored results that are missing, incomplete, or of another version."""
+
+
+class WorkerError(LeansimError):
+    """Worker processes that cannot start, be reached, or agree with this one about a point."""
 
 
 class UnknownNameError(LeansimError):
@@ -43,6 +56,9 @@ class UnknownNameError(LeansimError):
         names = sorted(known)
         super().__init__(f"unknown {kind} {name!r}{suggestion(name, names)}; known: {listing(names)}")
         self.kind, self.name, self.known = kind, name, names
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.name, self.known)
 
 
 @dataclass(frozen=True)
@@ -56,8 +72,8 @@ class Problem:
     column: int | None = None
 
     def __str__(self) -> str:
-        place = "" if self.line is None else f":{self.line}:{self.column}"
-        return f"{place}: {self.where}: found {self.found}; {self.wanted}"
+        place = ":" if self.line is None else f":{self.line}:{self.column}:"
+        return f"{place} {self.where}: found {self.found}; {self.wanted}"
 
 
 class ConfigError(LeansimError):
@@ -69,10 +85,13 @@ class ConfigError(LeansimError):
         super().__init__("\n".join(f"{source}{problem}" for problem in ordered))
         self.source, self.problems = source, tuple(ordered)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.source, self.problems)
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+
+def suggestion(name: str, known: Iterable[str], cutoff: float = 0.55) -> str:
     """Return `" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
-    nearest = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.55)
+    nearest = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 

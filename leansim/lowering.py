@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from leansim import pricing
 from leansim.device import Device
-from leansim.errors import PairingError
+from leansim.errors import OutOfRangeError, PairingError
 from leansim.kernel import Kernel
 from leansim.occupancy import occupancy
-from leansim.program import FlowKind, Launch, Phase, Program, picoseconds
+from leansim.program import MOST_PS, FloatArray, FlowKind, Launch, Phase, Program, picoseconds
 from leansim.schedule import Schedule
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray
 
-KV, ON_CHIP = 0, 1
+KV, ON_CHIP, STORE = 0, 1, -1
 _NONE = -1
 _COLUMNS = (
     "kind",
@@ -29,7 +29,7 @@ _COLUMNS = (
     "signal_counter",
     "segment",
 )
-_DEFAULTS = {"wait_counter": _NONE, "signal_counter": _NONE, "segment": _NONE}
+_NONE_AT_FIRST = ("wait_counter", "signal_counter", "segment")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     partials stop at L2 (assumed: they fit, and are read back soon or never).
     """
     workload, grid = schedule.grid.workload, schedule.grid
-    hit_share = pricing.l2_hit_share(workload, device, grid.packed)
+    hit_share = pricing.l2_hit_share(grid, device)
     cost = pricing.tile_cost(grid, kernel, device, hit_share)
     gap_ps = picoseconds(pricing.kernel_gap_s(device, workload.launch))
     parts = [_main_launch(schedule, kernel, device, cost)]
@@ -64,11 +64,11 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     offsets = np.cumsum([0, *(len(part.columns["kind"]) for part in parts)])
     borders = [part.border[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
-    return Program(
+    program = Program(
         launches=tuple(launches),
         flows=_flows(cost, hit_share, device),
         phase_of_cta=np.concatenate([*borders, offsets[-1:]]),
-        **{name: np.concatenate([part.columns[name] for part in parts]) for name in _COLUMNS},
+        **{name: _joined([part.columns[name] for part in parts]) for name in _COLUMNS},
         num_counters=grid.num_output_tiles if schedule.combine == "host" else 0,
         num_sms=grid.num_sms,
         dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
@@ -77,6 +77,21 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / picoseconds(1.0),
         dram_saturation_exponent=device.dram_saturation_exponent,
     )
+    return _in_range(program)
+
+
+def _in_range(program: Program) -> Program:
+    """Refuse a program that could run longer than the clock can count. Raises `OutOfRangeError`."""
+    paces = [flow.max_bytes_per_ps for flow in program.flows]
+    slowest = min(*paces, program.dram_bytes_per_ps, program.l2_bytes_per_ps)
+    rates_ok = 0.0 < slowest < MOST_PS and all(
+        0.0 < flow.sm_ps_per_byte < MOST_PS for flow in program.flows
+    )
+    fixed = float(program.latency_ps.astype(np.float64).sum())
+    longest = fixed + float(program.shared_bytes) * 100.0 / slowest if rates_ok else np.inf
+    if not (program.latency_ps.min() >= 0 and longest < MOST_PS):
+        raise OutOfRangeError("the numbers of this device and kernel make times no clock could count")
+    return program
 
 
 def _flows(cost: pricing.TileCost, hit_share: float, device: Device) -> tuple[FlowKind, FlowKind]:
@@ -103,21 +118,22 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     before = np.cumsum(per_segment) - per_segment
     total = int(per_segment.sum()) + schedule.num_ctas
     stream_at = before + schedule.cta + 1
-    edges = np.r_[before, per_segment.sum()]
+    edges = np.append(before, per_segment.sum())
     launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
-    columns = {name: np.full(total, _DEFAULTS.get(name, 0), dtype=np.int64) for name in _COLUMNS}
+    columns = _blank(total)
 
     def put(at: IntArray, kind: Phase, **values: IntArray | int) -> None:
         columns["kind"][at] = kind
         for name, value in values.items():
             columns[name][at] = value
 
+    empty_bytes = _empty_cta_bytes(schedule, kernel)
     put(
         launch_at,
         Phase.LAUNCH,
-        latency_ps=picoseconds(device.cta_launch_s),
-        flow=ON_CHIP,
-        bytes=_empty_cta_bytes(schedule, kernel),
+        latency_ps=picoseconds(device.cta_launch_s) + _store_ps(empty_bytes, device),
+        bytes=empty_bytes,
+        flow=STORE,
     )
     latency, kv_bytes = _stream(schedule, kernel, device, cost)
     every = np.arange(schedule.num_segments)
@@ -129,23 +145,25 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         Phase.MERGE,
         wait_counter=schedule.output_tile[merges],
         wait_target=peers[merges],
-        latency_ps=_picoseconds_by(lambda n: pricing.merge_latency_s(device, n), peers[merges]),
+        latency_ps=_picoseconds(pricing.merge_latency_s(device, peers[merges])),
         bytes=(partial_bytes * peers)[merges],
         flow=ON_CHIP,
         segment=every[merges],
     )
     published = schedule.is_partial & ~(schedule.is_host & (schedule.combine == "host"))
     signals = published & (schedule.combine == "host")
+    stored = np.where(published, partial_bytes, rows * _output_row_bytes(schedule))
     put(
         stream_at + per_segment - 1,
         Phase.WRITE,
-        latency_ps=np.where(signals, picoseconds(pricing.release_s(device)), 0),
-        bytes=np.where(published, partial_bytes, rows * _output_row_bytes(schedule)),
-        flow=ON_CHIP,
+        latency_ps=np.where(signals, picoseconds(pricing.release_s(device)), 0)
+        + _store_ps(stored, device),
+        bytes=stored,
+        flow=STORE,
         signal_counter=np.where(signals, schedule.output_tile, _NONE),
         segment=every,
     )
-    return _Phases(columns, np.r_[launch_at, total])
+    return _Phases(columns, np.append(launch_at, total))
 
 
 def _stream(
@@ -160,11 +178,16 @@ def _stream(
     tokens = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
     missing = (schedule.stop - schedule.start) * grid.tile_tokens - tokens
     fixed = pricing.prologue_s(grid, kernel, device) + cost.fill_s
-    seconds = fixed + missing * (cost.tile_s / grid.tile_tokens)
+    seconds = np.asarray(fixed + missing * (cost.tile_s / grid.tile_tokens), dtype=np.float64)
     return (
-        np.rint(seconds * picoseconds(1.0)).astype(np.int64),
+        _picoseconds(seconds),
         tokens * grid.workload.kv_bytes_per_token,
     )
+
+
+def _store_ps(size: IntArray, device: Device) -> IntArray:
+    """Time to issue stores: their bytes at the SM's rate. Nobody waits for them to land."""
+    return _picoseconds(size / device.sm_load_bytes_per_s)
 
 
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
@@ -177,7 +200,7 @@ def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
 
 def _setup_launch(device: Device) -> _Phases:
     """One CTA that comes and goes."""
-    columns = {name: np.full(1, _DEFAULTS.get(name, 0), dtype=np.int64) for name in _COLUMNS}
+    columns = _blank(1)
     columns["kind"][:] = Phase.LAUNCH
     columns["latency_ps"][:] = picoseconds(device.cta_launch_s)
     return _Phases(columns, np.array([0, 1]))
@@ -200,18 +223,19 @@ def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Phas
     reads = np.add.reduceat(splits_of_row, starts)
     rows = np.minimum(len(splits_of_row) - starts, rows_per_cta)
     n = len(starts)
-
-    def latency_s(splits: int) -> float:
-        return pricing.combine_latency_s(device, splits, combine.splits_in_flight)
-
     launch_ps = np.full(n, picoseconds(device.cta_launch_s))
     row_bytes = pricing.partial_row_bytes(workload, kernel)
     blank, zero = np.full(n, _NONE), np.zeros(n, dtype=np.int64)
+    stored = rows * _output_row_bytes(schedule)
     table = {
         "kind": (zero + Phase.LAUNCH, zero + Phase.COMBINE, zero + Phase.WRITE),
-        "latency_ps": (launch_ps, _picoseconds_by(latency_s, most), zero),
-        "bytes": (zero, reads * row_bytes, rows * _output_row_bytes(schedule)),
-        "flow": (zero + ON_CHIP,) * 3,
+        "latency_ps": (
+            launch_ps,
+            _picoseconds(pricing.combine_latency_s(device, most, combine.splits_in_flight)),
+            _store_ps(stored, device),
+        ),
+        "bytes": (zero, reads * row_bytes, stored),
+        "flow": (zero + STORE, zero + ON_CHIP, zero + STORE),
         "wait_counter": (blank,) * 3,
         "wait_target": (zero,) * 3,
         "signal_counter": (blank,) * 3,
@@ -235,7 +259,21 @@ def _output_row_bytes(schedule: Schedule) -> int:
     return workload.value_dim * DTYPE_BYTES[workload.q_dtype]
 
 
-def _picoseconds_by(price: Callable[[int], float], counts: IntArray) -> IntArray:
-    """Price each distinct count once."""
-    distinct, where = np.unique(counts, return_inverse=True)
-    return np.array([picoseconds(price(int(n))) for n in distinct], dtype=np.int64)[where]
+def _blank(size: int) -> dict[str, IntArray]:
+    """Columns for phases that do nothing yet."""
+    return {
+        name: np.full(size, _NONE, dtype=np.int64)
+        if name in _NONE_AT_FIRST
+        else np.zeros(size, np.int64)
+        for name in _COLUMNS
+    }
+
+
+def _joined(arrays: list[IntArray]) -> IntArray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _picoseconds(seconds: FloatArray) -> IntArray:
+    if not np.all(np.abs(seconds) < MOST_PS / picoseconds(1.0)):
+        raise OutOfRangeError("the numbers of this device and kernel make times no clock could count")
+    return np.rint(seconds * picoseconds(1.0)).astype(np.int64)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from leansim.bounds import roofline
 from leansim.device import Device
 from leansim.pricing import TileCost
@@ -22,7 +24,7 @@ class Metrics:
     slot time of the makespan by what it was spent on and sum to 1: `launch` placing CTAs, `ramp` the
     fixed start of each segment, `stream` the KV loop, `write` outputs and partials, `wait` for peers,
     `merge` in a host, `combine` in a second kernel, `idle` (tails and the gap between kernels).
-    `tail_s` is how long the attention launch ran with a slot already out of work.
+    `tail_s` is how long the attention launch went on after a slot that had work ran out of it.
     """
 
     latency_s: float
@@ -67,23 +69,19 @@ def time_shares(result: Result) -> dict[str, float]:
 
 
 def tail_s(result: Result) -> float:
-    """Time from the first slot of the attention launch that runs dry to the end of the launch."""
+    """Time from when the first slot that ran a CTA of the attention launch has no more to its end."""
     launch = result.program.attention
     index = result.program.launches.index(launch)
-    if launch.num_ctas < result.program.slots(launch):
-        return (result.launch_end[index] - result.launch_begin[index]) * 1e-12
-    last: dict[int, int] = {}
     ctas = slice(launch.first_cta, launch.last_cta)
-    ends = zip(result.slot[ctas].tolist(), result.cta_end[ctas].tolist(), strict=True)
-    for slot, end in ends:
-        last[slot] = max(last.get(slot, 0), end)
-    return (result.launch_end[index] - min(last.values())) * 1e-12
+    last = np.zeros(result.program.slots(launch), dtype=np.int64)
+    np.maximum.at(last, result.slot[ctas], result.cta_end[ctas])
+    return float(result.launch_end[index] - last[last > 0].min()) * 1e-12
 
 
 def partial_bytes(result: Result, schedule: Schedule, o_bytes: int) -> int:
     """Bytes of partials written and read."""
     program = result.program
-    everything = sum(program.bytes_of(phase) for phase in Phase) - program.bytes_of(Phase.STREAM)
+    everything = int(program.bytes.sum()) - program.bytes_of(Phase.STREAM)
     assert everything >= o_bytes or schedule.combine == "none"
     return max(0, everything - o_bytes)
 
@@ -106,7 +104,7 @@ def summarise(result: Result, schedule: Schedule, device: Device, cost: TileCost
         makespan_s=makespan,
         sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
         dram_utilisation=dram / makespan / device.dram_bandwidth_bytes_per_s,
-        l2_utilisation=result.bytes_served / makespan / device.l2_bandwidth_bytes_per_s,
+        l2_utilisation=int(result.program.bytes.sum()) / makespan / device.l2_bandwidth_bytes_per_s,
         tensor_utilisation=tensor_seconds(schedule, cost) / (device.num_sms * makespan),
         num_waves=schedule.num_waves,
         wave_efficiency=schedule.wave_efficiency,

@@ -21,7 +21,7 @@ class Occupancy:
     def limiter(self) -> str:
         """The resource that decides."""
         limits = {"registers": self.by_registers, "smem": self.by_smem, "threads": self.by_threads}
-        return min(limits, key=lambda name: limits[name])
+        return min(limits, key=lambda name: limits[name]).replace("smem", "shared memory")
 
 
 def occupancy(device: Device, threads: int, registers_per_thread: int, smem_bytes: int) -> Occupancy:

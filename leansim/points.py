@@ -6,7 +6,6 @@ The same fields serve YAML, CSV columns, command-line flags and Python keywords.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from leansim import __version__, catalog
+from leansim import catalog
 from leansim.device import Device
 from leansim.errors import (
     ConfigError,
+    FaultError,
+    LeansimError,
+    PartitionerError,
     Problem,
     UnknownNameError,
     WorkloadError,
@@ -27,6 +29,7 @@ from leansim.errors import (
 )
 from leansim.hf_config import read_hf_config
 from leansim.kernel import Kernel, PartitionerChoice, PartitionerSpec
+from leansim.keys import result_key
 from leansim.model import Model
 from leansim.partitioners import Partitioner, make, partitioners
 from leansim.schedule import Schedule
@@ -59,13 +62,19 @@ class Point(Spec):
     kernel: str = Field(description="a kernel in configs/kernels, or kernel+partitioner")
     partitioner: PartitionerChoice | None = Field(None, description="instead of the kernel's own")
 
-    batch_size: Count | None = Field(None, description="requests in the batch")
+    batch_size: Annotated[Count, Field(le=2**20)] | None = Field(
+        None, description="requests in the batch"
+    )
     context_len: TokenCount | None = Field(None, description="KV tokens of each request (32k, 1M)")
-    context_len_cv: Positive | None = Field(None, description="log-normal spread of context_len")
+    context_len_cv: Annotated[Positive, Field(le=100)] | None = Field(
+        None, description="log-normal spread of context_len"
+    )
     context_lens: Lengths | None = Field(None, description="KV tokens of each request")
     trace: str | None = Field(None, description="a built-in trace or a trace file to draw requests from")
     seed: int = Field(0, ge=0, description="seed of the drawn requests")
-    context_scale: Positive = Field(1.0, description="multiplies every context length")
+    context_scale: Annotated[Positive, Field(le=2**30)] = Field(
+        1.0, description="multiplies every context length"
+    )
     max_context_len: TokenCount | None = Field(None, description="longest context the call is told of")
 
     model: str | None = Field(None, description="a model in configs/models")
@@ -120,20 +129,22 @@ class Resolved:
     @cached_property
     def schedule(self) -> Schedule:
         """What the partitioner makes of it."""
-        return self.partitioner(self.grid, self.device)
+        name = type(self.partitioner).__name__
+        try:
+            schedule = self.partitioner(self.grid, self.device)
+        except LeansimError:
+            raise
+        except Exception as error:  # anything at all can go wrong in foreign code
+            raise FaultError(f"partitioner {name} raised {type(error).__name__}: {error}") from error
+        if not isinstance(schedule, Schedule) or schedule.grid is not self.grid:
+            what = "a schedule of another grid" if isinstance(schedule, Schedule) else repr(schedule)
+            raise FaultError(f"partitioner {name} returned {what}, wanted a Schedule of its grid")
+        return schedule
 
     @cached_property
     def key(self) -> str:
-        """Hash of everything the result depends on: numbers, not names, and the model version."""
-        content = {
-            "device": self.device.model_dump(mode="json", exclude={"sources", "description"}),
-            "kernel": self.kernel.model_dump(mode="json", exclude={"sources", "description"}),
-            "workload": dataclasses.asdict(self.workload),
-            "partitioner": repr(self.partitioner),
-            "version": __version__,
-        }
-        text = json.dumps(content, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """Hash of everything the result depends on: numbers, not names, and versions."""
+        return result_key(self.device, self.kernel, self.workload, self.partitioner)
 
 
 def point(**fields: Any) -> Point:
@@ -151,6 +162,9 @@ def resolve(point: Point) -> Resolved:
     kernel_name, _, partitioner_name = point.kernel.partition("+")
     device, kernel = _overridden(point, catalog.device(point.device), catalog.kernel(kernel_name))
     chosen = point.partitioner
+    if chosen is not None and partitioner_name:
+        found = f"kernel {point.kernel!r} and partitioner {chosen.name!r}"
+        raise PartitionerError(f"found {found}; wanted a partitioner in one place")
     if chosen is None:
         chosen = PartitionerSpec(name=partitioner_name) if partitioner_name else kernel.partitioner
     elif chosen.name == kernel.partitioner.name:
@@ -185,6 +199,8 @@ def _changed(spec: Any, changes: dict[str, Any]) -> Any:
         known = sorted(type(spec).model_fields)
         if field not in known:
             raise UnknownNameError(f"{kind} number", field, known)
+        if part and not isinstance(data.get(field), dict):
+            raise UnknownNameError(f"part of {kind} number {field!r}", part, [])
         data[field] = {**data[field], part: value} if part else value
         if field not in type(spec).unsourced():
             data["sources"] = {**data["sources"], field: "assumed: overridden for this run"}
@@ -194,6 +210,8 @@ def _changed(spec: Any, changes: dict[str, Any]) -> Any:
 def workload_of(point: Point) -> Workload:
     """Build a point's workload. Raises `WorkloadError` for missing or contradictory fields."""
     shape = _shape(point)
+    if point.context_len_cv is not None and point.context_len is None:
+        raise WorkloadError("workload: context_len_cv spreads context_len; wanted context_len")
     lens = _context_lens(point)
     if point.context_scale != 1.0:
         lens = [max(1, round(n * point.context_scale)) for n in lens]
@@ -269,7 +287,8 @@ def _lognormal_lens(mean: int, cv: float, count: int, seed: int) -> list[int]:
     """Draw lengths whose logarithm is normal, with the given mean and coefficient of variation."""
     sigma = np.sqrt(np.log1p(cv**2))
     draws = np.random.default_rng(seed).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
-    return [max(1, int(n)) for n in np.rint(draws)]
+    lens: list[int] = np.maximum(1, np.rint(draws)).astype(np.int64).tolist()
+    return lens
 
 
 PLAN_COLUMNS = ("num_splits", "num_ctas", "num_waves", "ctas_per_sm")
@@ -338,13 +357,13 @@ def check_columns(columns: list[str], source: str) -> list[str]:
 
     Raises `ConfigError` for one that looks like a misspelt known column, or a missing one.
     """
-    known = set(POINT_KEYS) | all_option_columns() | {"id"}
+    known = set(POINT_KEYS) | all_option_columns() | {"id", *PLAN_COLUMNS}
     problems = []
     foreign = []
     for position, column in enumerate(columns, start=1):
         if column in known:
             continue
-        hint = suggestion(column, known)
+        hint = suggestion(column, known, cutoff=0.8)
         if hint:
             wanted = f"wanted a known column{hint}"
             problems.append(Problem(f"column {position}", repr(column), wanted, 1, position))

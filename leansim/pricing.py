@@ -6,15 +6,19 @@ steady state or a fixed latency; sharing between CTAs is the engine's job.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError
 from leansim.kernel import Kernel
 from leansim.spec import DTYPE_BYTES
-from leansim.tiling import TileGrid, per_arch
+from leansim.tiling import IntArray, TileGrid, per_arch
 from leansim.workload import Workload
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,16 @@ def l2_latency_s(device: Device) -> float:
     return (device.l2_latency_s + device.l2_far_latency_s) / 2
 
 
-def l2_hit_share(workload: Workload, device: Device, packed: bool) -> float:
+def l2_hit_share(grid: TileGrid, device: Device) -> float:
     """Share of KV loads that L2 serves, 0 to 1.
 
-    Re-reads of a KV head by the unpacked query heads of its group all hit (assumed: the group's
-    CTAs run side by side). In a warm replay the first read hits too while the footprint is below
-    `l2_resident_fraction` of L2, not at all above twice that, linear between (assumed shape;
-    hardware.md 4.3 gives the end points).
+    A KV head is read once per row block, and once per query head of its group where the group is
+    not packed; all but the first read hit (assumed: the CTAs run side by side). In a warm replay the
+    first read hits too while the footprint is below `l2_resident_fraction` of L2, not at all above
+    twice that, linear between (assumed shape; hardware.md 4.3 gives the end points).
     """
-    first_reads = 1.0 if packed else 1.0 / workload.group_size
+    workload = grid.workload
+    first_reads = 1.0 / (grid.row_blocks * (1 if grid.packed else workload.group_size))
     resident = 0.0
     if workload.cache == "warm":
         full = device.l2_resident_fraction * device.l2_bytes
@@ -147,20 +152,22 @@ def release_s(device: Device) -> float:
     return device.fence_s + device.atomic_s
 
 
-def merge_latency_s(device: Device, peers: int) -> float:
+def merge_latency_s(device: Device, peers: IntArray) -> FloatArray:
     """Time a host needs from the last flag to merged, without the bytes, s.
 
     It sees the flag, then reads peer after peer as the LeanAttention kernels do: one L2 latency each.
     """
-    return device.flag_latency_s + peers * l2_latency_s(device)
+    reads: FloatArray = np.asarray(peers, dtype=np.float64) * l2_latency_s(device)
+    return device.flag_latency_s + reads
 
 
-def combine_latency_s(device: Device, splits: int, splits_in_flight: int) -> float:
+def combine_latency_s(device: Device, splits: IntArray, splits_in_flight: int) -> FloatArray:
     """Time of one CTA of the combine kernel, without the bytes, s.
 
     It reads the LSE row, then the partials with `splits_in_flight` loads outstanding (kernels.md 1.3).
     """
-    return (1 + math.ceil(splits / splits_in_flight)) * l2_latency_s(device)
+    reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / splits_in_flight)
+    return reads * l2_latency_s(device)
 
 
 def partial_row_bytes(workload: Workload, kernel: Kernel) -> int:

@@ -33,6 +33,10 @@ def picoseconds(seconds: float) -> int:
     return round(seconds * PS_PER_S)
 
 
+# A quarter of what 64 bits hold, about two weeks: sums of times stay exact.
+MOST_PS = 2**60
+
+
 @dataclass(frozen=True)
 class FlowKind:
     """How a phase's bytes move: the most one CTA takes, what they cost its SM and DRAM.
@@ -69,7 +73,8 @@ class Program:
 
     Phase arrays are indexed alike; -1 means "none".
 
-    `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`. `wait_counter` must
+    `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`; with flow -1 their time is
+    part of the latency and they share nothing (stores, which nobody waits for). `wait_counter` must
     reach `wait_target` before the phase goes on; `signal_counter` is raised by one when it ends.
     """
 
@@ -107,6 +112,23 @@ class Program:
         """The launch that streams KV."""
         return next(launch for launch in self.launches if launch.name == "attention")
 
+    @property
+    def max_ctas_per_sm(self) -> int:
+        """Most CTAs that share an SM in any launch."""
+        return max(launch.ctas_per_sm for launch in self.launches)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that move as flows."""
+        return int(self.bytes[self.flow >= 0].sum())
+
+    @property
+    def num_events(self) -> int:
+        """Moments an engine must handle: CTAs placed, latencies over, waits over, transfers done."""
+        transfers = np.count_nonzero((self.flow >= 0) & (self.bytes > 0))
+        fixed = np.count_nonzero(self.latency_ps) + np.count_nonzero(self.wait_counter >= 0)
+        return int(self.num_ctas + fixed + transfers)
+
     def slots(self, launch: Launch) -> int:
         """Places where CTAs of a launch can run."""
         return self.num_sms * launch.ctas_per_sm
@@ -118,5 +140,5 @@ class Program:
     @property
     def dram_bytes(self) -> float:
         """Bytes that come from DRAM."""
-        shares = np.array([flow.dram_share for flow in self.flows])
+        shares = np.array([*(flow.dram_share for flow in self.flows), 0.0])
         return float((self.bytes * shares[self.flow]).sum())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from leansim.api import Run
-from leansim.plots import line_figure
+from leansim.api import Run, Simulation
+from leansim.comparing import has_speedup, with_speedup, x_column
+from leansim.figures import line_figure
+from leansim.sheet import save
 from leansim.sweeps import manifest, results_table
 from leansim.tables import render, run_notes, run_rows
 from leansim.timeline import write_trace
@@ -16,13 +19,16 @@ from leansim.timeline import write_trace
 def write_run(run: Run, folder: Path) -> list[Path]:
     """Write every artifact of a run and return the paths.
 
-    `results.csv` (all metrics), `table.md`, `speedup_curve.png` where the run has a curve and a
-    baseline (with its numbers in `curve.csv`), one Perfetto timeline per kernel and device, and
-    `manifest.json`.
+    `results.csv` (all metrics, and speedups where there is a baseline), `table.md`, a timeline for
+    Perfetto per kernel and device, and `manifest.json`. Where the run has a curve, its numbers in
+    `curve.csv` and `speedup_curve.png`, or `latency_curve.png` without a baseline or another kernel;
+    of several axes each has its own, such as `curve_batch_size.csv`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / name for name in ("results.csv", "table.md", "manifest.json")]
     table = results_table([s.point for s in run.simulations], [s.row for s in run.simulations])
+    if run.config.baseline is not None:
+        table["speedup"] = [run.speedup(simulation) for simulation in run.simulations]
     table.to_csv(written[0], index=False)
     notes = "\n".join(f"- {note.strip()}" for note in run_notes(run))
     written[1].write_text(f"{render(run_rows(run), 'md')}\n\n{notes}\n")
@@ -39,12 +45,27 @@ def write_run(run: Run, folder: Path) -> list[Path]:
 
 
 def _write_curve(run: Run, folder: Path) -> list[Path]:
-    table = results_table([s.point for s in run.curve], [s.row for s in run.curve])
-    table.to_csv(folder / "curve.csv", index=False)
-    axis = next(iter(run.config.curve))
-    axis = "mean_context_len" if axis == "context_scale" else axis
-    value = "latency_s" if run.config.baseline is None else "speedup"
-    figure = line_figure(table, axis, value, run.config.name, run.config.baseline)
-    path = folder / ("latency_curve.png" if value == "latency_s" else "speedup_curve.png")
-    figure.savefig(path, dpi=130)
-    return [folder / "curve.csv", path]
+    written, begin = [], 0
+    for axis, values in run.config.curve.items():
+        end = begin + len(values) * len(run.simulations)
+        suffix = f"_{axis}" if len(run.config.curve) > 1 else ""
+        written += _write_axis(run, run.curve[begin:end], axis, suffix, folder)
+        begin = end
+    return written
+
+
+def _write_axis(
+    run: Run, curve: Sequence[Simulation], axis: str, suffix: str, folder: Path
+) -> list[Path]:
+    table = results_table([s.point for s in curve], [s.row for s in curve])
+    baseline = run.config.baseline
+    if baseline is not None:
+        table = with_speedup(table, baseline).drop(columns="baseline_s")
+    written = [folder / f"curve{suffix}.csv"]
+    table.to_csv(written[0], index=False)
+    if baseline is not None and not has_speedup(table, baseline):
+        baseline = None
+    value = "latency_s" if baseline is None else "speedup"
+    figure = line_figure(table, x_column(table, axis), value, run.config.name, baseline)
+    name = "latency" if baseline is None else "speedup"
+    return [*written, save(figure, folder / f"{name}_curve{suffix}.png")]

@@ -23,6 +23,14 @@ CombineKind = Literal["none", "kernel", "host"]
 BoolArray = npt.NDArray[np.bool_]
 
 
+def changes(values: IntArray) -> BoolArray:
+    """Where each run of equal values starts."""
+    starts = np.empty(len(values), dtype=np.bool_)
+    starts[0] = True
+    np.not_equal(values[1:], values[:-1], out=starts[1:])
+    return starts
+
+
 class Segment(NamedTuple):
     """One contiguous run of KV tiles `[start, stop)` of an output tile, done by one CTA."""
 
@@ -98,18 +106,21 @@ class Schedule:
             raise ScheduleError(f"{self._name(bad[0])} is empty or reversed")
         order = self.by_tile
         tile, start, stop = self.output_tile[order], self.start[order], self.stop[order]
-        opens = np.r_[True, tile[1:] != tile[:-1]]
-        expected = np.where(opens, 0, np.r_[0, stop[:-1]])
+        opens = changes(tile)
+        expected = np.empty_like(stop)
+        expected[1:] = stop[:-1]
+        expected[opens] = 0
         if wrong := np.flatnonzero(start != expected).tolist():
             segment = self._name(int(order[wrong[0]]))
             what = "overlaps" if start[wrong[0]] < expected[wrong[0]] else "leaves a gap before"
             raise ScheduleError(
                 f"{segment} {what} KV tile {expected[wrong[0]]} of output tile {tile[wrong[0]]}"
             )
-        missing = np.setdiff1d(np.arange(len(tiles)), tile)
-        if len(missing):
+        if np.count_nonzero(opens) < len(tiles):
+            missing = np.setdiff1d(np.arange(len(tiles)), tile)
             raise ScheduleError(f"output tile {missing[0]} has no segment ({len(missing)} such)")
-        closes = np.r_[tile[1:] != tile[:-1], True]
+        closes = np.empty_like(opens)
+        closes[:-1], closes[-1] = opens[1:], True
         if short := np.flatnonzero(stop[closes] != tiles).tolist():
             tile_id = short[0]
             raise ScheduleError(
@@ -152,7 +163,7 @@ class Schedule:
         Obvious when all CTAs are resident and none waits before it has published its partials.
         """
         waits = self.is_host & (self.segments_of_tile[self.output_tile] > 1)
-        first = np.r_[True, self.cta[1:] != self.cta[:-1]]
+        first = changes(self.cta)
         waits_before: IntArray = np.cumsum(waits) - waits
         before_cta = np.maximum.accumulate(np.where(first, waits_before, 0))
         peers_after_waits = self.is_partial & ~self.is_host & (waits_before > before_cta)

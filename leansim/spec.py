@@ -18,10 +18,17 @@ _TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
 _MULTIPLIER = {"": 1, "k": 1024, "m": 1024**2}
 
 
+def refuse_truth(value: Any) -> Any:
+    """Refuse true and false where a number is wanted; Python takes them for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("wanted a number, not true or false")
+    return value
+
+
 def parse_tokens(value: Any) -> Any:
     """Read a token count: 32768, "32k" (x1024) or "1M" (x1024 squared); other values pass through."""
     if not isinstance(value, str):
-        return value
+        return refuse_truth(value)
     match = _TOKENS.fullmatch(value.strip())
     if match is None:
         raise ValueError("wanted a token count such as 4096, 32k or 1M")
@@ -37,14 +44,16 @@ _TOKEN_SCHEMA = {
         {"type": "string", "pattern": f"^{_TOKENS.pattern}$"},
     ]
 }
-TokenCount = Annotated[int, Field(ge=1), BeforeValidator(parse_tokens), WithJsonSchema(_TOKEN_SCHEMA)]
+TokenCount = Annotated[
+    int, Field(ge=1, le=2**40), BeforeValidator(parse_tokens), WithJsonSchema(_TOKEN_SCHEMA)
+]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**40), BeforeValidator(refuse_truth)]
 
 
 class Spec(BaseModel):
-    """A strict, immutable record read from YAML; unknown keys and coerced types are errors."""
+    """An immutable record; unknown keys are errors. Numbers may be text, as CSV and flags give them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
 

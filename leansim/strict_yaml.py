@@ -17,7 +17,7 @@ from leansim.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
 
-_INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _NULLS = {"", "~", "null"}
@@ -30,16 +30,22 @@ class Document:
     """Parsed data, the (line, column) of each key path's value, and what was wrong with it.
 
     `problems` are duplicate keys and trap values; they wait here so that validation can report
-    them together with its own.
+    them together with its own. `typed` are the top-level keys that came from the command line.
     """
 
     source: str
     data: Any
     marks: dict[KeyPath, tuple[int, int]]
     problems: tuple[Problem, ...] = ()
+    typed: frozenset[str] = frozenset()
 
     def problem(self, path: KeyPath, found: str, wanted: str) -> Problem:
-        """Build a `Problem` at `path`, or at its nearest parent that exists in the file."""
+        """Build a `Problem` at `path`, or at its nearest parent that exists in the file.
+
+        A key that was `typed` on the command line has no place in the file.
+        """
+        if path and path[0] in self.typed:
+            return Problem(f"command line: {dotted(path)}", found, wanted)
         known = path
         while known and known not in self.marks:
             known = known[:-1]
@@ -73,17 +79,29 @@ def parse(text: str, source: str = "text") -> Document:
     """Parse YAML text. Raises `ConfigError` only where it is not YAML at all."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ConfigError(
+            source, [Problem("syntax", "very deep nesting", "wanted less", 1, 1)]
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         problem = Problem(
-            "syntax", str(error.problem or error.context), "wanted valid YAML", line, column
+            "syntax",
+            str(error.problem or error.context).removeprefix("found "),
+            "wanted valid YAML",
+            line,
+            column,
         )
         raise ConfigError(source, [problem]) from None
     except yaml.YAMLError as error:
         raise ConfigError(source, [Problem("syntax", str(error), "wanted valid YAML", 1, 1)]) from None
     builder = _Builder()
-    data = builder.build(root, ()) if root is not None else None
+    try:
+        data = builder.build(root, ()) if root is not None else None
+    except RecursionError:
+        problem = Problem("syntax", "nesting without end, or too deep", "wanted plain nesting", 1, 1)
+        raise ConfigError(source, [problem]) from None
     return Document(source, data, builder.marks, tuple(builder.problems))
 
 

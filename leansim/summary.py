@@ -6,37 +6,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leansim.plots import point_columns, with_speedup
+from leansim.comparing import TIE, finished, leading, varying, with_speedup
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# A kernel this much slower than the baseline has lost; closer than that is a tie.
-_TIE = 0.005
+_USUAL = ("device", "batch_size", "context_len", "context_scale", "num_q_heads", "head_dim", "trace")
 
 
 def speedup_summary(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row per (group, kernel, baseline): statistics of baseline latency over kernel latency.
 
-    `table` is a sweep's results; `by` names columns to group by. `mean` is arithmetic, as papers
+    `table` is a sweep's results; `by` names columns to group by. A row is over the points that both
+    kernels finished, `points` of them, with the same overrides. `mean` is arithmetic, as papers
     report it; `geomean` beside it does not reward large ratios. `lost` is the share of points
     where the kernel is more than 0.5% slower. `best_at` and `worst_at` name the extreme points.
     """
     import pandas as pd  # noqa: PLC0415
 
-    table = table[table["error"].isna()]
+    table = finished(table)
     policies = list(dict.fromkeys(table["policy"]))
+    columns = dict.fromkeys((*_USUAL, *leading(table, varying(table))))
+    told = [column for column in columns if column in table and column not in by]
     rows = []
     for baseline in policies:
         faster = with_speedup(table, baseline)
         faster = faster[faster["policy"] != baseline]
-        for key, group in faster.groupby([*by, "policy"], sort=False):
+        for key, group in faster.groupby([*by, "policy"], sort=False, dropna=False):
             names = dict(zip((*by, "kernel"), key, strict=True))
-            rows.append({**names, "baseline": baseline, **_statistics(group, by)})
+            rows.append({**names, "baseline": baseline, **_statistics(group, told)})
     return pd.DataFrame(rows)
 
 
-def _statistics(group: pd.DataFrame, by: tuple[str, ...]) -> dict[str, Any]:
+def _statistics(group: pd.DataFrame, told: list[str]) -> dict[str, Any]:
     speedup = group["speedup"].to_numpy(dtype=float)
     return {
         "points": len(speedup),
@@ -45,19 +47,14 @@ def _statistics(group: pd.DataFrame, by: tuple[str, ...]) -> dict[str, Any]:
         "median": float(np.median(speedup)),
         "min": speedup.min(),
         "max": speedup.max(),
-        "lost": float((speedup < 1 - _TIE).mean()),
-        "worst_at": _place(group.iloc[int(speedup.argmin())], by),
-        "best_at": _place(group.iloc[int(speedup.argmax())], by),
+        "lost": float((speedup < 1 - TIE).mean()),
+        "worst_at": _place(group.iloc[int(speedup.argmin())], told),
+        "best_at": _place(group.iloc[int(speedup.argmax())], told),
     }
 
 
-def _place(row: pd.Series[Any], known: tuple[str, ...]) -> str:
-    shown = ("device", "batch_size", "context_len", "context_scale", "num_q_heads", "head_dim", "trace")
-    return " ".join(
-        f"{name}={row[name]}"
-        for name in shown
-        if name in point_columns() - set(known) and _said(row[name], name)
-    )
+def _place(row: pd.Series[Any], told: list[str]) -> str:
+    return " ".join(f"{name}={row[name]}" for name in told if _said(row[name], name))
 
 
 def _said(value: Any, name: str) -> bool:

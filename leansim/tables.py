@@ -76,6 +76,18 @@ def run_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
+def run_records(run: Run) -> list[dict[str, Any]]:
+    """One flat record per kernel and device, for other programs: point, metrics, speedup."""
+    return [
+        {
+            **s.point.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            **s.row,
+            "speedup": run.speedup(s),
+        }
+        for s in run.simulations
+    ]
+
+
 def run_notes(run: Run) -> list[str]:
     """What the table does not say: the floor, who won and by how much, what the numbers rest on."""
     notes = []
@@ -85,6 +97,8 @@ def run_notes(run: Run) -> list[str]:
         spec = mine[0].resolved.device
         counts = ", ".join(f"{n} {label}" for label, n in spec.source_counts().items() if n)
         notes.append(f"  {device} rests on {counts} numbers (`leansim show {device}`).")
+    if any(s.resolved.workload.kv_bytes > s.resolved.device.dram_bytes for s in run.simulations):
+        notes.append("The KV cache of this batch does not fit in the memory of every device here.")
     notes.append("Modelled, not measured: kernel constants are not calibrated against silicon yet.")
     return notes
 

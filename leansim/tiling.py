@@ -159,10 +159,13 @@ def tile_grid(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
     variant, fit = variant_and_occupancy(workload, kernel, device)
     if fit.ctas_per_sm == 0:
         need = smem_bytes(kernel, variant, workload)
+        registers = per_arch(variant.registers_per_thread, kernel, device)
         raise PairingError(
             f"kernel {kernel.name!r} does not fit on {device.name!r} at head_dim "
-            f"{workload.head_dim}: a CTA needs {need:,} B shared memory and {variant.threads} threads; "
-            f"the device gives a CTA at most {device.smem_bytes_per_cta_max:,} B"
+            f"{workload.head_dim} for lack of {fit.limiter}: a CTA needs {need:,} B shared memory and "
+            f"{variant.threads} threads of {registers} registers; an SM gives a CTA at most "
+            f"{device.smem_bytes_per_cta_max:,} B, and holds {device.max_threads_per_sm:,} threads and "
+            f"{device.registers_per_sm:,} registers"
         )
     return TileGrid(
         workload=workload,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import numpy as np
 from leansim.program import Phase
 from leansim.result import Result
 
-_US_PER_PS = 1e-6
+_PS_PER_NS = 1000  # what Perfetto resolves
+_HALF_NS = 0.0005  # in microseconds
 
 
 def trace_events(result: Result) -> list[dict[str, Any]]:
-    """Return events in the Trace Event Format; times in microseconds."""
+    """Return events in the Trace Event Format; times in microseconds, of whole nanoseconds.
+
+    What takes no nanosecond has no slice, and no arrows.
+    """
     program = result.program
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": sm, "args": {"name": f"SM {sm}"}}
@@ -24,55 +29,80 @@ def trace_events(result: Result) -> list[dict[str, Any]]:
     for launch in program.launches:
         phases = result.launch_of(launch)
         for i in range(phases.start, phases.stop):
-            events += _phase_events(result, i, launch.name)
-    busy = _busy_slots(result)
+            events += _slices(result, i, launch.name)
+    events += _arrows(result)
     events += [
-        {"ph": "C", "name": "busy slots", "pid": 0, "ts": at, "args": {"slots": n}} for at, n in busy
+        {"ph": "C", "name": "busy slots", "pid": 0, "ts": _us(at), "args": {"slots": n}}
+        for at, n in _busy_slots(result)
     ]
     return events
 
 
-def _phase_events(result: Result, i: int, launch: str) -> list[dict[str, Any]]:
+def _us(ns: int) -> float:
+    """Microseconds that a reader who multiplies by 1000 and cuts off gets the nanoseconds back from."""
+    us = ns / 1000
+    return us if int(us * 1000) == ns else math.nextafter(us, math.inf)
+
+
+def _thread(result: Result, i: int) -> dict[str, int]:
+    slot, num_sms = int(result.slot[result.cta_of_phase[i]]), result.program.num_sms
+    return {"pid": slot % num_sms, "tid": slot // num_sms}
+
+
+def _span(result: Result, i: int) -> tuple[int, int]:
+    """A phase from when its wait is over to its end, in whole nanoseconds."""
+    return int(result.ready[i]) // _PS_PER_NS, int(result.end[i]) // _PS_PER_NS
+
+
+def _slices(result: Result, i: int, launch: str) -> list[dict[str, Any]]:
     program = result.program
-    cta = int(result.cta_of_phase[i])
-    sm, thread = int(result.slot[cta]) % program.num_sms, int(result.slot[cta]) // program.num_sms
-    begin, ready, end = int(result.begin[i]), int(result.ready[i]), int(result.end[i])
-    where = {"pid": sm, "tid": thread}
-    args = {"cta": cta, "launch": launch, "bytes": int(program.bytes[i])}
+    ready, end = _span(result, i)
+    args = {"cta": int(result.cta_of_phase[i]), "launch": launch, "bytes": int(program.bytes[i])}
     if program.segment[i] >= 0:
         args["segment"] = int(program.segment[i])
     name = Phase(int(program.kind[i])).name.lower()
-    spans = [("wait", begin, ready), (name, ready, end)]
-    events = [
-        {
-            "ph": "X",
-            "name": n,
-            "ts": a * _US_PER_PS,
-            "dur": (b - a) * _US_PER_PS,
-            "args": args,
-            **where,
-        }
+    spans = [("wait", int(result.begin[i]) // _PS_PER_NS, ready), (name, ready, end)]
+    return [
+        {"ph": "X", "name": n, "ts": _us(a), "dur": _us(b - a), "args": args, **_thread(result, i)}
         for n, a, b in spans
         if b > a
     ]
-    counter = int(program.signal_counter[i])
-    if counter >= 0:
-        arrow = {"name": "partial", "cat": "partial", "id": counter, "ts": end * _US_PER_PS}
-        events.append({"ph": "s", **arrow, **where})
-    if int(program.wait_counter[i]) >= 0:
-        arrow = {"name": "partial", "cat": "partial", "id": int(program.wait_counter[i])}
-        events.append({"ph": "f", "bp": "e", **arrow, "ts": ready * _US_PER_PS, **where})
+
+
+def _arrows(result: Result) -> list[dict[str, Any]]:
+    """From the end of each phase that signals to the beginning of each that waited for it.
+
+    Both ends lie within the slices they join: a nanosecond from the edge, half of one if there is no
+    more.
+    """
+    program = result.program
+    peers: dict[int, list[int]] = {}
+    for i in np.flatnonzero(program.signal_counter >= 0):
+        peers.setdefault(int(program.signal_counter[i]), []).append(int(i))
+    events: list[dict[str, Any]] = []
+    for host in np.flatnonzero(program.wait_counter >= 0).tolist():
+        ready, host_end = _span(result, host)
+        for peer in peers.get(int(program.wait_counter[host]), ()):
+            peer_ready, end = _span(result, peer)
+            if result.end[peer] > result.ready[host] or peer_ready == end or ready == host_end:
+                continue
+            arrow = {"name": "partial", "cat": "partial", "id": len(events) // 2}
+            start = _us(end - 1) if end - peer_ready > 1 else _us(peer_ready) + _HALF_NS
+            finish = _us(ready + 1) if host_end - ready > 1 else _us(ready) + _HALF_NS
+            events.append({"ph": "s", **arrow, "ts": start, **_thread(result, peer)})
+            events.append({"ph": "f", "bp": "e", **arrow, "ts": finish, **_thread(result, host)})
     return events
 
 
-def _busy_slots(result: Result) -> list[tuple[float, int]]:
-    times = np.r_[result.cta_begin, result.cta_end]
+def _busy_slots(result: Result) -> list[tuple[int, int]]:
+    """How many slots hold a CTA from each nanosecond at which that changes."""
+    times = np.r_[result.cta_begin, result.cta_end] // _PS_PER_NS
     steps = np.r_[np.ones(len(result.cta_begin)), -np.ones(len(result.cta_end))]
     at, where = np.unique(times, return_inverse=True)
     change = np.zeros(len(at))
     np.add.at(change, where, steps)
     busy = np.cumsum(change).astype(int)
-    return [(int(t) * _US_PER_PS, int(n)) for t, n in zip(at, busy, strict=True)]
+    return [(int(t), int(n)) for t, n in zip(at, busy, strict=True)]
 
 
 def write_trace(result: Result, path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -99,8 +100,22 @@ def read_trace(path: Path) -> Trace:
 
     CSV has a header line; JSONL has one object a line. Lines that are blank or start with # are
     skipped. Other columns are ignored. Raises `ConfigError` with file, line and column for files
-    that cannot be read or recognised, and for lengths that are no whole numbers of tokens.
+    that cannot be read or recognised, and for lengths that are no whole numbers of tokens. A file
+    that has not changed is not read again.
     """
+    try:
+        status = path.stat()
+    except OSError:
+        return _read(path)  # and say what is wrong
+    return _read_once(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16)
+def _read_once(path: Path, _modified: int, _size: int) -> Trace:
+    return _read(path)
+
+
+def _read(path: Path) -> Trace:
     lines = _lines(path)
     if not lines:
         _fail(path, "file", "no lines but comments", "wanted a header and at least one request")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 from leansim.errors import WorkloadError, suggestion
@@ -10,6 +12,7 @@ from leansim.spec import DTYPE_BYTES, DTYPES
 
 Cache = Literal["cold", "warm"]
 Launch = Literal["graph", "stream", "pdl"]
+MOST_TOKENS = 2**40
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Workload:
     label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "context_lens", tuple(int(n) for n in self.context_lens))
+        object.__setattr__(self, "context_lens", tuple(map(int, self.context_lens)))
         if problems := [*self._count_problems(), *self._name_problems(), *self._length_problems()]:
             raise WorkloadError("workload: " + "; ".join(problems))
 
@@ -76,12 +79,15 @@ class Workload:
     def _length_problems(self) -> list[str]:
         if not self.context_lens:
             return ["context_lens is empty, wanted at least one request"]
+        least = max(1, self.query_len)
         problems = [
             f"context_lens[{i}] is {n}, wanted at least query_len ({self.query_len})"
             for i, n in enumerate(self.context_lens)
-            if n < max(1, self.query_len)
+            if n < least
         ][:8]
         longest = max(self.context_lens)
+        if longest > MOST_TOKENS:
+            problems.append(f"a request has {longest:,} tokens, wanted at most {MOST_TOKENS:,}")
         if self.max_context_len is not None and longest > self.max_context_len:
             problems.append(
                 f"max_context_len is {self.max_context_len}, shorter than a request of {longest} tokens"
@@ -127,10 +133,15 @@ class Workload:
             return context_len
         return min(context_len, self.window + self.query_len - 1)
 
-    @property
+    @cached_property
+    def _requests_by_len(self) -> Counter[int]:
+        """How many requests have each length: batches repeat lengths, and big ones are common."""
+        return Counter(self.context_lens)
+
+    @cached_property
     def kv_bytes(self) -> int:
         """Distinct KV bytes the batch must read."""
-        tokens = sum(self.visible_tokens(n) for n in self.context_lens)
+        tokens = sum(count * self.visible_tokens(n) for n, count in self._requests_by_len.items())
         return tokens * self.num_kv_heads * self.kv_bytes_per_token
 
     @property
@@ -145,12 +156,14 @@ class Workload:
         rows = self.batch_size * self.num_q_heads * self.query_len
         return rows * self.value_dim * DTYPE_BYTES[self.q_dtype]
 
-    @property
+    @cached_property
     def flop(self) -> int:
         """Multiply-adds of QK and PV counted as two operations each, nothing padded."""
-        first = [n - self.query_len + 1 for n in self.context_lens]  # what the first new token sees
         limit = self.window or max(self.context_lens)
-        scores = sum(min(n + j, limit) for n in first for j in range(self.query_len))
+        scores = sum(
+            count * sum(min(n - j, limit) for j in range(self.query_len))  # what each new token sees
+            for n, count in self._requests_by_len.items()
+        )
         return 2 * scores * self.num_q_heads * (self.head_dim + self.value_dim)
 
     def describe(self) -> str:

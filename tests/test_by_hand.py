@@ -11,9 +11,12 @@ is 256 tokens of head dim 64: K and V are 32,768 B each. On the toy (1 clk = 1 n
     filling the loop    min(K 1000, 1664 + 512)                    = 1000
     prologue            2 reads and Q: 3*100 + 64*64*2/64          =  428
 
-so a segment of n tiles takes 1428 + 3176 n. A CTA takes 200 to launch, and CTAs are issued 1 apart.
-An output row is 64*2 = 128 B (2 ns), a partial row 64*4 + 4 = 260 B (4.0625 ns); publishing one
-costs 140 (fence) + 60 (atomic) before, merging p of them 400 (flag) + 100 p and their bytes.
+so a segment of n tiles takes 1428 + 3176 n. A CTA takes 200 to launch. Slots that fall idle together
+are filled together; the dispatcher issues a CTA per 1, so who falls idle after 5 were placed waits
+until 5 have passed. An output row is 64*2 = 128 B (2 ns), a partial row 64*4 + 4 = 260 B (4.0625 ns:
+4.062 to store, rounded half to even; 4.063 to load, as a transfer ends on the picosecond after).
+Stores share nothing. Publishing a partial costs 140 (fence) + 60 (atomic) before, merging p of them
+400 (flag) + 100 p and their bytes. All times are exact, to the picosecond.
 """
 
 from __future__ import annotations
@@ -39,11 +42,7 @@ from leansim.tiling import TileGrid
 from leansim.workload import Workload
 
 NS = 1e-9
-LAUNCH, FIXED, TILE = 200.0, 1428.0, 3176.0
-OUTPUT, PARTIAL = 2.0, 4.0625
-RELEASE, FLAG, L2 = 200.0, 400.0, 100.0
-GAP = 700.0
-ROUNDING = 0.005  # ns: each transfer ends on a whole picosecond
+LAUNCH, FLAG, L2, GAP = 200.0, 400.0, 100.0, 700.0
 
 
 @cache
@@ -101,8 +100,8 @@ def run(schedule: Schedule, device: Device | None = None) -> Result:
 
 
 def ns(picoseconds: Any) -> Any:
-    """Picoseconds as ns, to compare within the rounding."""
-    return pytest.approx(np.asarray(picoseconds) / 1000.0, abs=ROUNDING)
+    """Picoseconds as ns, to compare to the picosecond."""
+    return pytest.approx(np.asarray(picoseconds) / 1000.0, rel=0, abs=1e-6)
 
 
 def rows(schedule: Schedule) -> list[tuple[int, int, int, int]]:
@@ -170,46 +169,48 @@ def test_lean_attention_gives_each_sm_two_tiles() -> None:
 
 
 def test_flash_attention_2_takes_five_tiles() -> None:
-    """The second CTA, issued at 1: 1 + 200 + 1428 + 5*3176 + 2 = 17,511 ns."""
+    """Both CTAs, placed together: 200 + 1428 + 5*3176 + 2 = 17,510 ns."""
     result = run(FlashAttention2()(two_heads(), toy()))
-    assert ns(result.makespan_ps) == 17_511.0
-    assert ns(result.cta_end) == [17_510.0, 17_511.0]
+    assert ns(result.makespan_ps) == 17_510.0
+    assert ns(result.cta_begin) == [0.0, 0.0]
+    assert ns(result.cta_end) == [17_510.0, 17_510.0]
 
 
 def test_flash_decoding_runs_its_sixth_cta_alone() -> None:
-    """CTA k is issued at k ns. Two tiles: 200 + 1428 + 6352 + 4.0625 = 7984.0625, one: 4808.0625.
+    """Two tiles take 200 + 1428 + 6352 + 4.062 = 7984.062, one 4808.062.
 
-    CTA 2 (one tile) leaves first, at 4810.0625, so CTA 5 follows it on SM 2 and ends at 9618.125.
-    The other four are gone by 4 + 7984.0625: it is alone for the last 1630 ns. Then comes the second
-    launch: 700 gap + 200 + its CTA's (1 + 3 splits)*100, 2 rows * 3 * 260 B in 24.375, and 256 B in
-    4: the end is at 9618.125 + 1328.375 = 10,946.5 ns.
+    Five CTAs begin at 0. CTA 2 (one tile) leaves first, at 4808.062, so CTA 5 follows it on SM 2 (the
+    dispatcher has been free since 5) and ends at 9616.124. The other four are gone by 7984.062: it
+    is alone for the last 1632.062 ns. Then comes the second launch: 700 gap + 200 + its CTA's
+    (1 + 3 splits)*100, 2 rows * 3 * 260 B in 24.375, and 256 B in 4: the end is at
+    9616.124 + 1328.375 = 10,944.499 ns.
     """
     result = run(FlashDecoding(num_splits=3)(two_heads(), toy()))
     assert result.slot.tolist() == [0, 1, 2, 3, 4, 2, 0]
-    ends = [7984.0625, 7985.0625, 4810.0625, 7987.0625, 7988.0625, 9618.125, 10_946.5]
-    assert ends == ns(result.cta_end)
-    assert ns(result.cta_begin[5]) == 4810.0625
-    assert ns(result.makespan_ps) == 10_946.5
+    ends = [7984.062, 7984.062, 4808.062, 7984.062, 7984.062, 9616.124, 10_944.499]
+    assert ns(result.cta_end) == ends
+    assert ns(result.cta_begin[:6]) == [0.0] * 5 + [4808.062]
+    assert ns(result.makespan_ps) == 10_944.499
 
 
 def test_lean_attention_ends_with_the_cta_that_touches_both_heads() -> None:
-    """Times in ns; CTA k is issued at k.
+    """Times in ns; all begin at 0.
 
-    CTA 1, 3, 4 (2 tiles, then publish): k + 200 + 1428 + 6352 + 204.0625 = k + 8184.0625.
-    CTA 2: 2 + 200 + 4604 + 204.0625 = 5010.0625 (head 0's last tile published), + 4604 = 9614.0625
-    (head 1's first tile done). Its peers 3 and 4 published by 8188.0625: it need not wait, merges
-    in 400 + 2*100 + 2*4.0625 = 608.125 and writes in 2: 10,224.1875, the end.
-    CTA 0: 200 + 1428 + 6352 = 7980; its peer 1 publishes at 8185.0625, so it waits 205.0625, then
-    610.125 more: 8795.1875.
+    CTA 1, 3, 4 (2 tiles, then publish): 200 + 1428 + 6352 + 204.062 = 8184.062.
+    CTA 2: 200 + 4604 + 204.062 = 5008.062 (head 0's last tile published), + 4604 = 9612.062
+    (head 1's first tile done). Its peers 3 and 4 published at 8184.062: it need not wait, merges
+    in 400 + 2*100 + 2*260/64 = 608.125 and writes in 2: 10,222.187, the end.
+    CTA 0: 200 + 1428 + 6352 = 7980; its peer 1 publishes at 8184.062, so it waits 204.062, then
+    610.125 more: 8794.187.
     """
     schedule = LeanAttention()(two_heads(), toy())
     result = run(schedule)
     assert result.slot.tolist() == [0, 1, 2, 3, 4]
-    assert ns(result.cta_end) == [8795.1875, 8185.0625, 10_224.1875, 8187.0625, 8188.0625]
+    assert ns(result.cta_end) == [8794.187, 8184.062, 10_222.187, 8184.062, 8184.062]
     merge = np.flatnonzero(result.program.kind == Phase.MERGE)
-    assert ns((result.ready - result.begin)[merge]) == [205.0625, 0.0]
-    assert ns(result.makespan_ps) == 10_224.1875
-    assert ns(result.spent_ps(result.program.launches[0])["wait"]) == 205.0625
+    assert ns((result.ready - result.begin)[merge]) == [204.062, 0.0]
+    assert ns(result.makespan_ps) == 10_222.187
+    assert ns(result.spent_ps(result.program.launches[0])["wait"]) == 204.062
 
 
 @pytest.mark.parametrize("name", ["h100_sxm", "a100_sxm_80gb"])
@@ -226,15 +227,15 @@ def test_the_order_holds_on_five_sms_of_a_real_gpu(name: str) -> None:
 def test_lean_attention_beats_flash_decoding_beats_flash_attention_2() -> None:
     """Idle SM time: FA2 3 SMs all along, FlashDecoding most of its second wave, Lean the merge.
 
-    Lean's slots: 5 * 10,224.1875, less what the CTAs hold (8795.1875, 8184.0625, 10,222.1875,
-    8184.0625, 8184.0625) = 7551.375 ns idle, 15% of it.
+    Lean's slots: 5 * 10,222.187, less what the CTAs hold (8794.187, 3 * 8184.062, 10,222.187)
+    = 7542.375 ns idle, 15% of it.
     """
     spans = {}
     for partitioner in (FlashAttention2(), FlashDecoding(num_splits=3), LeanAttention()):
         result = run(partitioner(two_heads(), toy()))  # type: ignore[operator]
         spans[type(partitioner).__name__] = result.makespan_ps
     assert spans["LeanAttention"] < spans["FlashDecoding"] < spans["FlashAttention2"]
-    assert ns(result.spent_ps(result.program.launches[0])["idle"]) == 7551.375
+    assert ns(result.spent_ps(result.program.launches[0])["idle"]) == 7542.375
 
 
 # -- small cases -----------------------------------------------------------------------------------
@@ -277,9 +278,13 @@ def test_a_ragged_batch_padded_to_the_longest_leaves_ctas_empty() -> None:
 
 
 def test_a_short_tile_takes_as_long_as_a_whole_one_but_loads_less() -> None:
-    """One token: 200 + 1428 + 3176 + 2 ns as for 256, and 1 * 64 * 2 * 2 = 256 B of KV."""
+    """One token: 200 + 1428 + 3176 + 2 ns as for 256, and 1 * 64 * 2 * 2 = 256 B of KV.
+
+    The 3176 are 255/256 of latency and 1/256 of transfer: 3163.59375 and 12.40625 ns. Both are
+    rounded up to a picosecond, which makes one more.
+    """
     result = run(FlashAttention2()(grid_of((1,), 1), toy()))
-    assert ns(result.makespan_ps) == 4806.0
+    assert ns(result.makespan_ps) == 4806.001
     assert result.program.bytes_of(Phase.STREAM) == 256
 
 
@@ -287,27 +292,27 @@ def test_splits_of_a_longer_call_leave_ctas_empty() -> None:
     """The call is told of 5120 tokens: 20 tiles, 4 splits of 5. The requests have 6 tiles and 1.
 
     Request 0: split 0 has 5 tiles, split 1 one, 2 and 3 none. Request 1: split 0 has 1, the rest
-    none. An empty CTA still launches and writes a partial: 204.0625 ns. CTAs 2 and 3 are empty, so
-    5 follows at 206.0625 on SM 2, 6 at 207.0625 on SM 3, and 7 after 5 at 410.125. The second
-    launch reads all 2 * 4 partials.
+    none. An empty CTA still launches and writes a partial: 204.062 ns. CTAs 2 and 3 are empty and
+    leave together, so 5 and 6 follow together on SMs 2 and 3 at 204.062, and at 408.124 these
+    leave together: 7 takes the first of the two. The second launch reads all 2 * 4 partials.
     """
     schedule = FlashDecoding(num_splits=4)(grid_of((1300, 256), 1, max_context_len=5120), toy())
     assert rows(schedule) == [(0, 0, 0, 5), (1, 0, 5, 6), (4, 1, 0, 1)]
     assert (schedule.num_ctas, schedule.num_empty_ctas) == (8, 5)
     result = run(schedule)
     assert result.slot[:8].tolist() == [0, 1, 2, 3, 4, 2, 3, 2]
-    assert ns(result.cta_begin[5:8]) == [206.0625, 207.0625, 410.125]
+    assert ns(result.cta_begin[5:8]) == [204.062, 204.062, 408.124]
     assert result.program.bytes_of(Phase.COMBINE) == 2 * 4 * 260
     held = (result.cta_end - result.cta_begin)[[2, 3, 5, 6, 7]]
-    assert ns(held) == [204.0625] * 5
+    assert ns(held) == [204.062] * 5
 
 
 def test_a_host_waits_for_a_late_peer() -> None:
     """One head of 4 tiles, the host with 1 and its peer with 3.
 
-    The host is done at 200 + 1428 + 3176 = 4804. The peer, issued at 1, streams until
-    1 + 200 + 1428 + 9528 = 11,157 and has published 204.0625 later, at 11,361.0625. The host has
-    waited 6557.0625; flag, one partial and the output: 400 + 100 + 4.0625 + 2 -> 11,867.125.
+    The host is done at 200 + 1428 + 3176 = 4804. The peer streams until 200 + 1428 + 9528 = 11,156
+    and has published 204.062 later, at 11,360.062. The host has waited 6556.062; flag, one partial
+    and the output: 400 + 100 + 4.063 + 2 -> 11,866.125.
     """
     grid = grid_of((1024,), 1)
     zero = np.zeros(2, dtype=np.int64)
@@ -317,11 +322,11 @@ def test_a_host_waits_for_a_late_peer() -> None:
     result = run(schedule)
     kinds = [Phase(kind) for kind in result.program.kind[:4]]
     assert kinds == [Phase.LAUNCH, Phase.STREAM, Phase.MERGE, Phase.WRITE]
-    assert ns(result.begin[:4]) == [0.0, 200.0, 4804.0, 11_865.125]
-    assert ns(result.ready[2]) == 11_361.0625
-    assert ns(result.moving[2]) == 11_861.0625
-    assert ns(result.makespan_ps) == 11_867.125
-    assert ns(result.spent_ps(result.program.launches[0])["wait"]) == 6557.0625
+    assert ns(result.begin[:4]) == [0.0, 200.0, 4804.0, 11_864.125]
+    assert ns(result.ready[2]) == 11_360.062
+    assert ns(result.moving[2]) == 11_860.062
+    assert ns(result.makespan_ps) == 11_866.125
+    assert ns(result.spent_ps(result.program.launches[0])["wait"]) == 6556.062
 
 
 def test_the_second_launch_begins_after_the_gap_whatever_the_launch_mode() -> None:
@@ -340,17 +345,46 @@ def test_the_second_launch_begins_after_the_gap_whatever_the_launch_mode() -> No
 
 
 def test_ctas_of_one_sm_share_its_units() -> None:
-    """4 CTAs on one SM, issued together; each wants a tile per 3176 ns.
+    """4 CTAs on one SM; each wants a tile per 3176 ns.
 
     The SM's busiest unit works max(QK + PV 1024, exps 1024, bytes 65536/64 = 1024) ns per tile:
-    4 tiles in 4096 ns, more than 3176. So a round of 4 tiles takes 4096, five 20,480. The outputs
-    leave together, 4 * 128 B at 64 B/ns = 8. In all 200 + 1428 + 20,480 + 8 = 22,116 ns.
-    With 3 CTAs the SM could do 3 tiles in 3072 < 3176: nobody is held back, 1628 + 15,880 + 6.
+    4 tiles in 4096 ns, more than 3176. So a round of 4 tiles takes 4096, five 20,480. Stores do not
+    share: each output leaves in 2. In all 200 + 1428 + 20,480 + 2 = 22,110 ns.
+    With 3 CTAs the SM could do 3 tiles in 3072 < 3176: nobody is held back, 1628 + 15,880 + 2.
     """
-    device = toy(1).model_copy(update={"cta_dispatch_interval_s": 1e-14})
-    for heads, end in ((4, 22_116.0), (3, 17_514.0)):
+    device = toy(1)
+    for heads, end in ((4, 22_110.0), (3, 17_510.0)):
         grid = grid_of((1280,), heads).with_slots(1, 4)
-        assert end == ns(run(FlashAttention2()(grid, device), device).makespan_ps)
+        result = run(FlashAttention2()(grid, device), device)
+        assert ns(result.cta_end) == [end] * heads
+
+
+def test_a_crowded_sm_slows_only_its_own_ctas() -> None:
+    """9 CTAs of 5 tiles on 2 SMs that hold 5: slots 0, 2, 4, 6, 8 are on SM 0, the rest on SM 1.
+
+    SM 0 has 5 CTAs and does a round of 5 tiles in 5 * 1024 = 5120 ns, SM 1 has 4 and does its 4 in
+    4096: 1628 + 5*5120 + 2 = 27,230 and 22,110 ns.
+    """
+    device = toy(2)
+    grid = grid_of((1280,), 9).with_slots(2, 5)
+    result = run(FlashAttention2()(grid, device), device)
+    assert result.slot.tolist() == list(range(9))
+    assert ns(result.cta_end) == [27_230.0, 22_110.0] * 4 + [27_230.0]
+
+
+def test_a_slow_dispatcher_holds_up_the_second_wave() -> None:
+    """CTAs of one tile: 200 + 1428 + 3176 + 2 = 4806 ns. 12 of them on 5 SMs, one issued per 1000.
+
+    5 begin together at 0 and are gone at 4806, but the dispatcher is busy with them until 5000. The
+    next 5 begin then, are gone at 9806, and the last 2 begin at 10,000: 14,806. One per 900 is done
+    with 5 at 4500, so nobody waits for it: 4806, 9612, 14,418.
+    """
+    for interval, begins in ((1000, (0.0, 5000.0, 10_000.0)), (900, (0.0, 4806.0, 9612.0))):
+        device = toy().model_copy(update={"cta_dispatch_interval_s": interval * NS})
+        result = run(FlashAttention2()(grid_of((256,), 12), device), device)
+        assert ns(result.cta_begin) == [begins[c // 5] for c in range(12)]
+        assert result.slot.tolist() == [c % 5 for c in range(12)]
+        assert ns(result.makespan_ps) == begins[-1] + 4806.0
 
 
 def test_ctas_of_all_sms_share_dram() -> None:
@@ -359,7 +393,6 @@ def test_ctas_of_all_sms_share_dram() -> None:
     200 + 1428 + 5 * 6352 + 2 = 33,390 ns.
     """
     half = 5 * 65_536 / (3176 * NS) / 2
-    update = {"dram_bandwidth_bytes_per_s": half, "cta_dispatch_interval_s": 1e-14}
-    device = toy().model_copy(update=update)
+    device = toy().model_copy(update={"dram_bandwidth_bytes_per_s": half})
     grid = grid_of((1280,), 5)
     assert ns(run(FlashAttention2()(grid, device), device).makespan_ps) == 33_390.0

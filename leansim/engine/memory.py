@@ -1,7 +1,8 @@
 """Transfers in progress on the SimPy clock: who shares with whom, and who finishes next.
 
-Transfers with the same limit get the same rate, so they form a pool whose service is counted once:
-a transfer ends when its pool has served it its bytes. Work per event is O(log transfers + pools).
+Transfers of one kind on SMs that carry the same load get the same rate, so they form a pool whose
+service is counted once: a transfer ends when its pool has served it its bytes. Work per event is
+O(log transfers + pools).
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL, EventPriority
 
-from leansim.engine.sharing import Demand, level, shared_rates
-from leansim.program import FlowKind, Program
+from leansim.engine.sharing import Demand, shared_rates, sm_limits
+from leansim.program import Program
 
-# After everything else that happens at the same picosecond (SimPy: urgent 0, normal 1).
-_LAST = EventPriority(2)
+# After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
+PLACE = EventPriority(2)
+SETTLE = EventPriority(3)
 # Bytes below which a transfer is done; wake-ups are rounded up to a picosecond, so what is left at
 # one is floating-point residue.
-_RESIDUE = 1e-3
+RESIDUE = 1e-3
 
 
 @dataclass(eq=False)
 class _Pool:
-    """Transfers of equal limit and DRAM share: `served` bytes for each since the beginning."""
+    """Transfers of one kind under one load of an SM: `served` bytes for each since the beginning."""
 
     limit: float
     dram_share: float
@@ -46,7 +48,8 @@ class _Pool:
 @dataclass(eq=False)
 class _Transfer:
     sm: int
-    kind: FlowKind
+    kind: int
+    size: int
     remaining: float
     done: simpy.Event
     pool: _Pool | None = None
@@ -63,12 +66,13 @@ class Clock(simpy.Environment):
         return self._now  # type: ignore[return-value] # every delay here is an int
 
 
-class _At(simpy.Event):
+class At(simpy.Event):
     """An event that calls back after a delay, at a priority of its own."""
 
     def __init__(
         self, env: Clock, delay: int, priority: EventPriority, callback: Callable[[Any], None]
     ) -> None:
+        """Schedule the callback."""
         super().__init__(env)
         self.callbacks = [callback]
         self._ok = True
@@ -83,30 +87,33 @@ class Memory:
         """Start idle."""
         self.env = env
         self.program = program
+        self.radix = program.max_ctas_per_sm + 1
+        self.limits = sm_limits(program.flows, program.max_ctas_per_sm)
         self.on_sm: list[list[_Transfer]] = [[] for _ in range(program.num_sms)]
         self.changed: set[int] = set()
-        self.pools: dict[tuple[float, float], _Pool] = {}
+        self.pools: dict[tuple[int, int], _Pool] = {}
         self.clock = 0
         self.settling = False
         self.tickets = 0
-        self.wake: _At | None = None
+        self.wake: At | None = None
         self.bytes_served = 0
-        self.events = 0
 
-    def transfer(self, sm: int, kind: FlowKind, size: int) -> simpy.Event:
+    def transfer(self, sm: int, kind: int, size: int) -> simpy.Event:
         """Begin moving `size` bytes for a CTA on `sm`; the event returned fires when they are."""
         done = simpy.Event(self.env)
-        self.on_sm[sm].append(_Transfer(sm, kind, float(size), done))
-        self.bytes_served += size
+        self.on_sm[sm].append(_Transfer(sm, kind, size, float(size), done))
         self._touch(sm)
         return done
 
     def _touch(self, sm: int) -> None:
         """Note a change on `sm`; rates are settled once for all changes of a picosecond."""
         self.changed.add(sm)
+        self._settle_soon()
+
+    def _settle_soon(self) -> None:
         if not self.settling:
             self.settling = True
-            _At(self.env, 0, _LAST, self._settle)
+            At(self.env, 0, SETTLE, self._settle)
 
     def _advance(self) -> None:
         elapsed = self.env.now - self.clock
@@ -116,15 +123,15 @@ class Memory:
             self.clock = self.env.now
 
     def _settle(self, _: Any) -> None:
+        """Regroup what changed, share the bandwidth, and set the next wake-up."""
         self._advance()
-        self.events += 1
         self.settling = False
-        for sm in sorted(self.changed):
+        for sm in self.changed:
             self._regroup(sm)
         self.changed.clear()
-        for key in [key for key, pool in self.pools.items() if pool.count == 0]:
-            del self.pools[key]
-        pools = [self.pools[key] for key in sorted(self.pools)]
+        for pool in self.pools.values():
+            pool.rate = 0.0
+        pools = [pool for _, pool in sorted(self.pools.items()) if pool.count]
         program = self.program
         rates = shared_rates(
             [Demand(pool.count, pool.limit, pool.dram_share) for pool in pools],
@@ -136,21 +143,20 @@ class Memory:
         for pool, rate in zip(pools, rates, strict=True):
             pool.rate = rate
             target = pool.next_end()
-            if target is not None:
-                waits.append(math.ceil(max(0.0, target - pool.served - _RESIDUE / 2) / rate))
-        self.wake = _At(self.env, max(1, min(waits)), NORMAL, self._complete) if waits else None
+            assert target is not None
+            waits.append(max(1, math.ceil((target - pool.served - RESIDUE / 2) / rate)))
+        self.wake = At(self.env, min(waits), NORMAL, self._complete) if waits else None
 
     def _regroup(self, sm: int) -> None:
-        """Recompute the limits of an SM's transfers and move those whose limit changed."""
+        """Move an SM's transfers to the pools of its new load."""
         transfers = self.on_sm[sm]
-        kinds = [(t.kind.max_bytes_per_ps, t.kind.sm_ps_per_byte) for t in transfers]
-        sm_level = level(kinds, 1.0)
+        code = sum(self.radix**transfer.kind for transfer in transfers)
         for transfer in transfers:
-            limit = min(transfer.kind.max_bytes_per_ps, sm_level)
-            key = (limit, transfer.kind.dram_share)
-            pool = self.pools.get(key)
+            pool = self.pools.get((code, transfer.kind))
             if pool is None:
-                pool = self.pools[key] = _Pool(*key)
+                kind = self.program.flows[transfer.kind]
+                pool = _Pool(float(self.limits[code, transfer.kind]), kind.dram_share)
+                self.pools[code, transfer.kind] = pool
             if pool is not transfer.pool:
                 self._move(transfer, pool)
 
@@ -172,14 +178,13 @@ class Memory:
         self._advance()
         for pool in self.pools.values():
             target = pool.next_end()
-            while target is not None and target - pool.served <= _RESIDUE:
+            while target is not None and target - pool.served <= RESIDUE:
                 transfer = heapq.heappop(pool.queue)[2]
                 pool.count -= 1
                 transfer.ticket = -1
+                self.bytes_served += transfer.size
                 self.on_sm[transfer.sm].remove(transfer)
                 self._touch(transfer.sm)
                 transfer.done.succeed()
                 target = pool.next_end()
-        if not self.settling:  # rounding left a hair: settle again
-            self.settling = True
-            _At(self.env, 0, _LAST, self._settle)
+        self._settle_soon()  # even if rounding left a hair to the next picosecond

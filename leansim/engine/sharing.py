@@ -1,15 +1,22 @@
 """How running transfers share the memory system: max-min fair, in closed form.
 
-A transfer is held back by what its CTA can keep in flight, by its SM, by L2, and by DRAM. Raising
-all rates together until each meets its first limit gives every transfer min(own limit, its SM's
-level, the level of the memories it uses), so the levels can be found one resource at a time.
+A transfer is held back by what its CTA can keep in flight, by its SM, by L2, and by DRAM. All rates
+rise together until each meets its first limit. An SM's limit depends only on what runs on the SM,
+so it is found first and the rest is one progressive filling over groups of equal transfers.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from leansim.program import FloatArray, FlowKind
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,28 @@ def level(limits: Sequence[tuple[float, float]], capacity: float) -> float:
     return math.inf
 
 
+@lru_cache(maxsize=256)
+def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> FloatArray:
+    """Most bytes/ps of one transfer of each kind, for everything that can run on an SM at once.
+
+    `[code, kind]`, where `code = sum(count of kind k * (max_ctas + 1) ** k)`. A kind is held to its
+    own pace and to the level at which its SM's busiest unit is full.
+    """
+    radix = max_ctas + 1
+    table = np.zeros((radix ** len(flows), len(flows)))
+    for counts in itertools.product(range(radix), repeat=len(flows)):
+        if not 0 < sum(counts) <= max_ctas:
+            continue
+        wants = [
+            (f.max_bytes_per_ps, n * f.sm_ps_per_byte) for f, n in zip(flows, counts, strict=True) if n
+        ]
+        height = level(wants, 1.0)
+        code = sum(n * radix**k for k, n in enumerate(counts))
+        table[code] = [min(flow.max_bytes_per_ps, height) for flow in flows]
+    table.flags.writeable = False
+    return table
+
+
 def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
     """Bandwidth of a memory offered more or less than it can serve.
 
@@ -43,21 +72,59 @@ def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
     """
     if offered <= 0.0:
         return peak
-    ratio = offered / peak
-    return float(offered / (1.0 + ratio**exponent) ** (1.0 / exponent))
+    return float(offered / (1.0 + (offered / peak) ** exponent) ** (1.0 / exponent))
+
+
+def fill_rates(
+    n: int, count: Any, limit: Any, share: Any, dram_free: float, l2_free: float, rate: Any
+) -> None:
+    """Write into `rate[:n]` the bytes/ps of one transfer of each of `n` groups.
+
+    Progressive filling: the common level rises to the next limit, or to where DRAM is full (groups
+    that use it stop) or L2 is full (all stop). Plain loops over plain arrays, so that a compiled
+    engine can compile this very function. Sums run in the order of the groups.
+    """
+    for i in range(n):
+        rate[i] = -1.0
+    height = 0.0
+    while True:
+        dram_weight, l2_weight, next_limit = 0.0, 0.0, math.inf
+        for i in range(n):
+            if rate[i] < 0.0:
+                dram_weight += count[i] * share[i]
+                l2_weight += count[i]
+                next_limit = min(next_limit, limit[i])
+        if l2_weight == 0.0:
+            return
+        dram_full = height + dram_free / dram_weight if dram_weight > 0.0 else math.inf
+        l2_full = height + l2_free / l2_weight
+        rise = min(next_limit, dram_full, l2_full) - height
+        dram_free = max(0.0, dram_free - dram_weight * rise)
+        l2_free = max(0.0, l2_free - l2_weight * rise)
+        height += rise
+        for i in range(n):
+            if rate[i] < 0.0:
+                if limit[i] <= height:
+                    rate[i] = limit[i]
+                elif l2_full <= height or (dram_full <= height and share[i] > 0.0):
+                    rate[i] = height
 
 
 def shared_rates(
     demands: Sequence[Demand], dram_peak: float, dram_exponent: float, l2_peak: float
 ) -> list[float]:
     """Rate in bytes/ps of each demand's transfers, in the order given."""
-    dram = [(d.limit, d.count * d.dram_share) for d in demands if d.dram_share > 0.0]
-    offered = sum(limit * weight for limit, weight in dram)
-    dram_level = level(dram, loaded_capacity(offered, dram_peak, dram_exponent)) if dram else math.inf
-    l2_level = level([(d.limit, float(d.count)) for d in demands], l2_peak)
-    if l2_level <= dram_level:
-        return [min(d.limit, l2_level) for d in demands]
-    held = sum(d.count * min(d.limit, dram_level) for d in demands if d.dram_share > 0.0)
-    free = [(d.limit, float(d.count)) for d in demands if d.dram_share == 0.0]
-    free_level = level(free, max(0.0, l2_peak - held)) if free else math.inf
-    return [min(d.limit, dram_level if d.dram_share > 0.0 else free_level) for d in demands]
+    offered = 0.0
+    for demand in demands:
+        offered += demand.count * demand.dram_share * demand.limit
+    rates = [0.0] * len(demands)
+    fill_rates(
+        len(demands),
+        [d.count for d in demands],
+        [d.limit for d in demands],
+        [d.dram_share for d in demands],
+        loaded_capacity(offered, dram_peak, dram_exponent),
+        l2_peak,
+        rates,
+    )
+    return rates

@@ -1,6 +1,8 @@
-"""The reference engine: SimPy, one process per slot pulling CTAs from one queue.
+"""The reference engine: SimPy, one process per slot.
 
-Integer picoseconds, no randomness: a program always gives the same result, bit for bit.
+Integer picoseconds, no randomness: a program always gives the same result, bit for bit. At one
+picosecond everything that ends is handled first, then free slots take CTAs in slot order, then the
+memory system settles.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import simpy
 
-from leansim.engine.memory import Clock, Memory
-from leansim.program import Program
+from leansim.engine.memory import PLACE, At, Clock, Memory
+from leansim.program import Launch, Program
 from leansim.result import Result
+
+Process = Generator[simpy.Event, Any, None]
 
 
 class _Run:
@@ -26,6 +30,9 @@ class _Run:
         self.program = program
         self.counters = [0] * program.num_counters
         self.waiting: dict[int, list[tuple[int, simpy.Event]]] = {}
+        self.queue: deque[int] = deque()
+        self.idle: list[tuple[int, simpy.Event]] = []
+        self.placing = False
         self.next_dispatch = 0
         times = ("begin", "ready", "moving", "end")
         self.times = {name: [0] * program.num_phases for name in times}
@@ -41,35 +48,57 @@ class _Run:
         self.wait_target = program.wait_target.tolist()
         self.signal_counter = program.signal_counter.tolist()
 
-    def launches(self) -> Generator[simpy.Event, Any, None]:
+    def launches(self) -> Process:
         """Run launches one after the other, each after its gap."""
         for launch in self.program.launches:
             self.launch_begin.append(self.env.now)
             if launch.gap_ps:
                 yield self.env.timeout(launch.gap_ps)
-            self.next_dispatch = self.env.now
-            queue = deque(range(launch.first_cta, launch.last_cta))
-            slots = min(len(queue), self.program.slots(launch))
-            running = [self.env.process(self.slot_process(j, queue)) for j in range(slots)]
-            yield from running
+            yield from self.one_launch(launch)
             self.launch_end.append(self.env.now)
 
-    def slot_process(self, slot: int, queue: deque[int]) -> Generator[simpy.Event, Any, None]:
-        """Run CTAs one after the other on one slot."""
-        env, sm = self.env, slot % self.program.num_sms
-        interval = self.program.dispatch_interval_ps
-        while queue:
-            cta = queue.popleft()
-            start = max(env.now, self.next_dispatch)
-            self.next_dispatch = start + interval
-            if start > env.now:
-                yield env.timeout(start - env.now)
+    def one_launch(self, launch: Launch) -> Process:
+        """Run every CTA of a launch."""
+        self.next_dispatch = self.env.now
+        self.queue = deque(range(launch.first_cta, launch.last_cta))
+        slots = min(len(self.queue), self.program.slots(launch))
+        running = [self.env.process(self.slot_process(j)) for j in range(slots)]
+        yield from running
+
+    def slot_process(self, slot: int) -> Process:
+        """Run CTAs one after the other on one slot until none is left."""
+        sm = slot % self.program.num_sms
+        while self.queue:
+            placed = self.env.event()
+            self.idle.append((slot, placed))
+            if not self.placing:
+                self.placing = True
+                At(self.env, 0, PLACE, self.place)
+            cta, start = yield placed
+            if cta is None:
+                return
+            if start > self.env.now:
+                yield self.env.timeout(start - self.env.now)
             self.slot[cta] = slot
             yield from self.cta_phases(cta, sm)
 
-    def cta_phases(self, cta: int, sm: int) -> Generator[simpy.Event, Any, None]:
+    def place(self, _: Any) -> None:
+        """Give CTAs to the idle slots, in slot order.
+
+        Slots that fall idle at the same moment are filled together; the next to fall idle may have
+        to wait until the dispatcher, at one CTA per interval, has made up for them.
+        """
+        self.placing = False
+        idle = sorted(self.idle, key=lambda pair: pair[0])
+        self.idle.clear()
+        start = max(self.env.now, self.next_dispatch)
+        self.next_dispatch = start + min(len(idle), len(self.queue)) * self.program.dispatch_interval_ps
+        for _, placed in idle:
+            placed.succeed((self.queue.popleft() if self.queue else None, start))
+
+    def cta_phases(self, cta: int, sm: int) -> Process:
         """Execute the phases of a CTA, recording each."""
-        env, times, flows = self.env, self.times, self.program.flows
+        env, times = self.env, self.times
         for phase in range(self.border[cta], self.border[cta + 1]):
             times["begin"][phase] = env.now
             counter = self.wait_counter[phase]
@@ -79,8 +108,8 @@ class _Run:
             if self.latency[phase]:
                 yield env.timeout(self.latency[phase])
             times["moving"][phase] = env.now
-            if self.bytes[phase]:
-                yield self.memory.transfer(sm, flows[self.flow[phase]], self.bytes[phase])
+            if self.flow[phase] >= 0 and self.bytes[phase]:
+                yield self.memory.transfer(sm, self.flow[phase], self.bytes[phase])
             times["end"][phase] = env.now
             if self.signal_counter[phase] >= 0:
                 self.signal(self.signal_counter[phase])
@@ -110,5 +139,4 @@ def execute(program: Program) -> Result:
         launch_begin=tuple(run.launch_begin),
         launch_end=tuple(run.launch_end),
         bytes_served=run.memory.bytes_served,
-        events=run.memory.events,
     )

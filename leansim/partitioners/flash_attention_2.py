@@ -13,7 +13,8 @@ from leansim.tiling import IntArray, TileGrid
 
 def issue_order(grid: TileGrid) -> IntArray:
     """Output tiles in the order of FA2's unsplit grid (row blocks, batch, heads): heads slowest."""
-    return np.lexsort((grid.row_block, grid.request, grid.head))
+    tiles = np.arange(grid.num_output_tiles).reshape(grid.batch_size, grid.heads, grid.row_blocks)
+    return tiles.transpose(1, 0, 2).ravel()
 
 
 @dataclass(frozen=True)

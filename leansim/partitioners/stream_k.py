@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.schedule import Schedule
+from leansim.schedule import Schedule, changes
 from leansim.tiling import IntArray, TileGrid
 
 MAX_SPLITS_PER_HEAD = 32
@@ -58,7 +58,8 @@ def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, 
     start, stop) of the segments, in line order. Costs O(CTAs + output tiles), whatever the lengths.
     """
     ends = np.cumsum(tiles)
-    points = np.union1d(borders, np.r_[0, ends])
+    both = np.sort(np.concatenate((borders, ends)), kind="stable")  # borders hold 0 already
+    points = both[changes(both)]
     low, high = points[:-1], points[1:]
     cta = np.searchsorted(borders, low, side="right") - 1
     position = np.searchsorted(ends, low, side="right")
@@ -84,5 +85,5 @@ def host_schedule(
         num_ctas=num_ctas,
         combine="host" if split else "none",
         num_splits=num_splits,
-        num_empty_ctas=num_ctas - len(np.unique(cta)),
+        num_empty_ctas=num_ctas - int(np.count_nonzero(changes(cta))),
     )

@@ -1,0 +1,239 @@
+"""Measures what leansim costs, and writes docs/benchmarks.md.
+
+    python benchmarks/run.py
+
+Machines are shared and noisy: every comparison is made inside this one run, the best of several
+repeats is kept, and nothing here is a test.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leansim import __version__
+from leansim.bounds import roofline
+from leansim.engine import numba_engine, simpy_engine
+from leansim.lowering import lower
+from leansim.points import Point, point, resolve
+from leansim.program import Program
+from leansim.tables import render
+
+HERE = Path(__file__).resolve().parent
+HEADS = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
+KERNELS = ("fa2", "flash_decoding", "flash_decoding_2_5_6", "lean_ort", "lean")
+
+
+def best(work: Callable[[], Any], repeats: int = 7) -> float:
+    """Least wall time of several runs, s; the first, which may compile, is not counted."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def programmed(what: Point) -> Program:
+    """Plan and price a point."""
+    item = resolve(what)
+    return lower(item.schedule, item.kernel, item.device)
+
+
+def whole(what: Point) -> Callable[[], Any]:
+    """Everything a prediction does: resolve, plan, price, execute, measure."""
+    from leansim.api import simulate  # noqa: PLC0415
+
+    return lambda: simulate(what).metrics
+
+
+def engines() -> list[dict[str, Any]]:
+    """Both engines on the same programs."""
+    cases = {
+        "uniform, 64 requests x 4k": {"batch_size": 64, "context_len": "4k"},
+        "uniform, 1,024 requests x 1k": {"batch_size": 1024, "context_len": "1k"},
+        "ragged, 256 of Mooncake": {"batch_size": 256, "trace": "mooncake_conversation"},
+    }
+    rows = []
+    for label, batch in cases.items():
+        for kernel in ("fa2", "lean"):
+            program = programmed(point(device="h100_sxm", kernel=kernel, **HEADS, **batch))
+            slow = best(lambda p=program: simpy_engine.execute(p), 3)
+            fast = best(lambda p=program: numba_engine.execute(p))
+            events = program.num_events
+            rows.append(
+                {
+                    "program": f"{kernel}, {label}",
+                    "CTAs": program.num_ctas,
+                    "events": events,
+                    "SimPy events/s": f"{events / slow:,.0f}",
+                    "Numba events/s": f"{events / fast:,.0f}",
+                    "ratio": f"{slow / fast:.0f}",
+                    "SimPy ms": f"{slow * 1e3:.2f}",
+                    "Numba ms": f"{fast * 1e3:.3f}",
+                }
+            )
+    return rows
+
+
+def ragged() -> list[dict[str, Any]]:
+    """One ragged batch of 256 requests under every kernel, everything included."""
+    rows = []
+    for kernel in KERNELS:
+        what = point(
+            device="h100_sxm", kernel=kernel, trace="mooncake_conversation", batch_size=256, **HEADS
+        )
+        program = programmed(what)
+        rows.append(
+            {
+                "kernel": kernel,
+                "CTAs": program.num_ctas,
+                "engine ms": f"{best(lambda p=program: numba_engine.execute(p)) * 1e3:.2f}",
+                "whole point ms": f"{best(whole(what)) * 1e3:.2f}",
+            }
+        )
+    return rows
+
+
+def growth() -> tuple[list[dict[str, Any]], float]:
+    """Engine time against CTAs (FA2, uniform), and the slope of its log-log fit."""
+    rows, xs, ys = [], [], []
+    for requests in (16, 64, 256, 1024, 4096, 16384):
+        program = programmed(
+            point(device="h100_sxm", kernel="fa2", batch_size=requests, context_len=512,
+                  num_q_heads=64, num_kv_heads=64, head_dim=128)
+        )  # fmt: skip
+        seconds = best(lambda p=program: numba_engine.execute(p), 3)
+        xs.append(program.num_ctas)
+        ys.append(seconds)
+        rows.append(
+            {
+                "CTAs": f"{program.num_ctas:,}",
+                "engine ms": f"{seconds * 1e3:.3f}",
+                "ns per CTA": f"{seconds / program.num_ctas * 1e9:.0f}",
+            }
+        )
+    return rows, float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
+
+
+def context() -> list[dict[str, Any]]:
+    """LeanAttention, 16 requests x 128 heads, over context."""
+    rows = []
+    for length in ("8k", "64k", "256k", "1M"):
+        what = point(device="h100_sxm", kernel="lean", batch_size=16, context_len=length,
+                     num_q_heads=128, num_kv_heads=128, head_dim=128)  # fmt: skip
+        program = programmed(what)
+        rows.append(
+            {
+                "context": length,
+                "segments": resolve(what).schedule.num_segments,
+                "engine ms": f"{best(lambda p=program: numba_engine.execute(p)) * 1e3:.2f}",
+                "whole point ms": f"{best(whole(what)) * 1e3:.2f}",
+            }
+        )
+    return rows
+
+
+def silicon_style(count: int) -> list[dict[str, Any]]:
+    """Points in the style of the measured tables: uniform, 1 to 2,048 requests, KV within 64 GB."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    while len(rows) < count:
+        kv_heads = int(rng.choice([1, 2, 4, 8, 16, 32]))
+        row = {
+            "device": str(rng.choice(["a100_sxm_80gb", "h100_sxm"])),
+            "kernel": str(rng.choice(KERNELS)),
+            "batch_size": int(2 ** rng.integers(0, 12)),
+            "num_q_heads": kv_heads * int(rng.choice([1, 2, 4, 8])),
+            "num_kv_heads": kv_heads,
+            "head_dim": int(rng.choice([64, 128])),
+            "context_len": int(2 ** rng.uniform(0, 17)),
+        }
+        size = row["batch_size"] * kv_heads * row["head_dim"] * row["context_len"] * 4
+        if size <= 64e9 and row["num_q_heads"] <= 128:
+            rows.append(row)
+    return rows
+
+
+def throughput(count: int) -> dict[str, Any]:
+    """`leansim predict` on many points, from the command line, its start included."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "points.csv"
+        rows = silicon_style(count)
+        with path.open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        command = [
+            sys.executable,
+            "-m",
+            "leansim",
+            "predict",
+            str(path),
+            "-o",
+            str(Path(folder) / "out.csv"),
+        ]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    floor = best(lambda: [roofline(resolve(point(**row)).workload, DEVICE) for row in rows[:500]], 3)
+    return {
+        "points": f"{count:,}",
+        "seconds": f"{seconds:.1f}",
+        "points per minute": f"{count / seconds * 60:,.0f}",
+        "largest process, MB": f"{peak / 1024:.0f}",
+        "plain roofline, points per minute on one core": f"{500 / floor * 60:,.0f}",
+    }
+
+
+DEVICE = resolve(point(device="h100_sxm", kernel="fa2", batch_size=1, context_len=1, **HEADS)).device
+
+
+def machine() -> str:
+    """Where this ran."""
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "simpy"))
+    return f"{os.cpu_count()} cores of {model}; Python {platform.python_version()}, {packages}; leansim {__version__}"  # noqa: E501
+
+
+def main() -> None:
+    """Measure and write."""
+    grown, slope = growth()
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    parts = [
+        "# Benchmarks\n\nWritten by `python benchmarks/run.py`; do not edit. Times are the best of several runs on a "  # noqa: E501
+        f"shared machine.\n\n{machine()}.",
+        "## `leansim predict`, silicon-table style points\n\n" + render([throughput(count)], "md"),
+        "## Both engines on the same programs\n\n" + render(engines(), "md"),
+        "## One ragged batch of 256 requests (Mooncake), 8 KV heads, H100\n\n" + render(ragged(), "md"),
+        f"## Cost against CTAs\n\nSlope of the log-log fit: {slope:.2f}.\n\n" + render(grown, "md"),
+        "## Cost against context: LeanAttention, 16 requests x 128 heads, H100\n\n"
+        + render(context(), "md"),
+    ]
+    (HERE.parent / "docs" / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
+    print("\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What `plan` and `predict` write: schedules in rows, and a CSV of points turned into another."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from leansim.errors import ConfigError, Problem
+from leansim.points import PLAN_COLUMNS, Resolved, plan_row, resolve
+from leansim.points_csv import outcomes, read_points
+from leansim.predicting import PREDICTION_COLUMNS, predict
+from leansim.tables import render
+
+
+def planned_rows(item: Resolved) -> list[dict[str, Any]]:
+    """Describe a point's schedule in one row."""
+    schedule, point = item.schedule, item.point
+    per_request = schedule.splits_of_request.tolist()
+    few = len(set(per_request)) == 1
+    return [
+        {
+            "device": point.device,
+            "kernel": point.policy,
+            "partitioner": repr(item.partitioner),
+            "tile": f"{schedule.grid.tile_rows}x{schedule.grid.tile_tokens}",
+            "output_tiles": schedule.grid.num_output_tiles,
+            "kv_tiles": schedule.grid.total_kv_tiles,
+            "slots": schedule.grid.slots,
+            **plan_row(item),
+            "wave_efficiency": round(schedule.wave_efficiency, 4),
+            "empty_ctas": schedule.num_empty_ctas,
+            "segments": schedule.num_segments,
+            "tiles_per_cta": f"{schedule.tiles_of_cta.min()}-{schedule.tiles_of_cta.max()}",
+            "combine": schedule.combine,
+            "splits_of_request": str(per_request[0]) if few else " ".join(map(str, per_request)),
+        }
+    ]
+
+
+def segment_rows(item: Resolved) -> list[dict[str, Any]]:
+    """Describe each segment of a point's schedule."""
+    return [
+        {"device": item.point.device, "kernel": item.point.policy, **segment._asdict()}
+        for segment in item.schedule.segments()
+    ]
+
+
+def plan_csv(file: str, out: Path | None, form: str) -> None:
+    """Plan every row of a CSV, printed or into `out`.
+
+    Nothing is written unless every row makes sense. Raises `ConfigError` naming all that do not.
+    """
+    table = read_points(file)
+    planned = outcomes(lambda point: plan_row(resolve(point)), table.points)
+    _tell(table.joined(planned, PLAN_COLUMNS), out, form, "planned")
+
+
+def predict_csv(file: str, out: Path | None, form: str, jobs: int | None) -> None:
+    """Predict every row of a CSV, printed or into `out`; all or nothing, as `plan_csv`.
+
+    Nothing is validated against silicon yet, so every row is marked as extrapolated, and a note on
+    standard error says so once.
+    """
+    table = read_points(file)
+    rows = table.joined(predict(table.points, jobs), PREDICTION_COLUMNS)
+    print("note: no kernel is validated against silicon yet; all rows are extrapolated", file=sys.stderr)
+    _tell(rows, out, form, "predicted")
+
+
+def _tell(rows: list[dict[str, Any]], out: Path | None, form: str, done: str) -> None:
+    text = render(rows, form)
+    if out is None:
+        print(text)
+    else:
+        write_whole(out, text + "\n")
+        print(f"{done} {len(rows)} points into {out}", file=sys.stderr)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    if path.is_dir():
+        raise ConfigError("command line", [Problem("--out", f"the folder {path}", "wanted a file")])
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
