@@ -133,7 +133,7 @@ def _pooled(
     jobs: int, chunks: Iterator[Chunk], in_flight: dict[Future[Finished], Chunk], drawn: list[Chunk]
 ) -> Iterator[Finished]:
     """Keep a pool busy. What is drawn and not yielded stands in `in_flight` or `drawn`."""
-    pool = _pool(jobs)
+    pool = process_pool(jobs)
     try:
         while True:
             for chunk in itertools.islice(chunks, _AHEAD * jobs - len(in_flight)):
@@ -156,7 +156,7 @@ def _has_result(future: Future[Finished]) -> bool:
 
 def _one_by_one(suspects: Iterable[tuple[str, Point]]) -> Iterator[Finished]:
     """Simulate points alone in a process each may kill: it is then known which point did."""
-    pool = _pool(1)
+    pool = process_pool(1)
     try:
         for key, point in suspects:
             for _ in range(_STRIKES):
@@ -174,7 +174,7 @@ def _one_by_one(suspects: Iterable[tuple[str, Point]]) -> Iterator[Finished]:
 
 def _checked_pool() -> ProcessPoolExecutor:
     """Start a pool of one worker and see it work. Raises `WorkerError`."""
-    pool = _pool(1)
+    pool = process_pool(1)
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool:
@@ -185,7 +185,8 @@ def _checked_pool() -> ProcessPoolExecutor:
     return pool
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def process_pool(jobs: int) -> ProcessPoolExecutor:
+    """Start worker processes that die with this one."""
     # Spawned, not forked: the parent may hold threads and an open database.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)

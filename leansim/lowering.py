@@ -87,8 +87,8 @@ def _in_range(program: Program) -> Program:
     rates_ok = 0.0 < slowest < MOST_PS and all(
         0.0 < flow.sm_ps_per_byte < MOST_PS for flow in program.flows
     )
-    fixed = float(program.latency_ps.astype(np.float64).sum())
-    longest = fixed + float(program.shared_bytes) * 100.0 / slowest if rates_ok else np.inf
+    fixed = float(program.latency_ps.sum(dtype=np.float64))
+    longest = fixed + float(program.bytes.sum()) * 100.0 / slowest if rates_ok else np.inf
     if not (program.latency_ps.min() >= 0 and longest < MOST_PS):
         raise OutOfRangeError("the numbers of this device and kernel make times no clock could count")
     return program

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 from leansim.api import simulate
 from leansim.errors import LeansimError
-from leansim.executors import cores
+from leansim.executors import cores, process_pool
+from leansim.metrics import limiting, time_shares
 from leansim.points import Point
 from leansim.points_csv import Outcome, outcomes
 
@@ -41,7 +41,10 @@ def predict(points: Iterable[Point | LeansimError], jobs: int | None = None) -> 
     if jobs == 1:
         yield from _predicted(points)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    # Workers keep the memory of one big schedule for the next instead of asking the system anew.
+    kept = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
+    os.environ.update({key: os.environ.get(key, value) for key, value in kept.items()})
+    with process_pool(jobs) as pool:
         for part in pool.map(_predicted, _batched(points)):
             yield from part
 
@@ -49,15 +52,16 @@ def predict(points: Iterable[Point | LeansimError], jobs: int | None = None) -> 
 def prediction(point: Point) -> dict[str, Any]:
     """Predict one point. Raises a `LeansimError` where it makes no sense."""
     simulation = simulate(point)
-    metrics, schedule = simulation.metrics, simulation.schedule
+    result, schedule = simulation.result, simulation.schedule
+    shares, dram_bytes = time_shares(result), result.program.dram_bytes
     return {
-        "latency_us": round(metrics.latency_s * 1e6, 6),
-        "makespan_us": round(metrics.makespan_s * 1e6, 6),
-        "bound": metrics.bound,
+        "latency_us": round(result.latency_s * 1e6, 6),
+        "makespan_us": round(result.makespan_s * 1e6, 6),
+        "bound": limiting(shares, dram_bytes, result),
         "num_splits": schedule.num_splits,
         "num_ctas": schedule.num_ctas,
-        "sm_busy_fraction": round(metrics.sm_busy_fraction, 6),
-        "dram_bytes": round(metrics.dram_bytes),
+        "sm_busy_fraction": round(1.0 - shares["idle"] - shares["wait"], 6),
+        "dram_bytes": round(dram_bytes),
         "extrapolated": True,
     }
 

@@ -83,7 +83,8 @@ class Schedule:
     def _own(self, name: str, values: object) -> None:
         """Keep a read-only copy of an array."""
         array = np.array(values, dtype=np.int64)
-        if not np.array_equal(array, values):  # type: ignore[arg-type]
+        whole = isinstance(values, np.ndarray) and values.dtype == np.int64
+        if not whole and not np.array_equal(array, values):  # type: ignore[arg-type]
             raise ScheduleError(f"{name} holds fractions, wanted whole numbers")
         array.flags.writeable = False
         object.__setattr__(self, name, array)
@@ -258,7 +259,9 @@ class Schedule:
     @cached_property
     def segments_of_cta(self) -> IntArray:
         """`[num_ctas + 1]` borders of each CTA's segments."""
-        return np.searchsorted(self.cta, np.arange(self.num_ctas + 1))
+        borders = np.zeros(self.num_ctas + 1, dtype=np.int64)
+        np.cumsum(np.bincount(self.cta, minlength=self.num_ctas), out=borders[1:])
+        return borders
 
     @property
     def num_waves(self) -> float:

@@ -80,11 +80,13 @@ class Workload:
         if not self.context_lens:
             return ["context_lens is empty, wanted at least one request"]
         least = max(1, self.query_len)
-        problems = [
-            f"context_lens[{i}] is {n}, wanted at least query_len ({self.query_len})"
-            for i, n in enumerate(self.context_lens)
-            if n < least
-        ][:8]
+        problems = []
+        if min(self.context_lens) < least:
+            problems = [
+                f"context_lens[{i}] is {n}, wanted at least query_len ({self.query_len})"
+                for i, n in enumerate(self.context_lens)
+                if n < least
+            ][:8]
         longest = max(self.context_lens)
         if longest > MOST_TOKENS:
             problems.append(f"a request has {longest:,} tokens, wanted at most {MOST_TOKENS:,}")

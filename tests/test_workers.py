@@ -47,9 +47,9 @@ def test_workers_die_with_the_sweep(tmp_path: Path) -> None:
     """Not even `kill -9` leaves processes behind that hold memory and cores."""
     code = (
         "import os, time\n"
-        "from leansim.executors import _pool\n"
+        "from leansim.executors import process_pool\n"
         "if __name__ == '__main__':\n"
-        "    pool = _pool(1)\n"
+        "    pool = process_pool(1)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -1,0 +1,85 @@
+"""`predict` and the CSV of points behind it and `plan`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+import leansim
+from leansim.errors import ConfigError, LeansimError
+from leansim.planning import plan_csv, predict_csv
+from leansim.points import point
+from leansim.points_csv import read_points
+from leansim.predicting import PREDICTION_COLUMNS, predict
+
+SHAPE = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"
+
+
+def points(count: int) -> list[leansim.Point]:
+    return [
+        point(device="h100_sxm", kernel=kernel, batch_size=1 + i, context_len=100 * (1 + i), **SHAPE)
+        for i in range(count)
+        for kernel in ("fa2", "lean")
+    ]
+
+
+def test_a_prediction_is_the_simulation() -> None:
+    for what, found in zip(points(3), predict(points(3)), strict=True):
+        metrics = leansim.simulate(what).metrics
+        assert isinstance(found, dict)
+        assert tuple(found) == PREDICTION_COLUMNS
+        assert found["latency_us"] == pytest.approx(metrics.latency_s * 1e6, abs=1e-6)
+        assert found["bound"] == metrics.bound
+        assert found["sm_busy_fraction"] == pytest.approx(metrics.sm_busy_fraction, abs=1e-6)
+        assert found["extrapolated"] is True
+
+
+def test_processes_change_nothing_and_keep_the_order() -> None:
+    assert list(predict(points(200), jobs=2)) == list(predict(points(200), jobs=1))
+
+
+def test_errors_cross_processes_in_their_place() -> None:
+    many = points(200)
+    many[137] = point(device="h100_sxm", kernel="leen", batch_size=1, context_len=1, **SHAPE)
+    many[299] = point(device="h100_sxm", kernel="fa2", batch_size=1, **SHAPE)
+    found = list(predict(many, jobs=2))
+    wrong = [i for i, outcome in enumerate(found) if isinstance(outcome, LeansimError)]
+    assert wrong == [137, 299]
+    assert "did you mean 'lean'" in str(found[137])
+
+
+def test_every_wrong_row_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    text = f"{HEADER}\nh100_sxm,leen,1,8,2,64,5\nh100_sxm,fa2,1,8,2,64,5\nh100_sxm,fa2,1,8,3,64,5\nx,fa2,1,8,2,64,0\n"
+    (tmp_path / "p.csv").write_text(text)
+    for verb in (plan_csv, predict_csv):
+        with pytest.raises(ConfigError) as raised:
+            verb(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", *([1] if verb is predict_csv else []))
+        assert [problem.line for problem in raised.value.problems] == [2, 4, 5]
+        assert not (tmp_path / "o.csv").exists()
+
+
+def test_columns_are_added_beside_those_given(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(f"\ufeffid, {HEADER}\r\na, h100_sxm,fa2,1,8,2,64,1k\r\n".encode())
+    predict_csv(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", 1)
+    (row,) = csv.DictReader((tmp_path / "o.csv").read_text().splitlines())
+    assert (row["id"], row["context_len"], row["num_splits"]) == ("a", "1k", "1")
+    assert float(row["latency_us"]) > float(row["makespan_us"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "no rows"),
+        (HEADER + "\n", "no rows"),
+        (HEADER + ",device\n" + "a," * 7 + "b\n", "'device' twice"),
+        (HEADER + "\nh100_sxm,fa2\n", "fewer cells"),
+        (HEADER.replace("kernel", "kernal") + "\n" + "a," * 6 + "a\n", "did you mean 'kernel'"),
+    ],
+)
+def test_files_that_are_no_table_of_points(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        read_points(tmp_path / "p.csv")
