@@ -55,6 +55,7 @@ class _Cluster:
         self.dask, self.client, self.address = dask, client, address
         self.pending: dict[Any, Chunk] = {}
         self.results = dask.as_completed(loop=client.loop)
+        self.suspects: list[Chunk] = []
         self.counted_s, self.room = float("-inf"), 0
 
     def finished(self, chunks: Iterator[Chunk]) -> Iterator[Finished]:
@@ -64,6 +65,8 @@ class _Cluster:
             for future in self.results:
                 yield from self._take(future)
                 self._fill(chunks)
+            for chunk in self.suspects:
+                yield self._alone(chunk)
         finally:
             with suppress(Exception):  # a scheduler that is gone has nothing left to cancel
                 self.client.cancel(list(self.pending))
@@ -82,21 +85,34 @@ class _Cluster:
         self.results.add(future)
 
     def _take(self, future: Any) -> Iterator[Finished]:
-        """Yield a future's result; split a chunk that several workers died of into its points."""
+        """Yield a future's result; split a chunk that several workers died of into its points.
+
+        Dask blames every task a dead worker had, so a point is only suspected here.
+        """
         chunk = self.pending.pop(future)
+        if (finished := self._result(future)) is not None:
+            yield finished
+        elif len(chunk) == 1:
+            self.suspects.append(chunk)
+        else:
+            for item in chunk:
+                self._submit((item,))
+
+    def _alone(self, chunk: Chunk) -> Finished:
+        """Try a suspected point with nothing else on the cluster, so that the blame is its own."""
+        future = self.client.submit(simulate_chunk, chunk, pure=False, retries=_RETRIES)
+        return self._result(future) or lost(*chunk[0], "worker")
+
+    def _result(self, future: Any) -> Finished | None:
+        """Return what a task found, or None if workers died of it."""
         try:
             finished: Finished = future.result()
         except self.dask.KilledWorker:
-            if len(chunk) == 1:
-                yield lost(*chunk[0], "worker")
-                return
-            for item in chunk:
-                self._submit((item,))
+            return None
         except LeansimError:
             raise
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
             wanted = "wanted workers with the same leansim installed, and a scheduler that stays"
             raise WorkerError(f"scheduler {self.address}: found {found}; {wanted}") from error
-        else:
-            yield finished
+        return finished

@@ -10,7 +10,7 @@ from typing import Any
 from leansim.errors import ConfigError, Problem
 from leansim.points import PLAN_COLUMNS, Resolved, plan_row, resolve
 from leansim.points_csv import outcomes, read_points
-from leansim.predicting import PREDICTION_COLUMNS, predict
+from leansim.predicting import PREDICTION_COLUMNS, predict_rows
 from leansim.tables import render
 
 
@@ -53,7 +53,7 @@ def plan_csv(file: str, out: Path | None, form: str) -> None:
     Nothing is written unless every row makes sense. Raises `ConfigError` naming all that do not.
     """
     table = read_points(file)
-    planned = outcomes(lambda point: plan_row(resolve(point)), table.points)
+    planned = outcomes(lambda point: plan_row(resolve(point)), table.rows, table.source)
     _tell(table.joined(planned, PLAN_COLUMNS), out, form, "planned")
 
 
@@ -64,7 +64,7 @@ def predict_csv(file: str, out: Path | None, form: str, jobs: int | None) -> Non
     standard error says so once.
     """
     table = read_points(file)
-    rows = table.joined(predict(table.points, jobs), PREDICTION_COLUMNS)
+    rows = table.joined(predict_rows(table.rows, table.source, jobs), PREDICTION_COLUMNS)
     print("note: no kernel is validated against silicon yet; all rows are extrapolated", file=sys.stderr)
     _tell(rows, out, form, "predicted")
 

@@ -12,18 +12,20 @@ from typing import Any
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.points import Point, check_columns, point_from_row
 
+Row = dict[str, str]
 Outcome = dict[str, Any] | LeansimError
 _MOST_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
 class PointTable:
-    """Rows of a CSV as they stand, and the point each describes, or why it describes none."""
+    """Rows of a CSV as they stand, and the line of each; `rows` are their cells that mean something."""
 
     source: str
     columns: tuple[str, ...]
+    lines: tuple[int, ...]
     records: tuple[Mapping[str, str], ...]
-    points: tuple[Point | LeansimError, ...]
+    rows: tuple[Row, ...]
 
     def joined(self, outcomes: Iterable[Outcome], added: Sequence[str]) -> list[dict[str, Any]]:
         """Put outcomes beside the rows, in `added` columns.
@@ -32,7 +34,7 @@ class PointTable:
         """
         rows, problems = [], []
         columns = list(dict.fromkeys([*self.columns, *added]))
-        for line, (record, outcome) in enumerate(zip(self.records, outcomes, strict=True), start=2):
+        for line, record, outcome in zip(self.lines, self.records, outcomes, strict=True):
             if isinstance(outcome, LeansimError):
                 problems += _at_line(outcome, line)
             else:
@@ -50,27 +52,24 @@ def read_points(file: str | Path) -> PointTable:
     carried along, and named on standard error.
     """
     source = str(file)
-    columns, records = _read_csv(source)
+    columns, numbered = _read_csv(source)
     foreign = check_columns(columns, source)
     if foreign:
         print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
-    points: list[Point | LeansimError] = []
-    for record in records:
-        known = {key: value for key, value in record.items() if key not in foreign}
-        try:
-            points.append(point_from_row(known, source))
-        except LeansimError as error:
-            points.append(error)
-    return PointTable(source, tuple(columns), tuple(records), tuple(points))
+    lines, records = zip(*numbered, strict=True)
+    rows = records
+    if foreign:
+        rows = tuple({key: row[key] for key in row if key not in foreign} for row in records)
+    return PointTable(source, tuple(columns), lines, records, rows)
 
 
 def outcomes(
-    describe: Callable[[Point], dict[str, Any]], points: Iterable[Point | LeansimError]
+    describe: Callable[[Point], dict[str, Any]], rows: Iterable[Row], source: str
 ) -> Iterator[Outcome]:
-    """Describe each point, or give the error that stood in the way."""
-    for point in points:
+    """Describe the point of each row, or give the error that stood in the way."""
+    for row in rows:
         try:
-            yield point if isinstance(point, LeansimError) else describe(point)
+            yield describe(point_from_row(row, source))
         except LeansimError as error:
             yield error
 
@@ -81,21 +80,21 @@ def _at_line(error: LeansimError, line: int) -> list[Problem]:
     return [Problem("row", "a point that makes no sense", str(error), line, 1)]
 
 
-def _read_csv(source: str) -> tuple[list[str], list[dict[str, str]]]:
+def _read_csv(source: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name
         with Path(source).open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle, skipinitialspace=True)
-            records = list(reader)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            records = [(reader.line_num, record) for record in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(source, [Problem("file", str(error), "wanted a readable CSV")]) from None
-    if not reader.fieldnames or not records:
+    if not columns or not records:
         raise ConfigError(source, [Problem("file", "no rows", "wanted a header and points", 1, 1)])
-    columns = [name.strip() for name in reader.fieldnames]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise ConfigError(source, [Problem("header", f"{twice[0]!r} twice", "wanted it once", 1, 1)])
-    for line, record in enumerate(records, start=2):
+    for line, record in records:
         if None in record or None in record.values():
             found = "more cells than columns" if None in record else "fewer cells than columns"
             raise ConfigError(source, [Problem("row", found, "wanted a cell per column", line, 1)])
-    return columns, [{k.strip(): v for k, v in record.items()} for record in records]
+    return columns, [(line, {k.strip(): v for k, v in record.items()}) for line, record in records]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from leansim.api import simulate
@@ -12,7 +12,7 @@ from leansim.errors import LeansimError
 from leansim.executors import cores, process_pool
 from leansim.metrics import limiting, time_shares
 from leansim.points import Point
-from leansim.points_csv import Outcome, outcomes
+from leansim.points_csv import Outcome, Row, outcomes
 
 PREDICTION_COLUMNS = (
     "latency_us",
@@ -29,23 +29,34 @@ _POINTS_PER_TASK = 256
 _WORTH_WORKERS = 1500
 
 
-def predict(points: Iterable[Point | LeansimError], jobs: int | None = None) -> Iterator[Outcome]:
+def predict(points: Iterable[Point], jobs: int | None = None) -> Iterator[Outcome]:
     """Yield a prediction per point, in order, or the error that stood in its way.
 
     Latencies in microseconds. `extrapolated` says that the point lies outside the range validated
     against silicon; nothing is validated yet, so it is always true. `jobs` is the number of
-    processes: by default one per core when there are many points. Errors among the points pass through.
+    processes: by default one per core when there are many points.
     """
-    points = list(points)
-    jobs = jobs or (cores() if len(points) >= _WORTH_WORKERS else 1)
+    return _spread(_predicted, list(points), jobs)
+
+
+def predict_rows(rows: Sequence[Row], source: str, jobs: int | None = None) -> Iterator[Outcome]:
+    """Predict the points that rows of a CSV describe; workers read them too."""
+    return _spread(partial(_predicted_rows, source=source), rows, jobs)
+
+
+def _spread(
+    work: Callable[[Sequence[Any]], list[Outcome]], items: Sequence[Any], jobs: int | None
+) -> Iterator[Outcome]:
+    jobs = jobs or (cores() if len(items) >= _WORTH_WORKERS else 1)
     if jobs == 1:
-        yield from _predicted(points)
+        yield from work(items)
         return
     # Workers keep the memory of one big schedule for the next instead of asking the system anew.
     kept = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
     os.environ.update({key: os.environ.get(key, value) for key, value in kept.items()})
+    parts = [items[at : at + _POINTS_PER_TASK] for at in range(0, len(items), _POINTS_PER_TASK)]
     with process_pool(jobs) as pool:
-        for part in pool.map(_predicted, _batched(points)):
+        for part in pool.map(work, parts):
             yield from part
 
 
@@ -66,11 +77,15 @@ def prediction(point: Point) -> dict[str, Any]:
     }
 
 
-def _predicted(points: Sequence[Point | LeansimError]) -> list[Outcome]:
-    return list(outcomes(prediction, points))
+def _predicted(points: Sequence[Point]) -> list[Outcome]:
+    found: list[Outcome] = []
+    for point in points:
+        try:
+            found.append(prediction(point))
+        except LeansimError as error:
+            found.append(error)
+    return found
 
 
-def _batched(points: list[Point | LeansimError]) -> Iterator[list[Point | LeansimError]]:
-    remaining = iter(points)
-    while part := list(itertools.islice(remaining, _POINTS_PER_TASK)):
-        yield part
+def _predicted_rows(rows: Sequence[Row], source: str) -> list[Outcome]:
+    return list(outcomes(prediction, rows, source))

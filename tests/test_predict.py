@@ -52,12 +52,20 @@ def test_errors_cross_processes_in_their_place() -> None:
 
 
 def test_every_wrong_row_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    text = f"{HEADER}\nh100_sxm,leen,1,8,2,64,5\nh100_sxm,fa2,1,8,2,64,5\nh100_sxm,fa2,1,8,3,64,5\nx,fa2,1,8,2,64,0\n"
-    (tmp_path / "p.csv").write_text(text)
+    rows = [
+        "h100_sxm,leen,1,8,2,64,5",
+        "h100_sxm,fa2,1,8,2,64,5",
+        "",
+        "h100_sxm,fa2,1,8,3,64,5",
+        "x,fa2,1,8,2,64,0",
+    ]
+    (tmp_path / "p.csv").write_text("\n".join([HEADER, *rows]))
     for verb in (plan_csv, predict_csv):
         with pytest.raises(ConfigError) as raised:
-            verb(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", *([1] if verb is predict_csv else []))
-        assert [problem.line for problem in raised.value.problems] == [2, 4, 5]
+            verb(
+                str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", *([1] if verb is predict_csv else [])
+            )
+        assert [problem.line for problem in raised.value.problems] == [2, 5, 6]
         assert not (tmp_path / "o.csv").exists()
 
 
