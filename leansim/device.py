@@ -97,7 +97,7 @@ class Device(SourcedSpec):
         """Long-read bandwidth for a footprint, bytes/s.
 
         Interpolates the measured (footprint, fraction of datasheet) points in log footprint, flat
-        outside them: large footprints lose bandwidth to TLB misses on some parts (hardware.md 4.4).
+        outside them: large footprints lose bandwidth on some parts (gpu-benches, gpu-l2-cache).
         """
         sizes = [size for size, _ in self.dram_efficiency]
         fractions = [fraction for _, fraction in self.dram_efficiency]

@@ -55,7 +55,7 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     A KV head is read once per row block, and once per query head of its group where the group is
     not packed; all but the first read hit (assumed: the CTAs run side by side). In a warm replay the
     first read hits too while the footprint is below `l2_resident_fraction` of L2, not at all above
-    twice that, linear between (assumed shape; hardware.md 4.3 gives the end points).
+    twice that, linear between (assumed shape; end points from replayed decode latencies).
     """
     workload = grid.workload
     first_reads = 1.0 / (grid.row_blocks * (1 if grid.packed else workload.group_size))
@@ -126,7 +126,7 @@ def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     """Time from the start of a segment to its first KV load, s.
 
     `prologue_loads` dependent reads (sequence length, page table), then Q; all in L2, the query
-    having just been written (hardware.md 4.2).
+    having just been written (assumed).
     """
     q_bytes = grid.tile_rows * grid.workload.head_dim * DTYPE_BYTES[grid.workload.q_dtype]
     reads = (kernel.prologue_loads + 1) * l2_latency_s(device)
@@ -134,7 +134,7 @@ def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
 
 
 def kernel_gap_s(device: Device, launch: str) -> float:
-    """Time between the end of one kernel and the start of the next, s (hardware.md 3).
+    """Time between the end of one kernel and the start of the next, s (small dependent kernels).
 
     Raises `PairingError` for a launch mode the device does not have (PDL before sm_90).
     """
@@ -164,7 +164,8 @@ def merge_latency_s(device: Device, peers: IntArray) -> FloatArray:
 def combine_latency_s(device: Device, splits: IntArray, splits_in_flight: int) -> FloatArray:
     """Time of one CTA of the combine kernel, without the bytes, s.
 
-    It reads the LSE row, then the partials with `splits_in_flight` loads outstanding (kernels.md 1.3).
+    It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
+    combine, which does not prefetch.
     """
     reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / splits_in_flight)
     return reads * l2_latency_s(device)

@@ -226,7 +226,7 @@ def smem_bytes(kernel: Kernel, variant: TileVariant, workload: Workload) -> int:
 
 
 def is_packed(kernel: Kernel, workload: Workload) -> bool:
-    """Whether the query heads of a group share a tile (kernels.md 1.1), so KV is read once."""
+    """Whether the query heads of a group share a tile, so KV is read once (FA2's head swap)."""
     if kernel.pack_gqa == "always":
         return True
     if kernel.pack_gqa == "never":

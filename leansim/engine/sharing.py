@@ -68,7 +68,7 @@ def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
     """Bandwidth of a memory offered more or less than it can serve.
 
     `offered / (1 + (offered / peak) ** q) ** (1 / q)`: close to the offer when little is asked, to
-    the peak when much is (hardware.md 4.1, the loaded-throughput law; q per device).
+    the peak when much is (fitted to bandwidth against bytes in flight; q per device).
     """
     if offered <= 0.0:
         return peak
