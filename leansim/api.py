@@ -15,7 +15,7 @@ from leansim.checking import verify as verify_schedule
 from leansim.config import Grid, GridConfig, load
 from leansim.device import Device
 from leansim.engine import Engine, execute
-from leansim.errors import ConfigError, LeansimError, OutOfRangeError, Problem, UnknownNameError
+from leansim.errors import ConfigError, OutOfRangeError, Problem, UnknownNameError
 from leansim.kernel import Kernel
 from leansim.lowering import lower
 from leansim.metrics import Metrics, summarise
@@ -37,7 +37,11 @@ class Plan:
     """A schedule and where it came from."""
 
     resolved: Resolved
-    schedule: Schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule."""
+        return self.resolved.schedule
 
     @property
     def row(self) -> dict[str, Cell]:
@@ -128,8 +132,10 @@ def simulate(point: Point, engine: Engine = "auto") -> Simulation:
 def plan(points: Point | Iterable[Point]) -> builtins.list[Plan]:
     """Make the schedule of a point, or of each of several, without simulating."""
     points = [points] if isinstance(points, Point) else points
-    resolved = [resolve(point) for point in points]
-    return [Plan(item, item.schedule) for item in resolved]
+    plans = [Plan(resolve(point)) for point in points]
+    for made in plans:
+        _ = made.schedule  # a refusal belongs here, not where the schedule is first looked at
+    return plans
 
 
 def run(config: str | Path | GridConfig, settings: Sequence[str] = (), engine: Engine = "auto") -> Run:
@@ -212,6 +218,3 @@ def _show_file(path: str) -> Device | Kernel | Model:
 def schema() -> dict[str, Any]:
     """JSON Schema of run and sweep files, for editors."""
     return Grid.model_json_schema(by_alias=True)
-
-
-__all__ = ["LeansimError", "Plan", "Run", "Simulation", "list", "plan", "run", "show", "simulate"]

@@ -298,24 +298,12 @@ def verify(
         passed &= verification.passed
         label = {"device": point.device, "kernel": point.policy}
         rows += [{**label, **row} for row in verification.rows()]
-        notes += _verify_notes(point, verification, invariance)
+        notes.append(tables.verify_note(point, verification, invariance))
     print(tables.render(rows, form))
     if form in ("table", "md"):
         print("\n" + "\n".join(notes))
     if not passed:
         raise typer.Exit(1)
-
-
-def _verify_notes(point: Point, verification: Any, invariance: Any) -> list[str]:
-    cover = "exact" if verification.cover.exact else verification.cover.problem
-    batch = "batch-invariant" if invariance.invariant else "not batch-invariant"
-    if invariance.counterexample:
-        batch += f": {invariance.counterexample}"
-    return [
-        f"{point.device} {point.policy}: cover {cover}; replayed {verification.replayed_tiles:,} of "
-        f"{verification.cover.output_tiles:,} output tiles "
-        f"({verification.replayed_patterns} of {verification.patterns} ways of cutting); {batch}"
-    ]
 
 
 @app.command()

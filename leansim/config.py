@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +41,8 @@ def _as_axis_of_lists(value: Any) -> Any:
     return value if nested else [value]
 
 
-class _GridBase(Spec):
-    """What a run or sweep file says beside its axes."""
+class GridConfig(Spec):
+    """A grid of points: what a run or sweep file says beside its axes, and what they expand to."""
 
     name: str = Field(description="names the results")
     description: str = Field("", description="one line for people")
@@ -53,26 +54,6 @@ class _GridBase(Spec):
         default_factory=dict,
         description="for `run`: values of the axis of the speedup curve it also draws",
     )
-
-
-def _axis_fields() -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, info in Point.model_fields.items():
-        wrap = _as_axis_of_lists if name == "context_lens" else _as_axis
-        element = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-        axis = Annotated[
-            tuple[element, ...],  # type: ignore[valid-type]
-            Field(min_length=1),
-            BeforeValidator(wrap),
-            _OneOrMany(),
-        ]
-        default = Field(None, alias=info.alias, description=info.description)
-        fields[name] = (axis | None, default)
-    return fields
-
-
-class _GridMethods(_GridBase):
-    """A grid of points."""
 
     @property
     def axes(self) -> dict[str, tuple[Any, ...]]:
@@ -87,6 +68,10 @@ class _GridMethods(_GridBase):
 
     def points(self) -> list[Point]:
         """Expand the grid: the product of the axes, zipped ones together. Raises `ConfigError`."""
+        return list(self._expanded)
+
+    @cached_property
+    def _expanded(self) -> tuple[Point, ...]:
         axes = self.axes
         groups = self._groups(axes)
         points = []
@@ -95,7 +80,7 @@ class _GridMethods(_GridBase):
             for part in combination:
                 fields |= part
             points.append(Point.model_validate(_by_alias(fields)))
-        return points
+        return tuple(points)
 
     def _groups(self, axes: Mapping[str, Sequence[Any]]) -> list[list[str]]:
         problems, zipped = [], set[str]()
@@ -121,9 +106,24 @@ class _GridMethods(_GridBase):
         return [*groups, *([name] for name in axes if name not in zipped)]
 
 
-Grid = create_model("Grid", __base__=_GridMethods, **_axis_fields())
+def _axis_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, info in Point.model_fields.items():
+        wrap = _as_axis_of_lists if name == "context_lens" else _as_axis
+        element = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        axis = Annotated[
+            tuple[element, ...],  # type: ignore[valid-type]
+            Field(min_length=1),
+            BeforeValidator(wrap),
+            _OneOrMany(),
+        ]
+        default = Field(None, alias=info.alias, description=info.description)
+        fields[name] = (axis | None, default)
+    return fields
+
+
+Grid = create_model("Grid", __base__=GridConfig, **_axis_fields())
 Grid.__doc__ = "A run or sweep file. Every field of a point is an axis: one value, or a list of them."
-GridConfig = _GridMethods
 
 
 def _rows(axes: Mapping[str, Sequence[Any]], group: Sequence[str]) -> Iterator[dict[str, Any]]:

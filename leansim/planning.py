@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from leansim.errors import ConfigError, Problem
-from leansim.points import PLAN_COLUMNS, Resolved, plan_row, resolve
+from leansim.points import PLAN_COLUMNS, Resolved, plan_row, point_from_row, resolve
 from leansim.points_csv import outcomes, read_points
 from leansim.predicting import PREDICTION_COLUMNS, predict_rows
 from leansim.tables import render
@@ -53,7 +53,7 @@ def plan_csv(file: str, out: Path | None, form: str) -> None:
     Nothing is written unless every row makes sense. Raises `ConfigError` naming all that do not.
     """
     table = read_points(file)
-    planned = outcomes(lambda point: plan_row(resolve(point)), table.rows, table.source)
+    planned = outcomes(lambda row: plan_row(resolve(point_from_row(row, table.source))), table.rows)
     _tell(table.joined(planned, PLAN_COLUMNS), out, form, "planned")
 
 

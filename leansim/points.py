@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -293,7 +293,6 @@ def _lognormal_lens(mean: int, cv: float, count: int, seed: int) -> list[int]:
 
 PLAN_COLUMNS = ("num_splits", "num_ctas", "num_waves", "ctas_per_sm")
 Cell = str | int | float | None
-Format = Literal["table", "json", "csv", "md"]
 
 
 def plan_row(resolved: Resolved) -> dict[str, Cell]:

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.points import Point, check_columns, point_from_row
+from leansim.points import check_columns
 
+_Item = TypeVar("_Item")
 Row = dict[str, str]
 Outcome = dict[str, Any] | LeansimError
 _MOST_PROBLEMS = 50
@@ -63,13 +64,11 @@ def read_points(file: str | Path) -> PointTable:
     return PointTable(source, tuple(columns), lines, records, rows)
 
 
-def outcomes(
-    describe: Callable[[Point], dict[str, Any]], rows: Iterable[Row], source: str
-) -> Iterator[Outcome]:
-    """Describe the point of each row, or give the error that stood in the way."""
-    for row in rows:
+def outcomes(describe: Callable[[_Item], dict[str, Any]], items: Iterable[_Item]) -> Iterator[Outcome]:
+    """Describe each item, or give the error that stood in the way."""
+    for item in items:
         try:
-            yield describe(point_from_row(row, source))
+            yield describe(item)
         except LeansimError as error:
             yield error
 

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from leansim.api import simulate
-from leansim.errors import LeansimError
 from leansim.executors import cores, process_pool
 from leansim.metrics import limiting, time_shares
-from leansim.points import Point
+from leansim.points import Point, point_from_row
 from leansim.points_csv import Outcome, Row, outcomes
 
 PREDICTION_COLUMNS = (
@@ -78,14 +77,8 @@ def prediction(point: Point) -> dict[str, Any]:
 
 
 def _predicted(points: Sequence[Point]) -> list[Outcome]:
-    found: list[Outcome] = []
-    for point in points:
-        try:
-            found.append(prediction(point))
-        except LeansimError as error:
-            found.append(error)
-    return found
+    return list(outcomes(prediction, points))
 
 
 def _predicted_rows(rows: Sequence[Row], source: str) -> list[Outcome]:
-    return list(outcomes(prediction, rows, source))
+    return list(outcomes(lambda row: prediction(point_from_row(row, source)), rows))

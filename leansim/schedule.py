@@ -236,14 +236,6 @@ class Schedule:
         return np.greater(self.partials[self.output_tile], 0)
 
     @cached_property
-    def host_of_tile(self) -> IntArray:
-        """Index of the segment that holds the first KV tiles of each output tile."""
-        hosts = np.empty(self.grid.num_output_tiles, dtype=np.int64)
-        firsts = np.flatnonzero(self.is_host)
-        hosts[self.output_tile[firsts]] = firsts
-        return hosts
-
-    @cached_property
     def splits_of_request(self) -> IntArray:
         """Most segments of any output tile of each request."""
         most = np.zeros(self.grid.batch_size, dtype=np.int64)

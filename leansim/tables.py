@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leansim.api import Run, Simulation
+from leansim.checking import Invariance, Verification
+from leansim.points import Point
 
 Row = Mapping[str, Any]
 
@@ -112,3 +114,16 @@ def _verdict(device: str, simulations: Sequence[Simulation]) -> str:
         ratio = other.result.latency_s / best.result.latency_s
         text += f"; {other.point.policy} takes {ratio:.2f}x its time"
     return text + "."
+
+
+def verify_note(point: Point, verification: Verification, invariance: Invariance) -> str:
+    """Say how far a verification went, and whether the batch changes how a request is cut."""
+    cover = "exact" if verification.cover.exact else verification.cover.problem
+    batch = "batch-invariant" if invariance.invariant else "not batch-invariant"
+    if invariance.counterexample:
+        batch += f": {invariance.counterexample}"
+    return (
+        f"{point.device} {point.policy}: cover {cover}; replayed {verification.replayed_tiles:,} of "
+        f"{verification.cover.output_tiles:,} output tiles "
+        f"({verification.replayed_patterns} of {verification.patterns} ways of cutting); {batch}"
+    )
