@@ -317,7 +317,12 @@ def _combiner_problems(schedule: Schedule) -> Iterator[str]:
     counts = np.bincount(schedule.output_tile, minlength=tiles)
     split = (counts > 1) | (np.asarray(schedule.partials) > 0)
     hosts = np.bincount(schedule.output_tile[schedule.start == 0], minlength=tiles)
-    combiners = {"none": np.zeros(tiles), "kernel": np.ones(tiles), "host": hosts}
+    combiners = {
+        "none": np.zeros(tiles),
+        "kernel": np.ones(tiles),
+        "host": hosts,
+        "last": np.ones(tiles),
+    }
     if len(wrong := np.flatnonzero(split & (combiners[schedule.combine] != 1))):
         found = int(combiners[schedule.combine][wrong[0]])
         yield f"output tile {wrong[0]} has partials and {found} combiners ({len(wrong)} such)"

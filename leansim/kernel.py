@@ -26,21 +26,41 @@ class PartitionerSpec(Spec):
 PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
 
 
+class Only(Spec):
+    """What a compiled instance is restricted to; what is not named is not restricted.
+
+    `max_rows` bounds the query rows of one request and counted head.
+    """
+
+    archs: tuple[str, ...] | None = None
+    kv_dtypes: tuple[DType, ...] | None = None
+    window: bool | None = None
+    max_rows: Count | None = None
+
+
 class TileVariant(Spec):
-    """One compiled instance: its head dim, its tile, and what a CTA of it occupies."""
+    """One compiled instance: its head dim, its tile, and what a CTA of it occupies.
+
+    Without `smem_bytes` a CTA holds its Q tile and `kv_stages` K and V tiles. `only` says when the
+    kernel's host code takes this instance.
+    """
 
     head_dim: Count
     tile_rows: Count
     tile_tokens: Count
     threads: Count
     registers_per_thread: dict[str, Count]
+    smem_bytes: Count | None = None
+    only: Only = Only()
 
 
 class Combine(Spec):
-    """The separate kernel that merges partials.
+    """The step that merges partials once all CTAs have written theirs.
 
     Each CTA merges `rows_per_cta` output rows (by the largest divisor of the head dim listed) and
-    keeps `splits_in_flight` partial loads outstanding: 1 is a serial loop over the splits.
+    keeps `splits_in_flight` partial loads outstanding: 1 is a serial loop over the splits. `start`
+    says how it begins: as a `launch` of its own, as one that programmatic dependent launch (`pdl`)
+    lets begin early where the device has it, or in the same kernel after a `grid_sync`.
     """
 
     threads: Count
@@ -48,6 +68,7 @@ class Combine(Spec):
     smem_bytes: Annotated[int, Field(ge=0)]
     rows_per_cta: dict[int, Count]
     splits_in_flight: Count
+    start: Literal["launch", "pdl", "grid_sync"] = "launch"
 
     def rows_for(self, head_dim: int) -> int:
         """Rows per CTA: the entry of the largest key that divides `head_dim`, key 1 last."""
@@ -59,7 +80,8 @@ class Kernel(SourcedSpec):
     """How a CTA computes its tiles. Costs carry sources; structure is what the code is.
 
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
-    zeroing flags or copying the query.
+    zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
+    merges in the launch reads at a time.
     """
 
     partitioner: PartitionerChoice
@@ -73,6 +95,7 @@ class Kernel(SourcedSpec):
     partial_dtype: DType
     combine: Combine | None = None
 
+    merge_splits_in_flight: Count = 1
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive

@@ -13,7 +13,7 @@ from leansim.errors import OutOfRangeError, PairingError
 from leansim.kernel import Kernel
 from leansim.occupancy import occupancy
 from leansim.program import MOST_PS, FloatArray, FlowKind, Launch, Phase, Program, picoseconds
-from leansim.schedule import Schedule
+from leansim.schedule import IN_LAUNCH, Schedule
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray
 
@@ -58,9 +58,11 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     parts = [*(_setup_launch(device) for _ in range(kernel.setup_kernels)), *parts]
     fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
     ctas = np.cumsum([0, *(len(part.border) - 1 for part in parts)]).tolist()
-    launches = [
-        Launch(name, ctas[i], ctas[i + 1], fit, gap_ps if i else 0) for i, (name, fit) in enumerate(fits)
-    ]
+    gaps = [0, *[gap_ps] * (len(parts) - 1)]
+    if schedule.combine == "kernel":
+        assert kernel.combine is not None
+        gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
+    launches = [Launch(name, ctas[i], ctas[i + 1], fit, gaps[i]) for i, (name, fit) in enumerate(fits)]
     offsets = np.cumsum([0, *(len(part.columns["kind"]) for part in parts)])
     borders = [part.border[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
@@ -69,7 +71,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         flows=_flows(cost, hit_share, device),
         phase_of_cta=np.concatenate([*borders, offsets[-1:]]),
         **{name: _joined([part.columns[name] for part in parts]) for name in _COLUMNS},
-        num_counters=grid.num_output_tiles if schedule.combine == "host" else 0,
+        num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
         num_sms=grid.num_sms,
         dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
         launch_ps=gap_ps,
@@ -113,7 +115,7 @@ def _flows(cost: pricing.TileCost, hit_share: float, device: Device) -> tuple[Fl
 def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> _Phases:
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
     peers = schedule.segments_of_tile[schedule.output_tile] - 1
-    merges = schedule.is_host & (peers > 0) & (schedule.combine == "host")
+    merges = schedule.merges
     per_segment = 2 + merges.astype(np.int64)
     before = np.cumsum(per_segment) - per_segment
     total = int(per_segment.sum()) + schedule.num_ctas
@@ -131,7 +133,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     put(
         launch_at,
         Phase.LAUNCH,
-        latency_ps=picoseconds(device.cta_launch_s) + _store_ps(empty_bytes, device),
+        latency_ps=_arrival_ps(schedule, device) + _store_ps(empty_bytes, device),
         bytes=empty_bytes,
         flow=STORE,
     )
@@ -145,13 +147,15 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         Phase.MERGE,
         wait_counter=schedule.output_tile[merges],
         wait_target=peers[merges],
-        latency_ps=_picoseconds(pricing.merge_latency_s(device, peers[merges])),
+        latency_ps=_picoseconds(
+            pricing.merge_latency_s(device, peers[merges], kernel.merge_splits_in_flight)
+        ),
         bytes=(partial_bytes * peers)[merges],
         flow=ON_CHIP,
         segment=every[merges],
     )
-    published = schedule.is_partial & ~(schedule.is_host & (schedule.combine == "host"))
-    signals = published & (schedule.combine == "host")
+    published = schedule.is_partial & ~merges
+    signals = published & (schedule.combine in IN_LAUNCH)
     stored = np.where(published, partial_bytes, rows * _output_row_bytes(schedule))
     put(
         stream_at + per_segment - 1,
@@ -164,6 +168,14 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         segment=every,
     )
     return _Phases(columns, np.append(launch_at, total))
+
+
+def _arrival_ps(schedule: Schedule, device: Device) -> IntArray:
+    """How long each CTA takes to begin: a launch, or one atomic for those fetched from a queue."""
+    arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
+    if schedule.dispatch == "queue":
+        arrival[schedule.grid.slots :] = picoseconds(device.atomic_s)
+    return arrival
 
 
 def _stream(

@@ -215,7 +215,7 @@ def replay_tile(
         partial = segment_attention(schedule.grid, tile, kv_tiles, inputs, precision)
         if not schedule.is_partial[i]:
             out = finish(partial)[0]
-        elif schedule.combine == "host" and schedule.is_host[i]:
+        elif schedule.merges[i]:
             own = partial
         else:
             stored.append(finish(partial))

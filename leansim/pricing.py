@@ -147,18 +147,31 @@ def kernel_gap_s(device: Device, launch: str) -> float:
     return gaps[launch]
 
 
+def combine_gap_s(device: Device, launch: str, start: str) -> float:
+    """Time between the last partial written and the first CTA of the combine step, s.
+
+    A barrier of the grid costs each CTA a release and the sight of a flag; programmatic dependent
+    launch falls back to the call's own launch mode on devices without it.
+    """
+    if start == "grid_sync":
+        return release_s(device) + device.flag_latency_s
+    has_pdl = start == "pdl" and "pdl" in device.kernel_gap_s
+    return kernel_gap_s(device, "pdl" if has_pdl else launch)
+
+
 def release_s(device: Device) -> float:
     """Time a peer needs to publish a partial: device-scope fence, then the flag's atomic, s."""
     return device.fence_s + device.atomic_s
 
 
-def merge_latency_s(device: Device, peers: IntArray) -> FloatArray:
-    """Time a host needs from the last flag to merged, without the bytes, s.
+def merge_latency_s(device: Device, peers: IntArray, splits_in_flight: int) -> FloatArray:
+    """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
-    It sees the flag, then reads peer after peer as the LeanAttention kernels do: one L2 latency each.
+    It sees the flag, then reads `splits_in_flight` peers at a time, one L2 latency each time: 1 in the
+    LeanAttention kernels.
     """
-    reads: FloatArray = np.asarray(peers, dtype=np.float64) * l2_latency_s(device)
-    return device.flag_latency_s + reads
+    rounds: FloatArray = np.ceil(np.asarray(peers, dtype=np.float64) / splits_in_flight)
+    return device.flag_latency_s + rounds * l2_latency_s(device)
 
 
 def combine_latency_s(device: Device, splits: IntArray, splits_in_flight: int) -> FloatArray:

@@ -19,7 +19,9 @@ import numpy.typing as npt
 from leansim.errors import ScheduleError
 from leansim.tiling import IntArray, TileGrid
 
-CombineKind = Literal["none", "kernel", "host"]
+CombineKind = Literal["none", "kernel", "host", "last"]
+Dispatch = Literal["grid", "queue"]
+IN_LAUNCH: tuple[CombineKind, ...] = ("host", "last")
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -64,6 +66,7 @@ class Schedule:
     num_splits: int | None = None
     num_empty_ctas: int = 0
     partials: IntArray | None = None
+    dispatch: Dispatch = "grid"
     segments_of_tile: IntArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class Schedule:
         self._check_partials()
         if self.num_splits is None:
             object.__setattr__(self, "num_splits", int(counts.max()))
-        if self.combine == "host":
+        if self.combine in IN_LAUNCH:
             self._check_progress()
 
     def _own(self, name: str, values: object) -> None:
@@ -154,8 +157,8 @@ class Schedule:
             raise ScheduleError("there are partials and no combiner")
         if partials.shape != counts.shape or np.any((partials < counts) & ((partials > 0) | split)):
             raise ScheduleError("partials must be 0 for unsplit output tiles or at least their segments")
-        if self.combine == "host" and not np.array_equal(partials, default):
-            raise ScheduleError("a host merges exactly the partials of its peers")
+        if self.combine in IN_LAUNCH and not np.array_equal(partials, default):
+            raise ScheduleError("a CTA merges in its launch exactly the partials of its peers")
         self._own("partials", partials)
 
     def _check_progress(self) -> None:
@@ -163,18 +166,18 @@ class Schedule:
 
         Obvious when all CTAs are resident and none waits before it has published its partials.
         """
-        waits = self.is_host & (self.segments_of_tile[self.output_tile] > 1)
+        waits = self.merges
         first = changes(self.cta)
         waits_before: IntArray = np.cumsum(waits) - waits
         before_cta = np.maximum.accumulate(np.where(first, waits_before, 0))
-        peers_after_waits = self.is_partial & ~self.is_host & (waits_before > before_cta)
+        peers_after_waits = self.is_partial & ~waits & (waits_before > before_cta)
         if self.num_ctas > self.grid.slots or np.any(peers_after_waits):
             self._check_progress_step_by_step()
 
     def _check_progress_step_by_step(self) -> None:
         """Place and finish CTAs as far as they go; timing cannot change how far that is."""
         borders = self.segments_of_cta.tolist()
-        tile_of, is_host = self.output_tile.tolist(), self.is_host.tolist()
+        tile_of, merges = self.output_tile.tolist(), self.merges.tolist()
         missing = (self.segments_of_tile - 1).tolist()
         at = list(borders[:-1])
         waiting: dict[int, int] = {}
@@ -189,10 +192,10 @@ class Schedule:
             cta = ready.popleft()
             while at[cta] < borders[cta + 1]:
                 tile = tile_of[at[cta]]
-                if is_host[at[cta]] and missing[tile]:
+                if merges[at[cta]] and missing[tile]:
                     waiting[tile] = cta
                     break
-                if not is_host[at[cta]]:
+                if not merges[at[cta]]:
                     missing[tile] -= 1
                     if not missing[tile] and tile in waiting:
                         ready.append(waiting.pop(tile))
@@ -228,6 +231,18 @@ class Schedule:
     def is_host(self) -> BoolArray:
         """Whether a segment holds the first KV tiles of its output tile."""
         return np.equal(self.start, 0)
+
+    @cached_property
+    def merges(self) -> BoolArray:
+        """Whether a segment's CTA waits for the other segments of its output tile and merges them."""
+        merger = self.is_host
+        if self.combine == "last":
+            last = np.zeros(self.grid.num_output_tiles, dtype=np.int64)
+            np.maximum.at(last, self.output_tile, np.arange(self.num_segments))
+            merger = np.equal(last[self.output_tile], np.arange(self.num_segments))
+        elif self.combine != "host":
+            merger = np.zeros(self.num_segments, dtype=np.bool_)
+        return merger & (self.segments_of_tile[self.output_tile] > 1)
 
     @cached_property
     def is_partial(self) -> BoolArray:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError, suggestion
-from leansim.kernel import Kernel, TileVariant
+from leansim.kernel import Kernel, Only, TileVariant
 from leansim.occupancy import Occupancy, occupancy
 from leansim.spec import DTYPE_BYTES
 from leansim.workload import Workload
@@ -195,16 +195,28 @@ def variant_and_occupancy(
                 f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
             )
     width = max(workload.head_dim, workload.value_dim)
-    fitting = [tile for tile in kernel.tiles if tile.head_dim >= width]
+    usable = [tile for tile in kernel.tiles if _is_meant_for(tile.only, workload, kernel, device)]
+    fitting = [tile for tile in usable if tile.head_dim >= width]
     if not fitting:
-        largest = max(tile.head_dim for tile in kernel.tiles)
+        largest = max((tile.head_dim for tile in usable), default="none")
         raise PairingError(
             f"kernel {kernel.name!r} has no tile for head_dim {width}; its largest is {largest}"
         )
-    variant = min(fitting, key=lambda tile: tile.head_dim)
+    variant = min(fitting, key=lambda tile: tile.head_dim)  # the first in the file of the narrowest
     registers = per_arch(variant.registers_per_thread, kernel, device)
     smem = smem_bytes(kernel, variant, workload)
     return variant, occupancy(device, variant.threads, registers, smem)
+
+
+def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device) -> bool:
+    """Whether the kernel's host code would take an instance for this call."""
+    group = workload.group_size if is_packed(kernel, workload) else 1
+    return (
+        (only.archs is None or device.arch in only.archs)
+        and (only.kv_dtypes is None or workload.kv_dtype in only.kv_dtypes)
+        and (only.window is None or only.window == (workload.window is not None))
+        and (only.max_rows is None or workload.query_len * group <= only.max_rows)
+    )
 
 
 def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
@@ -219,7 +231,12 @@ def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
 
 
 def smem_bytes(kernel: Kernel, variant: TileVariant, workload: Workload) -> int:
-    """Shared memory of one CTA: the Q tile and `kv_stages` K and V tiles (FA2 kernel_traits.h)."""
+    """Shared memory of one CTA: the Q tile and `kv_stages` K and V tiles (FA2 kernel_traits.h).
+
+    A variant that says what it takes is believed.
+    """
+    if variant.smem_bytes is not None:
+        return variant.smem_bytes
     q = variant.tile_rows * variant.head_dim * DTYPE_BYTES[workload.q_dtype]
     kv = variant.tile_tokens * 2 * variant.head_dim * DTYPE_BYTES[workload.kv_dtype]
     return q + kernel.kv_stages * kv

@@ -184,7 +184,7 @@ def test_each_tile_is_covered_once_or_named(segments: Segments, message: str) ->
             HOSTED,
             3,
             {"combine": "host", "partials": np.array([3, 0])},
-            r"a host merges exactly the partials of its peers",
+            r"merges in its launch exactly the partials of its peers",
             id="a host with partials nobody writes",
         ),
         pytest.param(
