@@ -348,7 +348,7 @@ def altered(schedule: Schedule, **columns: Any) -> Schedule:
     """A copy whose constructor did not see the change."""
     twin = copy.copy(schedule)
     vars(twin).update(columns)
-    for cached in ("by_tile", "is_host", "is_partial", "host_of_tile"):
+    for cached in ("by_tile", "is_host", "merges", "is_partial"):
         vars(twin).pop(cached, None)
     return twin
 
