@@ -56,6 +56,7 @@ class Device(SourcedSpec):
 
     cta_launch_s: Positive
     cta_dispatch_interval_s: Positive
+    latency_spread: Annotated[float, Field(ge=0, le=0.5)]
     kernel_gap_s: dict[LaunchMode, Positive]
     fence_s: Positive
     atomic_s: Positive

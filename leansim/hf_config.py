@@ -1,7 +1,8 @@
 """Reads a Hugging Face config.json as a `Model`, and refuses by name what it does not understand.
 
-One attention shape in all layers is understood: MHA, GQA or MQA, with or without one sliding
-window. Ignores position encoding, MLPs, experts, quantisation and multi-token-prediction layers.
+One attention shape in all layers is understood: MHA, GQA, MQA, with or without one sliding window, or
+MLA, read as it decodes. Ignores position encoding, MLPs, experts, quantisation and
+multi-token-prediction layers.
 """
 
 from __future__ import annotations
@@ -23,16 +24,12 @@ _UNKNOWN = (
     "wanted only keys this reader understands: this one may change attention; if it does not, "
     "write the model's shape in a YAML file"
 )
-_MLA = "wanted plain KV heads: MLA caches one latent head, which is not read from config.json yet"
+_MLA = "wanted plain KV heads: MLA is read only where kv_lora_rank and qk_rope_head_dim are both given"
 _SPARSE = "wanted attention to every token of the context, or one sliding window: token selection"
 _LINEAR = "wanted softmax attention in every layer: linear attention and state-space layers"
 _TWO_SHAPES = "wanted one head shape: some layers have heads of their own"
 
 REFUSED: dict[str, str] = {
-    "kv_lora_rank": _MLA,
-    "q_lora_rank": _MLA,
-    "qk_rope_head_dim": _MLA,
-    "qk_nope_head_dim": _MLA,
     "index_topk": f"{_SPARSE} is not modelled",
     "sparse_attention_config": f"{_SPARSE} is not modelled",
     "compress_ratios": "wanted one KV entry per token: compressed KV caches are not modelled",
@@ -56,6 +53,9 @@ REFUSED: dict[str, str] = {
     "is_encoder_decoder": "wanted a decoder-only model",
 }
 """Keys that change decode attention; any value but null, false, 0 or empty is refused."""
+
+LATENT = ("kv_lora_rank", "qk_rope_head_dim", "q_lora_rank", "qk_nope_head_dim")
+"""Keys of MLA; the first two together are the latent entry that a token leaves in the cache."""
 
 PATTERNS: dict[str, dict[Any, Kind]] = {
     "layer_types": {"full_attention": "full", "sliding_attention": "sliding"},
@@ -124,6 +124,11 @@ class _Reader:
         """Whether the key says anything: present, and not null, false, 0 or empty."""
         return bool(self.config.get(key))
 
+    @property
+    def latent(self) -> bool:
+        """Whether the KV cache is MLA's."""
+        return all(self.has(key) for key in LATENT[:2])
+
 
 def read_hf_config(path: Path, name: str | None = None) -> Model:
     """Read a Hugging Face config.json; of a multi-modal model, its nested `text_config`.
@@ -144,6 +149,7 @@ def read_hf_config(path: Path, name: str | None = None) -> Model:
         name = path.resolve().parent.name if path.name == "config.json" else path.stem
     sources = {key: f"datasheet: {path.name} config.json key {k}" for key, (_, k) in numbers.items()}
     values: dict[str, Any] = {key: value for key, (value, _) in numbers.items()}
+    values |= {"latent_kv": True} if reader.latent else {}
     return Model(name=name, sources=sources, **values)
 
 
@@ -178,9 +184,11 @@ def _refuse_unknown(reader: _Reader) -> None:
     for key in filter(reader.has, INTERVALS):
         if reader.config[key] != 1:
             reader.complain(key, reader.config[key], _BY_HAND)
+    for key in filter(reader.has, () if reader.latent else LATENT):
+        reader.complain(key, reader.config[key], _MLA)
     if reader.problems:
         return
-    understood = HARMLESS | PATTERNS.keys() | set(INTERVALS)
+    understood = HARMLESS | PATTERNS.keys() | set(INTERVALS) | set(LATENT)
     for key in filter(reader.has, reader.config):
         if key not in understood and _SUSPECT.search(key):
             reader.complain(key, reader.config[key], _UNKNOWN)
@@ -223,6 +231,8 @@ def _numbers(reader: _Reader) -> dict[str, tuple[int, str]]:
         "num_q_heads": (reader.whole("num_attention_heads"), "num_attention_heads"),
     }
     q_heads = found["num_q_heads"][0]
+    if reader.latent:
+        return _known(found | _latent_entry(reader) | _longest(reader))
     if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
         reader.complain("num_key_value_heads", None, "wanted one number for all layers")
         found["num_kv_heads"] = (None, "")
@@ -237,10 +247,33 @@ def _numbers(reader: _Reader) -> dict[str, tuple[int, str]]:
     found["head_dim"] = head_dim = _head_dim(reader, q_heads)
     if config.get("v_head_dim") is not None and config["v_head_dim"] != head_dim[0]:
         found["head_dim_v"] = (reader.whole("v_head_dim"), "v_head_dim")
-    if config.get("max_position_embeddings") is not None:
-        key = "max_position_embeddings"
-        found["max_position"] = (reader.whole(key), key)
+    return _known(found | _longest(reader))
+
+
+def _known(found: dict[str, tuple[int | None, str]]) -> dict[str, tuple[int, str]]:
+    """Drop what could not be read."""
     return {key: (value, source) for key, (value, source) in found.items() if value is not None}
+
+
+def _longest(reader: _Reader) -> dict[str, tuple[int | None, str]]:
+    """Return the longest context, if the config has it."""
+    key = "max_position_embeddings"
+    given = reader.config.get(key) is not None
+    return {"max_position": (reader.whole(key), key)} if given else {}
+
+
+def _latent_entry(reader: _Reader) -> dict[str, tuple[int | None, str]]:
+    """Return MLA's heads as decode sees them: all q heads on one key, whose latent part is the value.
+
+    `num_key_value_heads`, `head_dim` and `v_head_dim` say how heads are projected, not what is cached.
+    """
+    latent, rotary = (reader.whole(key) for key in LATENT[:2])
+    width = latent + rotary if latent and rotary else None
+    return {
+        "num_kv_heads": (1, "kv_lora_rank: one latent entry per token"),
+        "head_dim": (width, "kv_lora_rank + qk_rope_head_dim"),
+        "head_dim_v": (latent, "kv_lora_rank"),
+    }
 
 
 def _head_dim(reader: _Reader, q_heads: int | None) -> tuple[int | None, str]:

@@ -11,6 +11,9 @@ from pydantic import BeforeValidator, Field
 
 from leansim.spec import Count, DType, Fraction, Positive, SourcedSpec, Spec
 
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
@@ -29,19 +32,23 @@ PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
 class Only(Spec):
     """What a compiled instance is restricted to; what is not named is not restricted.
 
-    `max_rows` bounds the query rows of one request and counted head.
+    `max_query_len` bounds the new tokens of a request, `max_rows` the query rows of one request and
+    counted head; `groups` lists the query heads per KV head.
     """
 
     archs: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None
     window: bool | None = None
+    max_query_len: Count | None = None
     max_rows: Count | None = None
+    groups: tuple[Count, ...] | None = None
 
 
 class TileVariant(Spec):
     """One compiled instance: its head dim, its tile, and what a CTA of it occupies.
 
-    Without `smem_bytes` a CTA holds its Q tile and `kv_stages` K and V tiles. `only` says when the
+    Without `smem_bytes` a CTA holds its Q tile and `kv_stages` K and V tiles (K alone of a latent
+    cache). `mma_efficiency` is for an instance that differs from its kernel's. `only` says when the
     kernel's host code takes this instance.
     """
 
@@ -51,6 +58,7 @@ class TileVariant(Spec):
     threads: Count
     registers_per_thread: dict[str, Count]
     smem_bytes: Count | None = None
+    mma_efficiency: Fraction | None = None
     only: Only = Only()
 
 
@@ -69,6 +77,7 @@ class Combine(Spec):
     rows_per_cta: dict[int, Count]
     splits_in_flight: Count
     start: Literal["launch", "pdl", "grid_sync"] = "launch"
+    overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
 
     def rows_for(self, head_dim: int) -> int:
         """Rows per CTA: the entry of the largest key that divides `head_dim`, key 1 last."""
@@ -81,7 +90,9 @@ class Kernel(SourcedSpec):
 
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
-    merges in the launch reads at a time.
+    merges in the launch reads at a time. With `empty_ctas_write` a CTA without KV tiles leaves an
+    empty partial for the combine kernel instead of returning at once. With `latent_kv` it reads a
+    latent cache (MLA).
     """
 
     partitioner: PartitionerChoice
@@ -93,13 +104,18 @@ class Kernel(SourcedSpec):
     pipeline: Literal["single_buffered", "multi_stage"]
     kv_stages: Count
     partial_dtype: DType
+    latent_kv: bool = False
     combine: Combine | None = None
 
     merge_splits_in_flight: Count = 1
+    empty_ctas_write: bool = True
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive
+    softmax_overlap: dict[str, Share] = Field(default_factory=dict)
     prologue_loads: Annotated[int, Field(ge=0)]
+    q_tile_copies: Annotated[int, Field(ge=0)] = 0
+    segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
@@ -112,4 +128,6 @@ class Kernel(SourcedSpec):
             "tile_order",
             "pipeline",
             "partial_dtype",
+            "latent_kv",
+            "empty_ctas_write",
         }

@@ -8,10 +8,11 @@ import numpy as np
 
 from leansim.bounds import roofline
 from leansim.device import Device
-from leansim.pricing import TileCost
+from leansim.pricing import TileCost, query_row_bytes
 from leansim.program import Phase
 from leansim.result import Result
 from leansim.schedule import Schedule
+from leansim.workload import Workload
 
 SHARES = ("launch", "ramp", "stream", "write", "wait", "merge", "combine", "idle")
 
@@ -78,12 +79,10 @@ def tail_s(result: Result) -> float:
     return float(result.launch_end[index] - last[last > 0].min()) * 1e-12
 
 
-def partial_bytes(result: Result, schedule: Schedule, o_bytes: int) -> int:
-    """Bytes of partials written and read."""
+def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
+    """Bytes of partials written and read: all traffic but that of K, V, Q and O."""
     program = result.program
-    everything = int(program.bytes.sum()) - program.bytes_of(Phase.STREAM)
-    assert everything >= o_bytes or schedule.combine == "none"
-    return max(0, everything - o_bytes)
+    return int(program.bytes.sum()) - program.bytes_of(Phase.STREAM) - q_bytes - workload.o_bytes
 
 
 def tensor_seconds(schedule: Schedule, cost: TileCost) -> float:
@@ -97,25 +96,23 @@ def summarise(result: Result, schedule: Schedule, device: Device, cost: TileCost
     makespan = result.makespan_s
     floor = roofline(workload, device)
     shares = time_shares(result)
-    segments_q = int(schedule.grid.rows[schedule.output_tile].sum())
+    grid = schedule.grid
+    q_bytes = int(grid.rows[schedule.output_tile].sum()) * query_row_bytes(workload)
     dram = result.program.dram_bytes
     return Metrics(
         latency_s=result.latency_s,
         makespan_s=makespan,
         sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
         dram_utilisation=dram / makespan / device.dram_bandwidth_bytes_per_s,
-        l2_utilisation=int(result.program.bytes.sum()) / makespan / device.l2_bandwidth_bytes_per_s,
+        l2_utilisation=result.program.l2_bytes / makespan / device.l2_bandwidth_bytes_per_s,
         tensor_utilisation=tensor_seconds(schedule, cost) / (device.num_sms * makespan),
         num_waves=schedule.num_waves,
         wave_efficiency=schedule.wave_efficiency,
         tail_s=tail_s(result),
-        kv_bytes=result.program.bytes_of(Phase.STREAM),
-        q_bytes=segments_q
-        * workload.q_bytes
-        // (workload.batch_size * workload.num_q_heads)
-        // workload.query_len,
+        kv_bytes=int((grid.kv_end - grid.kv_begin).sum()) * workload.kv_bytes_per_token,
+        q_bytes=q_bytes,
         o_bytes=workload.o_bytes,
-        partial_bytes=partial_bytes(result, schedule, workload.o_bytes),
+        partial_bytes=partial_bytes(result, workload, q_bytes),
         dram_bytes=dram,
         kv_bandwidth_bytes_per_s=workload.kv_bytes / makespan,
         roofline_s=floor.floor_s,

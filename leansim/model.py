@@ -15,8 +15,10 @@ from leansim.spec import Count, SourcedSpec, TokenCount
 class Model(SourcedSpec):
     """The attention shape of one model, the same in all its layers.
 
-    `head_dim` is the elements of a key, `head_dim_v` of a value (None: as the key). `window` is
-    the tokens a sliding window keeps (None: all), `max_position` the longest context in tokens.
+    `head_dim` is the elements of a key, `head_dim_v` of a value (None: as the key). With `latent_kv`
+    a value is the leading part of its key, and the KV heads are the latent entries of a token: MLA as
+    it decodes, one entry, its up-projections absorbed. `window` is the tokens a sliding window keeps
+    (None: all), `max_position` the longest context in tokens.
     """
 
     num_layers: Count
@@ -24,8 +26,14 @@ class Model(SourcedSpec):
     num_kv_heads: Count
     head_dim: Count
     head_dim_v: Count | None = None
+    latent_kv: bool = False
     window: TokenCount | None = None
     max_position: TokenCount | None = None
+
+    @classmethod
+    def unsourced(cls) -> frozenset[str]:
+        """Names and structure."""
+        return super().unsourced() | {"latent_kv"}
 
     @model_validator(mode="after")
     def _q_heads_share_kv_heads_evenly(self) -> Model:

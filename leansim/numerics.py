@@ -291,12 +291,15 @@ def head_inputs(
     """Draw normal inputs of one request and KV head; the same whatever else is drawn.
 
     Returns q `[query_len, group_size, head_dim]`, k `[context_len, head_dim]`, v `[context_len,
-    value_dim]`, float64. Scores have a standard deviation of `scale`.
+    value_dim]`, float64; v is the leading part of k where the cache is latent. Scores have a standard
+    deviation of `scale`.
     """
     rng = np.random.default_rng([seed, request, kv_head])
     tokens = workload.context_lens[request]
     q = rng.standard_normal((workload.query_len, workload.group_size, workload.head_dim))
     k = rng.standard_normal((tokens, workload.head_dim))
+    if workload.latent_kv:
+        return scale * q, k, k[:, : workload.value_dim]
     return scale * q, k, rng.standard_normal((tokens, workload.value_dim))
 
 

@@ -86,6 +86,9 @@ class Point(Spec):
     num_kv_heads: Count | None = Field(None, description="KV heads")
     head_dim: Count | None = Field(None, description="head dimension")
     head_dim_v: Count | None = Field(None, description="head dimension of V, if another")
+    latent_kv: bool | None = Field(
+        None, description="whether V is the leading part of K (MLA's latent KV cache)"
+    )
     query_len: Count = Field(1, description="new tokens per request")
     window: TokenCount | None = Field(None, description="sliding window")
     q_dtype: DType = Field("bfloat16", description="dtype of Q and of the output")
@@ -239,7 +242,7 @@ def _shape(point: Point) -> dict[str, Any]:
     elif point.model is not None:
         model = catalog.model(point.model)
     shape: dict[str, Any] = dict.fromkeys(
-        ("num_q_heads", "num_kv_heads", "head_dim", "head_dim_v", "window")
+        ("num_q_heads", "num_kv_heads", "head_dim", "head_dim_v", "window", "latent_kv")
     )
     if model is not None:
         share = model.divided(point.tensor_parallel)
@@ -250,7 +253,7 @@ def _shape(point: Point) -> dict[str, Any]:
     needed = ("num_q_heads", "num_kv_heads", "head_dim")
     if missing := [name for name in needed if shape[name] is None]:
         raise WorkloadError(f"workload: wanted {', '.join(missing)}, or a model")
-    return shape
+    return shape | {"latent_kv": bool(shape["latent_kv"])}
 
 
 def _context_lens(point: Point) -> list[int]:

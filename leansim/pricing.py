@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import Kernel
+from leansim.kernel import Combine, Kernel
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid, per_arch
 from leansim.workload import Workload
@@ -26,7 +26,8 @@ class TileCost:
     """One full KV tile on one CTA that has its SM to itself.
 
     `tile_s` is the time per tile in a long run, `fill_s` what a run costs beyond its tiles, `sm_s`
-    the time the busiest SM unit works for the tile, `compute_s` QK, softmax and PV in sequence.
+    the time its SM has for nothing else, `compute_s` what QK, softmax and PV take, `tensor_s` QK and
+    PV. `offered_bytes_per_s` is what its loads in flight would bring from an unloaded memory (Little).
     """
 
     tile_bytes: int
@@ -35,6 +36,7 @@ class TileCost:
     sm_s: float
     compute_s: float
     tensor_s: float
+    offered_bytes_per_s: float
 
     @property
     def max_bytes_per_s(self) -> float:
@@ -79,13 +81,14 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     K and V (FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles
     take n * (max(V load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV). With
     `kv_stages` tiles in flight they take n * max(compute, load / stages) + load. A load is one
-    latency plus its bytes at the SM's load rate.
+    latency plus its bytes at the SM's load rate; a latent cache has no V to load.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
     itemsize = DTYPE_BYTES[load.kv_dtype]
-    k_bytes, v_bytes = tokens * load.head_dim * itemsize, tokens * load.value_dim * itemsize
-    rate = tensor_flop_per_s(kernel, device, load)
+    k_bytes = tokens * load.head_dim * itemsize
+    v_bytes = tokens * load.kv_bytes_per_token - k_bytes
+    rate = tensor_flop_per_s(grid, kernel, device)
     qk_s = 2 * rows * tokens * load.head_dim / rate
     pv_s = 2 * rows * tokens * load.value_dim / rate
     exp_s = rows * tokens / device.exp_per_clk_per_sm * device.clk_s
@@ -93,44 +96,51 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     softmax_s = exp_s + fma_clk * device.clk_s
     latency = kv_latency_s(device, hit_share)
     k_s = latency + k_bytes / device.sm_load_bytes_per_s
-    v_s = latency + v_bytes / device.sm_load_bytes_per_s
-    compute_s = qk_s + softmax_s + pv_s
+    v_s = latency + v_bytes / device.sm_load_bytes_per_s if v_bytes else 0.0
+    exposed = 1.0 - kernel.softmax_overlap.get(device.arch, 0.0)
+    compute_s = max(softmax_s, qk_s + exposed * softmax_s + pv_s)
     transfer_s = (k_bytes + v_bytes) / device.sm_load_bytes_per_s
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
+        in_flight = max(k_bytes, v_bytes)
     else:
         load_s = latency + transfer_s
+        in_flight = kernel.kv_stages * (k_bytes + v_bytes)
         tile_s = max(compute_s, load_s / kernel.kv_stages, transfer_s)
         fill_s = load_s
     return TileCost(
         tile_bytes=k_bytes + v_bytes,
         tile_s=tile_s,
         fill_s=fill_s,
-        sm_s=max(qk_s + pv_s, exp_s, fma_clk * device.clk_s, transfer_s),
+        sm_s=max(compute_s, transfer_s),
         compute_s=compute_s,
         tensor_s=qk_s + pv_s,
+        offered_bytes_per_s=in_flight / latency,
     )
 
 
-def tensor_flop_per_s(kernel: Kernel, device: Device, workload: Workload) -> float:
+def tensor_flop_per_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     """Tensor rate of one SM as the kernel's instructions reach it, FLOP/s."""
+    workload = grid.workload
     dtype = workload.kv_dtype if workload.kv_dtype == workload.q_dtype else workload.q_dtype
     rate = device.tensor_flop_per_s_per_sm(dtype)
     if rate is None:
         raise PairingError(f"device {device.name!r} has no tensor throughput for {dtype}")
-    return rate * per_arch(kernel.mma_efficiency, kernel, device)
+    return rate * (grid.mma_efficiency or per_arch(kernel.mma_efficiency, kernel, device))
 
 
 def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     """Time from the start of a segment to its first KV load, s.
 
     `prologue_loads` dependent reads (sequence length, page table), then Q; all in L2, the query
-    having just been written (assumed).
+    having just been written (assumed). Kernels that move whole Q and O tiles through shared memory,
+    masked rows too, pay for them `q_tile_copies` times.
     """
-    q_bytes = grid.tile_rows * grid.workload.head_dim * DTYPE_BYTES[grid.workload.q_dtype]
     reads = (kernel.prologue_loads + 1) * l2_latency_s(device)
-    return reads + q_bytes / device.sm_load_bytes_per_s
+    overhead = kernel.segment_overhead_s.get(device.arch, 0.0)
+    q_bytes = grid.tile_rows * grid.workload.head_dim * DTYPE_BYTES[grid.workload.q_dtype]
+    return overhead + reads + kernel.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
 
 
 def kernel_gap_s(device: Device, launch: str) -> float:
@@ -174,14 +184,20 @@ def merge_latency_s(device: Device, peers: IntArray, splits_in_flight: int) -> F
     return device.flag_latency_s + rounds * l2_latency_s(device)
 
 
-def combine_latency_s(device: Device, splits: IntArray, splits_in_flight: int) -> FloatArray:
+def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> FloatArray:
     """Time of one CTA of the combine kernel, without the bytes, s.
 
     It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
-    combine, which does not prefetch.
+    combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
     """
-    reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / splits_in_flight)
-    return reads * l2_latency_s(device)
+    reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / combine.splits_in_flight)
+    taken = combine.overhead_s.get(device.arch, 0.0) + reads * l2_latency_s(device)
+    return np.where(np.greater(splits, 0), taken, 0.0)
+
+
+def query_row_bytes(workload: Workload) -> int:
+    """Bytes of one row of Q."""
+    return workload.head_dim * DTYPE_BYTES[workload.q_dtype]
 
 
 def partial_row_bytes(workload: Workload, kernel: Kernel) -> int:

@@ -41,14 +41,17 @@ MOST_PS = 2**60
 class FlowKind:
     """How a phase's bytes move: the most one CTA takes, what they cost its SM and DRAM.
 
-    `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of the SM's busiest unit,
-    `dram_share` of the bytes that come from DRAM (the rest stop at L2).
+    `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of its SM, `dram_share` and `l2_share` of
+    the bytes that pass DRAM and L2 (a masked token is work and no traffic). `offered_bytes_per_ps` is
+    what the loads it keeps in flight would bring from an idle memory: how deep DRAM's queues are.
     """
 
     name: str
     max_bytes_per_ps: float
     sm_ps_per_byte: float
     dram_share: float
+    l2_share: float
+    offered_bytes_per_ps: float
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,14 @@ class Program:
         return self.num_sms * launch.ctas_per_sm
 
     def bytes_of(self, kind: Phase) -> int:
-        """Bytes moved by all phases of a kind."""
+        """Bytes worked through by all phases of a kind, masked ones included."""
         return int(self.bytes[self.kind == kind].sum())
+
+    @property
+    def l2_bytes(self) -> float:
+        """Bytes that pass L2."""
+        shares = np.array([*(flow.l2_share for flow in self.flows), 1.0])
+        return float((self.bytes * shares[self.flow]).sum())
 
     @property
     def dram_bytes(self) -> float:

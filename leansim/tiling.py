@@ -32,7 +32,8 @@ class TileGrid:
     Output tile `t` is (request, head, row block), row block fastest, request slowest. `heads` are
     KV heads when the group's query heads are packed into the rows of a tile, else query heads. A
     KV tile is `tile_tokens` long; the first and last of an output tile may be partly masked.
-    `ctas_per_sm` is how many CTAs of the kernel fit on an SM of the device, `num_sms` its SMs.
+    `ctas_per_sm` is how many CTAs of the kernel fit on an SM of the device, `num_sms` its SMs;
+    `mma_efficiency` is that of the compiled instance where it differs from the kernel's.
     """
 
     workload: Workload
@@ -43,6 +44,7 @@ class TileGrid:
     packed: bool = True
     tile_order: Literal["backward", "forward"] = "backward"
     num_xcds: int = 1
+    mma_efficiency: float | None = None
     context_lens: IntArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -176,6 +178,7 @@ def tile_grid(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
         packed=is_packed(kernel, workload),
         tile_order=kernel.tile_order,
         num_xcds=device.num_xcds,
+        mma_efficiency=variant.mma_efficiency,
     )
 
 
@@ -184,8 +187,13 @@ def variant_and_occupancy(
 ) -> tuple[TileVariant, Occupancy]:
     """Pick the compiled variant for the workload's head dim and compute its CTAs per SM.
 
-    Raises `PairingError` for a head dim, dtype or architecture the kernel is not built for.
+    Raises `PairingError` for a head dim, dtype, cache or architecture the kernel is not built for.
     """
+    if workload.latent_kv != kernel.latent_kv:
+        reads, found = "K and V of their own", "has a latent KV cache (MLA)"
+        if kernel.latent_kv:
+            reads, found = "a latent KV cache (MLA)", "has K and V of their own: wanted latent_kv"
+        raise PairingError(f"kernel {kernel.name!r} reads {reads}; the workload {found}")
     for name, dtype, allowed in (
         ("q_dtype", workload.q_dtype, kernel.q_dtypes),
         ("kv_dtype", workload.kv_dtype, kernel.kv_dtypes),
@@ -196,9 +204,15 @@ def variant_and_occupancy(
             )
     width = max(workload.head_dim, workload.value_dim)
     usable = [tile for tile in kernel.tiles if _is_meant_for(tile.only, workload, kernel, device)]
+    if not usable:
+        raise PairingError(
+            f"kernel {kernel.name!r} has no instance for this call on {device.name!r}: "
+            f"{workload.group_size} query heads per KV head, {workload.query_len} new tokens, "
+            f"{workload.kv_dtype} KV, {'a' if workload.window else 'no'} sliding window"
+        )
     fitting = [tile for tile in usable if tile.head_dim >= width]
     if not fitting:
-        largest = max((tile.head_dim for tile in usable), default="none")
+        largest = max(tile.head_dim for tile in usable)
         raise PairingError(
             f"kernel {kernel.name!r} has no tile for head_dim {width}; its largest is {largest}"
         )
@@ -215,7 +229,9 @@ def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device
         (only.archs is None or device.arch in only.archs)
         and (only.kv_dtypes is None or workload.kv_dtype in only.kv_dtypes)
         and (only.window is None or only.window == (workload.window is not None))
+        and (only.max_query_len is None or workload.query_len <= only.max_query_len)
         and (only.max_rows is None or workload.query_len * group <= only.max_rows)
+        and (only.groups is None or workload.group_size in only.groups)
     )
 
 
@@ -233,13 +249,14 @@ def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
 def smem_bytes(kernel: Kernel, variant: TileVariant, workload: Workload) -> int:
     """Shared memory of one CTA: the Q tile and `kv_stages` K and V tiles (FA2 kernel_traits.h).
 
-    A variant that says what it takes is believed.
+    Of a latent cache there are K tiles alone. A variant that says what it takes is believed.
     """
     if variant.smem_bytes is not None:
         return variant.smem_bytes
     q = variant.tile_rows * variant.head_dim * DTYPE_BYTES[workload.q_dtype]
-    kv = variant.tile_tokens * 2 * variant.head_dim * DTYPE_BYTES[workload.kv_dtype]
-    return q + kernel.kv_stages * kv
+    tiles = kernel.kv_stages * (1 if kernel.latent_kv else 2)
+    kv = variant.tile_tokens * variant.head_dim * DTYPE_BYTES[workload.kv_dtype]
+    return q + tiles * kv
 
 
 def is_packed(kernel: Kernel, workload: Workload) -> bool:

@@ -23,8 +23,11 @@ class Workload:
     new tokens per request (1 in plain decode). `max_context_len` is the longest context the *call*
     is told about: split heuristics and CUDA-graph captures read it instead of the lengths
     themselves; None means the longest request. `window` keeps only the last tokens of each
-    context. `cache` says whether KV is in L2 from a replay (`warm`) or not (`cold`, as in serving),
-    `launch` how kernels are issued. Raises `WorkloadError` naming every contradiction at once.
+    context. `latent_kv` says that a token's cache entry is one latent key per KV head, whose leading
+    `head_dim_v` elements are the value too (MLA with its up-projections absorbed into the query and
+    the output). `cache` says whether KV is in L2 from a replay (`warm`) or not (`cold`, as in
+    serving), `launch` how kernels are issued. Raises `WorkloadError` naming every contradiction at
+    once.
     """
 
     context_lens: tuple[int, ...]
@@ -38,6 +41,7 @@ class Workload:
     page_tokens: int = 16
     window: int | None = None
     max_context_len: int | None = None
+    latent_kv: bool = False
     cache: Cache = "cold"
     launch: Launch = "graph"
     label: str = field(default="", compare=False)
@@ -59,6 +63,11 @@ class Workload:
         if not problems and self.num_q_heads % self.num_kv_heads:
             problems.append(
                 f"num_q_heads {self.num_q_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if not problems and self.latent_kv and self.value_dim > self.head_dim:
+            problems.append(
+                f"head_dim_v is {self.value_dim}, wanted at most head_dim {self.head_dim}: with "
+                "latent_kv a value is the leading part of its key"
             )
         return problems
 
@@ -126,8 +135,9 @@ class Workload:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of K and V of one token of one KV head."""
-        return (self.head_dim + self.value_dim) * DTYPE_BYTES[self.kv_dtype]
+        """Bytes of K and V of one token of one KV head; a latent cache holds K alone."""
+        values = 0 if self.latent_kv else self.value_dim
+        return (self.head_dim + values) * DTYPE_BYTES[self.kv_dtype]
 
     def visible_tokens(self, context_len: int) -> int:
         """Tokens of a context that at least one new token attends to."""
@@ -172,6 +182,8 @@ class Workload:
         """One line for tables and figures."""
         lens = self.context_lens
         heads = f"{self.num_q_heads}q/{self.num_kv_heads}kv heads, d={self.head_dim}"
+        if self.latent_kv:
+            heads += f" latent (V {self.value_dim})"
         if min(lens) == max(lens):
             batch = f"batch {len(lens)} x {lens[0]:,} tokens"
         else:

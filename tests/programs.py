@@ -31,7 +31,7 @@ Cta = Sequence[Step]
 
 
 def kv(limit: float = 1.0, sm_cost: float = 0.0, dram_share: float = 1.0) -> FlowKind:
-    return FlowKind("kv", limit, sm_cost, dram_share)
+    return FlowKind("kv", limit, sm_cost, dram_share, 1.0, limit)
 
 
 def program_of(

@@ -115,7 +115,7 @@ PEER = [Step(1000, 65_536), Step(0, 260, STORE, signal=0)]
 PING = [Step(signal=1), *(Step(wait=(0, turn), signal=1) for turn in range(1, 30))]
 PONG = [Step(wait=(1, turn), signal=0) for turn in range(1, 30)]
 NOTHING = [Step()]
-PAIR = (kv(0.06, 12.0, 0.3), FlowKind("on_chip", 0.12, 8.0, 0.0))
+PAIR = (kv(0.06, 12.0, 0.3), FlowKind("on_chip", 0.12, 8.0, 0.0, 1.0, 0.12))
 
 
 @pytest.mark.parametrize(

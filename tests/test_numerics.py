@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from leansim import catalog, numerics
 from leansim.device import Device
-from leansim.errors import UnknownNameError
+from leansim.errors import PairingError, PartitionerError, UnknownNameError
 from leansim.kernel import Kernel
 from leansim.numerics import (
     Partial,
@@ -61,8 +62,12 @@ def pair_for(partitioner: str) -> tuple[Kernel, Device]:
 def small_grid(
     workload: Workload, partitioner: str, rows: int = 4, tokens: int = 8, **changes: Any
 ) -> TileGrid:
-    """The kernel's grid with small tiles on few SMs, so that short contexts are cut often."""
+    """The kernel's grid with small tiles on few SMs, so that short contexts are cut often.
+
+    Kernels for a latent cache lend theirs to others: a schedule does not ask what values are.
+    """
     kernel, device = pair_for(partitioner)
+    kernel = kernel.model_copy(update={"latent_kv": workload.latent_kv})
     changes = {"tile_rows": rows, "tile_tokens": tokens, "num_sms": 5, "ctas_per_sm": 2} | changes
     return dataclasses.replace(tile_grid(workload, kernel, device), **changes)
 
@@ -70,6 +75,30 @@ def small_grid(
 def schedule_of(workload: Workload, partitioner: str, **options: Any) -> Schedule:
     grid = small_grid(workload, partitioner)
     return make(partitioner, options)(grid, pair_for(partitioner)[1])
+
+
+def accepted(workload: Workload, partitioner: str, **options: Any) -> Schedule | None:
+    """A schedule of the workload, or of the nearest plainer one that the partitioner takes."""
+    plainer: list[dict[str, Any]] = [
+        {},
+        {"window": None},
+        {"window": None, "query_len": 1},
+        {"window": None, "query_len": 1, "num_q_heads": workload.group_size, "num_kv_heads": 1},
+    ]
+    for changes in plainer:
+        try:
+            return schedule_of(dataclasses.replace(workload, **changes), partitioner, **options)
+        except (PairingError, PartitionerError):
+            continue
+    return None
+
+
+def schedules(workload: Workload) -> Iterator[Schedule]:
+    """Those of all partitioners that take the workload: most do."""
+    found = [accepted(workload, name) for name in partitioners()]
+    taken = [schedule for schedule in found if schedule and schedule.grid.workload == workload]
+    assert len(taken) > len(found) / 2
+    yield from taken
 
 
 # The reduction
@@ -239,11 +268,10 @@ def workloads(draw: st.DrawFn) -> Workload:
 def test_replay_equals_reference(
     name: str, options: dict[str, Any], workload: Workload, seed: int, scale: float
 ) -> None:
-    if options.get("lengths") == "longest":
-        workload = dataclasses.replace(workload, window=None)
-    if "num_xcds" in options:
-        assume(small_grid(workload, name).heads % options["num_xcds"] == 0)
-    schedule = schedule_of(workload, name, **options)
+    schedule = accepted(workload, name, **options)
+    assume(schedule is not None)
+    assert schedule is not None
+    workload = schedule.grid.workload
     q, k, v = random_inputs(workload, seed, scale)
     found = replay(schedule, q, k, v, "float64")
     np.testing.assert_allclose(found, reference(workload, q, k, v), rtol=0, atol=1e-12)
@@ -285,17 +313,17 @@ def test_extreme_scores_stay_finite() -> None:
     workload = Workload((70, 33), 4, 2, head_dim=8)
     q, k, v = random_inputs(workload, 3, scale=1e4)
     wanted = reference(workload, q, k, v)
-    for name in partitioners():
-        found = replay(schedule_of(workload, name), q, k, v)
+    for schedule in schedules(workload):
+        found = replay(schedule, q, k, v)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-9)  # 1e4 has 1e-12 to spare
-        assert np.isfinite(replay(schedule_of(workload, name), q, k, v, "float32")).all()
+        assert np.isfinite(replay(schedule, q, k, v, "float32")).all()
 
 
 def test_a_single_token_returns_its_value() -> None:
     workload = Workload((1,), 4, 2, head_dim=8)
     q, k, v = random_inputs(workload, 0)
-    for name in partitioners():
-        found = replay(schedule_of(workload, name), q, k, v)
+    for schedule in schedules(workload):
+        found = replay(schedule, q, k, v)
         np.testing.assert_array_equal(found[0, 0], np.repeat(v[0][0], 2, axis=0))
 
 
@@ -334,8 +362,8 @@ def test_lower_precisions_are_close_and_not_exact(precision: Any, atol: float) -
     q, k, v = random_inputs(workload, 2)
     near = [rounded(x, precision) for x in (q, *k, *v)]
     wanted = reference(workload, near[0], near[1:3], near[3:])
-    for name in partitioners():
-        found = replay(schedule_of(workload, name), q, k, v, precision)
+    for schedule in schedules(workload):
+        found = replay(schedule, q, k, v, precision)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
         np.testing.assert_array_equal(found, rounded(found, precision))
         assert np.abs(found - wanted).max() > 1e-9

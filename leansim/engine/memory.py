@@ -17,7 +17,7 @@ import simpy
 from simpy.events import NORMAL, EventPriority
 
 from leansim.engine.sharing import Demand, shared_rates, sm_limits
-from leansim.program import Program
+from leansim.program import FlowKind, Program
 
 # After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
 PLACE = EventPriority(2)
@@ -32,11 +32,16 @@ class _Pool:
     """Transfers of one kind under one load of an SM: `served` bytes for each since the beginning."""
 
     limit: float
-    dram_share: float
+    flow: FlowKind
     served: float = 0.0
     rate: float = 0.0
     count: int = 0
     queue: list[tuple[float, int, _Transfer]] = field(default_factory=list)
+
+    def demand(self) -> Demand:
+        """What the pool asks of the memory system."""
+        flow = self.flow
+        return Demand(self.count, self.limit, flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps)
 
     def next_end(self) -> float | None:
         """Service at which the next transfer ends; forgets those that left for another pool."""
@@ -87,8 +92,7 @@ class Memory:
         """Start idle."""
         self.env = env
         self.program = program
-        self.radix = program.max_ctas_per_sm + 1
-        self.limits = sm_limits(program.flows, program.max_ctas_per_sm)
+        self.limits, self.power = sm_limits(program.flows, program.max_ctas_per_sm)
         self.on_sm: list[list[_Transfer]] = [[] for _ in range(program.num_sms)]
         self.changed: set[int] = set()
         self.pools: dict[tuple[int, int], _Pool] = {}
@@ -134,7 +138,7 @@ class Memory:
         pools = [pool for _, pool in sorted(self.pools.items()) if pool.count]
         program = self.program
         rates = shared_rates(
-            [Demand(pool.count, pool.limit, pool.dram_share) for pool in pools],
+            [pool.demand() for pool in pools],
             program.dram_bytes_per_ps,
             program.dram_saturation_exponent,
             program.l2_bytes_per_ps,
@@ -150,12 +154,13 @@ class Memory:
     def _regroup(self, sm: int) -> None:
         """Move an SM's transfers to the pools of its new load."""
         transfers = self.on_sm[sm]
-        code = sum(self.radix**transfer.kind for transfer in transfers)
+        code = int(sum(self.power[transfer.kind] for transfer in transfers))
         for transfer in transfers:
             pool = self.pools.get((code, transfer.kind))
             if pool is None:
                 kind = self.program.flows[transfer.kind]
-                pool = _Pool(float(self.limits[code, transfer.kind]), kind.dram_share)
+                limit = float(self.limits[code, transfer.kind])
+                pool = _Pool(limit, kind)
                 self.pools[code, transfer.kind] = pool
             if pool is not transfer.pool:
                 self._move(transfer, pool)

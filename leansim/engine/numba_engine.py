@@ -141,8 +141,10 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
     num_sms: int,
     interval: int,
     limits: Any,
-    radix: int,
+    power: Any,
     share: Any,
+    l2_share: Any,
+    offer: Any,
     dram_peak: float,
     exponent: float,
     l2_peak: float,
@@ -176,7 +178,6 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
     before = np.full(num_slots, -1, np.int64)
     sm_of = np.arange(num_slots) % num_sms
     load = np.zeros(num_sms, np.int64)
-    power = np.array([radix**k for k in range(num_kinds)], dtype=np.int64)
     changed = np.zeros(num_sms, np.int64)
     is_changed = np.zeros(num_sms, np.bool_)
     num_changed = 0
@@ -195,6 +196,9 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
     a_count = np.zeros(num_pools)
     a_limit = np.zeros(num_pools)
     a_share = np.zeros(num_pools)
+    a_l2_share = np.zeros(num_pools)
+    l2_share_of = np.array([l2_share[k % num_kinds] for k in range(num_pools)])
+    offer_of = np.array([offer[k % num_kinds] for k in range(num_pools)])
     a_rate = np.zeros(num_pools)
     idle = np.zeros(num_slots, np.int64)
     run = np.zeros(num_slots, np.int64)  # a ring of slots whose next step is due now
@@ -357,13 +361,8 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
                 if taken == 0:
                     num_idle = 0
                     break
-                for i in range(1, num_idle):  # nearly always one slot, or slots already in order
-                    slot = idle[i]
-                    place = i
-                    while place > 0 and idle[place - 1] > slot:
-                        idle[place] = idle[place - 1]
-                        place -= 1
-                    idle[place] = slot
+                if num_idle > 1:
+                    idle[:num_idle] = np.sort(idle[:num_idle])
                 start = max(now, next_dispatch)
                 next_dispatch = start + taken * interval
                 for j in range(taken):
@@ -428,7 +427,8 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
                     a_count[kept] = count[pool]
                     a_limit[kept] = limit_of[pool]
                     a_share[kept] = share_of[pool]
-                    offered += a_count[kept] * a_share[kept] * a_limit[kept]
+                    a_l2_share[kept] = l2_share_of[pool]
+                    offered += a_count[kept] * a_share[kept] * offer_of[pool]
                     kept += 1
                 num_active = kept
                 capacity = dram_peak
@@ -440,7 +440,7 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
                             1.0 / exponent
                         )
                     capacity = known_capacity[line]
-                _fill_rates(num_active, a_count, a_limit, a_share, capacity, l2_peak, a_rate)
+                _fill_rates(num_active, a_count, a_limit, a_share, a_l2_share, capacity, l2_peak, a_rate)
                 wake = _NEVER
                 for i in range(num_active):
                     pool = active[i]
@@ -470,6 +470,7 @@ def execute(program: Program) -> Result:
         np.int64,
     )
     launch_times = np.zeros((len(launches), 2), np.int64)
+    limits, power = sm_limits(program.flows, program.max_ctas_per_sm)
     moved = _execute(
         launches,
         program.phase_of_cta,
@@ -482,9 +483,11 @@ def execute(program: Program) -> Result:
         np.zeros(program.num_counters, np.int64),
         program.num_sms,
         program.dispatch_interval_ps,
-        sm_limits(program.flows, program.max_ctas_per_sm),
-        program.max_ctas_per_sm + 1,
+        limits,
+        power,
         np.array([flow.dram_share for flow in program.flows]),
+        np.array([flow.l2_share for flow in program.flows]),
+        np.array([flow.offered_bytes_per_ps for flow in program.flows]),
         program.dram_bytes_per_ps,
         program.dram_saturation_exponent,
         program.l2_bytes_per_ps,

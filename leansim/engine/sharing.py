@@ -17,15 +17,21 @@ from typing import Any
 import numpy as np
 
 from leansim.program import FloatArray, FlowKind
+from leansim.tiling import IntArray
 
 
 @dataclass(frozen=True)
 class Demand:
-    """`count` transfers that each take up to `limit` bytes/ps, `dram_share` of it from DRAM."""
+    """`count` transfers that each take up to `limit` bytes/ps, shares of it through DRAM and L2.
+
+    Each keeps loads in flight that would bring `offered` bytes/ps.
+    """
 
     count: int
     limit: float
     dram_share: float
+    l2_share: float
+    offered: float
 
 
 def level(limits: Sequence[tuple[float, float]], capacity: float) -> float:
@@ -43,25 +49,26 @@ def level(limits: Sequence[tuple[float, float]], capacity: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> FloatArray:
+def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> tuple[FloatArray, IntArray]:
     """Most bytes/ps of one transfer of each kind, for everything that can run on an SM at once.
 
-    `[code, kind]`, where `code = sum(count of kind k * (max_ctas + 1) ** k)`. A kind is held to its
-    own pace and to the level at which its SM's busiest unit is full.
+    `[code, kind]`, and what a transfer of each kind adds to the code, `[kind]`. Kinds that an SM
+    cannot tell apart (same pace, same work) count together. A kind is held to its own pace and to
+    the level at which its SM is full.
     """
     radix = max_ctas + 1
-    table = np.zeros((radix ** len(flows), len(flows)))
-    for counts in itertools.product(range(radix), repeat=len(flows)):
+    demands = [(flow.max_bytes_per_ps, flow.sm_ps_per_byte) for flow in flows]
+    unlike = list(dict.fromkeys(demands))
+    table = np.zeros((radix ** len(unlike), len(flows)))
+    for counts in itertools.product(range(radix), repeat=len(unlike)):
         if not 0 < sum(counts) <= max_ctas:
             continue
-        wants = [
-            (f.max_bytes_per_ps, n * f.sm_ps_per_byte) for f, n in zip(flows, counts, strict=True) if n
-        ]
+        wants = [(pace, n * work) for (pace, work), n in zip(unlike, counts, strict=True) if n]
         height = level(wants, 1.0)
         code = sum(n * radix**k for k, n in enumerate(counts))
         table[code] = [min(flow.max_bytes_per_ps, height) for flow in flows]
     table.flags.writeable = False
-    return table
+    return table, np.array([radix ** unlike.index(demand) for demand in demands], dtype=np.int64)
 
 
 def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
@@ -76,7 +83,14 @@ def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
 
 
 def fill_rates(
-    n: int, count: Any, limit: Any, share: Any, dram_free: float, l2_free: float, rate: Any
+    n: int,
+    count: Any,
+    limit: Any,
+    share: Any,
+    l2_share: Any,
+    dram_free: float,
+    l2_free: float,
+    rate: Any,
 ) -> None:
     """Write into `rate[:n]` the bytes/ps of one transfer of each of `n` groups.
 
@@ -92,12 +106,12 @@ def fill_rates(
         for i in range(n):
             if rate[i] < 0.0:
                 dram_weight += count[i] * share[i]
-                l2_weight += count[i]
+                l2_weight += count[i] * l2_share[i]
                 next_limit = min(next_limit, limit[i])
-        if l2_weight == 0.0:
+        if next_limit == math.inf:
             return
         dram_full = height + dram_free / dram_weight if dram_weight > 0.0 else math.inf
-        l2_full = height + l2_free / l2_weight
+        l2_full = height + l2_free / l2_weight if l2_weight > 0.0 else math.inf
         rise = min(next_limit, dram_full, l2_full) - height
         dram_free = max(0.0, dram_free - dram_weight * rise)
         l2_free = max(0.0, l2_free - l2_weight * rise)
@@ -106,7 +120,9 @@ def fill_rates(
             if rate[i] < 0.0:
                 if limit[i] <= height:
                     rate[i] = limit[i]
-                elif l2_full <= height or (dram_full <= height and share[i] > 0.0):
+                elif (l2_full <= height and l2_share[i] > 0.0) or (
+                    dram_full <= height and share[i] > 0.0
+                ):
                     rate[i] = height
 
 
@@ -116,13 +132,14 @@ def shared_rates(
     """Rate in bytes/ps of each demand's transfers, in the order given."""
     offered = 0.0
     for demand in demands:
-        offered += demand.count * demand.dram_share * demand.limit
+        offered += demand.count * demand.dram_share * demand.offered
     rates = [0.0] * len(demands)
     fill_rates(
         len(demands),
         [d.count for d in demands],
         [d.limit for d in demands],
         [d.dram_share for d in demands],
+        [d.l2_share for d in demands],
         loaded_capacity(offered, dram_peak, dram_exponent),
         l2_peak,
         rates,

@@ -45,14 +45,19 @@ class FlashDecoding:
     `sms_factor` is how many CTAs per SM the heuristic aims at: 1 up to FlashAttention v2.5.6, 2
     since v2.5.7. `num_splits` overrides the heuristic. Split borders follow the longest context
     the call is told about, so a short request may leave most of its CTAs empty; they are launched
-    all the same and write an empty partial.
+    all the same and write an empty partial. With `packed_only` a call is split only where several
+    query heads share a tile: variable-length calls never split multi-head attention, windows or
+    several new tokens (mha_varlen_fwd, "only if seqlenq_ngroups_swapped").
     """
 
     num_splits: Annotated[int, Field(ge=1, le=MAX_SPLITS)] | None = None
     sms_factor: Literal[1, 2] = 2
+    packed_only: bool = False
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut all output tiles at the same borders."""
+        if self.packed_only and not (grid.packed and grid.workload.group_size > 1):
+            return FlashAttention2()(grid, device)
         splits = self.num_splits
         if splits is None:
             slots = grid.num_sms * self.sms_factor

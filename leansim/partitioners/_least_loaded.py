@@ -1,0 +1,116 @@
+"""Deals pieces of KV to the least loaded worker, as FlashInfer's persistent kernels are planned.
+
+A worker is a CTA, or a cluster of CTAs that share the rows of a query tile. Pieces are dealt in the
+order the plan lists them, longest-first or not: nothing is sorted here.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from leansim.tiling import IntArray
+
+EXACT = 2**24  # whole numbers below are exact in single precision
+
+
+class _Load(float):
+    """Cost of a worker so far. Compares by cost alone, so that ties fall as in the source's heap."""
+
+    __slots__ = ("worker",)
+    worker: int
+
+    @classmethod
+    def of(cls, cost: float, worker: int) -> _Load:
+        load = cls(cost)
+        load.worker = worker
+        return load
+
+
+def least_loaded(costs: Sequence[int], num_workers: int) -> IntArray:
+    """Worker of each piece: the one with the least cost so far, `[len(costs)]`.
+
+    Costs add up in single precision. Python's heap and the C++ library's (std::push_heap,
+    std::pop_heap) move their entries alike, so equally loaded workers come in the same order.
+    Source: FlashInfer, include/flashinfer/attention/heap.h.
+    """
+    heap = [_Load.of(0.0, worker) for worker in range(num_workers)]
+    taken = np.empty(len(costs), dtype=np.int64)
+    for piece, cost in enumerate(costs):
+        least = heapq.heappop(heap)
+        taken[piece] = least.worker
+        total = least + cost
+        if total > EXACT:
+            total = float(np.float32(total))
+        heapq.heappush(heap, _Load.of(total, least.worker))
+    return taken
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """Pieces of KV in the order the plan lists them; all columns `[pieces]`.
+
+    `item` says which (request, query tile) a piece belongs to, `number` which piece of it, counted
+    from 0, `head` its KV head, `tokens` how long it is, `worker` who does it.
+    """
+
+    item: IntArray
+    number: IntArray
+    head: IntArray
+    tokens: IntArray
+    worker: IntArray
+    num_workers: int
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    @property
+    def works_of_worker(self) -> IntArray:
+        """Pieces of each worker."""
+        return np.bincount(self.worker, minlength=self.num_workers)
+
+    @property
+    def tokens_of_worker(self) -> IntArray:
+        """KV tokens of each worker."""
+        sums = np.bincount(self.worker, weights=self.tokens, minlength=self.num_workers)
+        return sums.astype(np.int64)
+
+    @cached_property
+    def by_worker(self) -> IntArray:
+        """Piece numbers sorted by worker: the order in which they are done."""
+        return np.argsort(self.worker, kind="stable")
+
+
+def deal(lengths: IntArray, limit: int, heads: int, tile_rows: int, num_workers: int) -> Pieces:
+    """Cut items of `lengths` tokens into pieces of at most `limit` and deal them.
+
+    For each item, each piece and each of `heads`, innermost last; a piece costs two for each row of
+    the query tile and one for each of its tokens (FlashInfer, scheduler.cuh, cost_function).
+    """
+    pieces = np.maximum(1, -(-lengths // limit))
+    per_item = pieces * heads
+    item = np.repeat(np.arange(len(lengths)), per_item)
+    within = np.arange(len(item)) - np.repeat(np.cumsum(per_item) - per_item, per_item)
+    number, head = np.divmod(within, heads)
+    tokens = np.minimum(limit, lengths[item] - number * limit)
+    worker = least_loaded((2 * tile_rows + tokens).tolist(), num_workers)
+    return Pieces(item, number, head, tokens, worker, num_workers)
+
+
+def causal_end(
+    context_lens: IntArray, query_len: int, group: int, tile_rows: int, causal: bool
+) -> IntArray:
+    """KV tokens that each query tile of each request reads, `[batch, query tiles]`.
+
+    Without `causal` all rows read everything (FlashInfer, scheduler.cuh, packed_causal_kv_end).
+    """
+    tiles = -(-query_len * group // tile_rows)
+    seen: IntArray = -(-np.arange(1, tiles + 1, dtype=np.int64) * tile_rows // group)
+    seen[-1] = query_len
+    seen = np.minimum(seen, query_len) if causal else np.full(tiles, query_len)
+    ends: IntArray = np.maximum(0, context_lens[:, None] - query_len + seen)
+    return ends

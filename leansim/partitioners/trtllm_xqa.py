@@ -1,0 +1,88 @@
+"""TensorRT-LLM's XQA decode: one CTA per sub-sequence and KV head, merged by the last to arrive.
+
+Ignores beam search, MLA and the draft-token count rule of Hopper's speculative kernel: every call
+is cut by the rule of plain decode.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from leansim.device import Device
+from leansim.errors import PartitionerError
+from leansim.partitioners.split_grid import Order, even_runs, fixed_splits
+from leansim.schedule import Schedule
+from leansim.tiling import TileGrid
+
+GRID: Order = ("split", "row_block", "head", "request")
+MOST_WAVES = 8
+MOST_SUB_SEQUENCES = 6000
+MOST_QUERY_HEADS = 32
+
+
+def multi_block_count(
+    history: int, work: int, batch_size: int, num_sms: int, tokens_per_block: int = 128
+) -> int:
+    """Sub-sequences of each output tile.
+
+    `history` is the longest context the call is told, in tokens (max_past_kv_length), `work` the
+    requests times KV heads. One sub-sequence per `tokens_per_block` tokens, no more than about the
+    square root of eight times that, nor than fills `MOST_WAVES` CTAs per SM, nor than the workspace
+    holds. Source: TensorRT-LLM, decoderXQAImplCommon.h, computeMultiBlockCount (single precision
+    under the root).
+    """
+    count = history // tokens_per_block
+    root = np.sqrt(np.float32(count) * np.float32(8.0))
+    count = max(1, min(count, math.floor(float(root) + 0.5)))
+    excess = float(work) * count / num_sms / MOST_WAVES
+    if excess > 1.0:
+        count = max(1, math.floor(count / excess))
+    return max(1, min(count, MOST_SUB_SEQUENCES // batch_size))
+
+
+def cta_tile_tokens(arch: str, kv_dtype: str) -> int:
+    """Tokens a CTA takes at a time: 64 in the Hopper kernel for 8-bit KV, else 256.
+
+    Source: TensorRT-LLM, mha_sm90.cu (gemm0CtaTileNbTokens) and mha.cu (ctaTile); which of the two
+    runs is supportConfigQGMMA in kernelUtils.cpp.
+    """
+    return 64 if arch == "sm_90" and kv_dtype == "fp8" else 256
+
+
+@dataclass(frozen=True)
+class TrtllmXqa:
+    """Sub-sequences of equal length in whole CTA tiles, counted by the longest context of the call.
+
+    The kernels deal tiles to sub-sequences like cards; here each has as many tiles, but next to each
+    other. Sub-sequences beyond a request's tiles are launched and do nothing (on the 256-thread
+    kernel they also write a partial, which is not counted). `num_splits` overrides the count, as
+    TRTLLM_XQA_BLOCKS_PER_SEQUENCE does; `tokens_per_block` was 512 until 2024.
+    """
+
+    num_splits: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_block: Annotated[int, Field(ge=1)] = 128
+
+    def __call__(self, grid: TileGrid, device: Device) -> Schedule:
+        """Cut every output tile into the call's count of sub-sequences."""
+        load = grid.workload
+        if load.group_size > MOST_QUERY_HEADS:
+            raise PartitionerError(
+                f"trtllm_xqa takes at most {MOST_QUERY_HEADS} query heads per KV head, "
+                f"found {load.group_size}"
+            )
+        splits = self.num_splits or multi_block_count(
+            load.call_context_len,
+            grid.batch_size * load.num_kv_heads,
+            grid.batch_size,
+            grid.num_sms,
+            self.tokens_per_block,
+        )
+        unit = cta_tile_tokens(device.arch, load.kv_dtype)
+        wanted = np.full(grid.num_output_tiles, splits, dtype=np.int64)
+        borders = even_runs(grid, wanted, splits, unit)
+        return fixed_splits(grid, splits, borders, GRID, "last")
