@@ -1,4 +1,4 @@
-"""Finds and loads what is named: devices, kernels, models, runs and sweeps.
+"""Finds and loads what is named: devices, kernels, models, measured tables, runs and sweeps.
 
 Looks in `$LEANSIM_CONFIGS` (folders separated as in PATH), then in the shipped configs. A name
 that is a path to a YAML file loads that file.
@@ -17,16 +17,16 @@ from pydantic import BaseModel, ValidationError
 from leansim.device import Device
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.kernel import Kernel
+from leansim.measured_table import MeasuredTable
 from leansim.model import Model
 from leansim.strict_yaml import Document, KeyPath, read
 
-Kind = Literal["device", "kernel", "model"]
-_CLASSES: dict[str, type[BaseModel]] = {"device": Device, "kernel": Kernel, "model": Model}
+Kind = Literal["device", "kernel", "model", "table"]
 _Spec = TypeVar("_Spec", bound=BaseModel)
 
 
 def config_folders() -> list[Path]:
-    """Folders that hold `devices/`, `kernels/`, `models/`, nearest first."""
+    """Folders that hold `devices/`, `kernels/`, `models/`, `tables/`, nearest first."""
     folders = [Path(part) for part in os.environ.get("LEANSIM_CONFIGS", "").split(os.pathsep) if part]
     return [*folders, _shipped_configs()]
 
@@ -39,7 +39,7 @@ def _shipped_configs() -> Path:
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of every device, kernel or model that can be loaded."""
+    """Names of every device, kernel, model or measured table that can be loaded."""
     return sorted({path.stem for path in _files(kind)})
 
 
@@ -56,6 +56,19 @@ def kernel(name: str) -> Kernel:
 def model(name: str) -> Model:
     """Load a model shape by name or path. Raises `UnknownNameError` or `ConfigError`."""
     return _load(Model, "model", name)
+
+
+def table(name: str) -> MeasuredTable:
+    """Load the description of a measured table by name or path. Raises as `device`."""
+    return _load(MeasuredTable, "table", name)
+
+
+def spec_path(kind: Kind, name: str) -> Path:
+    """The file that a name is loaded from. Raises `UnknownNameError`."""
+    for folder in config_folders():
+        if (path := folder / f"{kind}s" / f"{name}.yaml").is_file():
+            return path
+    raise UnknownNameError(kind, name, names(kind))
 
 
 def find_config(path: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leansim import __version__
+from leansim import __version__, cli_silicon
 from leansim.engine import ENGINE_VARIABLE, check_engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.points import POINT_KEYS, Point, resolve
@@ -373,6 +373,9 @@ def _root(
     ] = False,
 ) -> None:
     """Simulate attention-decode schedules on GPUs."""
+
+
+cli_silicon.register(app)
 
 
 def main() -> None:

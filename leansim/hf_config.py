@@ -1,8 +1,7 @@
 """Reads a Hugging Face config.json as a `Model`, and refuses by name what it does not understand.
 
 One attention shape in all layers is understood: MHA, GQA, MQA, with or without one sliding window, or
-MLA, read as it decodes. Ignores position encoding, MLPs, experts, quantisation and
-multi-token-prediction layers.
+MLA as it decodes. Ignores position encoding, MLPs, experts, quantisation, multi-token prediction.
 """
 
 from __future__ import annotations
@@ -225,41 +224,34 @@ def _layer_kinds(reader: _Reader) -> set[Kind]:
 
 def _numbers(reader: _Reader) -> dict[str, tuple[int, str]]:
     """Return field -> (value, the key or keys it came from); what is wrong goes to `problems`."""
-    config = reader.config
+    q_heads, longest = reader.whole("num_attention_heads"), "max_position_embeddings"
     found: dict[str, tuple[int | None, str]] = {
         "num_layers": (reader.whole("num_hidden_layers"), "num_hidden_layers"),
-        "num_q_heads": (reader.whole("num_attention_heads"), "num_attention_heads"),
+        "num_q_heads": (q_heads, "num_attention_heads"),
     }
-    q_heads = found["num_q_heads"][0]
-    if reader.latent:
-        return _known(found | _latent_entry(reader) | _longest(reader))
-    if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
-        reader.complain("num_key_value_heads", None, "wanted one number for all layers")
-        found["num_kv_heads"] = (None, "")
-    elif "num_key_value_heads" in config:
-        found["num_kv_heads"] = (reader.whole("num_key_value_heads"), "num_key_value_heads")
-    else:
-        found["num_kv_heads"] = (q_heads, "num_attention_heads (no num_key_value_heads: MHA)")
-    kv_heads = found["num_kv_heads"][0]
-    if q_heads and kv_heads and q_heads % kv_heads:
-        wanted = f"wanted a divisor of num_attention_heads {q_heads}"
-        reader.complain("num_key_value_heads", kv_heads, wanted)
-    found["head_dim"] = head_dim = _head_dim(reader, q_heads)
-    if config.get("v_head_dim") is not None and config["v_head_dim"] != head_dim[0]:
-        found["head_dim_v"] = (reader.whole("v_head_dim"), "v_head_dim")
-    return _known(found | _longest(reader))
-
-
-def _known(found: dict[str, tuple[int | None, str]]) -> dict[str, tuple[int, str]]:
-    """Drop what could not be read."""
+    found |= _latent_entry(reader) if reader.latent else _kv_heads(reader, q_heads)
+    if reader.config.get(longest) is not None:
+        found["max_position"] = (reader.whole(longest), longest)
     return {key: (value, source) for key, (value, source) in found.items() if value is not None}
 
 
-def _longest(reader: _Reader) -> dict[str, tuple[int | None, str]]:
-    """Return the longest context, if the config has it."""
-    key = "max_position_embeddings"
-    given = reader.config.get(key) is not None
-    return {"max_position": (reader.whole(key), key)} if given else {}
+def _kv_heads(reader: _Reader, q_heads: int | None) -> dict[str, tuple[int | None, str]]:
+    """Return the KV heads of MHA, GQA or MQA, and their head dims."""
+    config, key = reader.config, "num_key_value_heads"
+    kv_heads = q_heads
+    source = f"num_attention_heads (no {key}: MHA)"
+    if key in config and config[key] is None:
+        reader.complain(key, None, "wanted one number for all layers")
+        kv_heads = None
+    elif key in config:
+        kv_heads, source = reader.whole(key), key
+    if q_heads and kv_heads and q_heads % kv_heads:
+        reader.complain(key, kv_heads, f"wanted a divisor of num_attention_heads {q_heads}")
+    head_dim = _head_dim(reader, q_heads)
+    found = {"num_kv_heads": (kv_heads, source), "head_dim": head_dim}
+    if config.get("v_head_dim") is not None and config["v_head_dim"] != head_dim[0]:
+        found["head_dim_v"] = (reader.whole("v_head_dim"), "v_head_dim")
+    return found
 
 
 def _latent_entry(reader: _Reader) -> dict[str, tuple[int | None, str]]:

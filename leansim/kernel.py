@@ -33,7 +33,8 @@ class Only(Spec):
     """What a compiled instance is restricted to; what is not named is not restricted.
 
     `max_query_len` bounds the new tokens of a request, `max_rows` the query rows of one request and
-    counted head; `groups` lists the query heads per KV head.
+    counted head, `max_context_len` the longest context the call is told about; `groups` lists the
+    query heads per KV head.
     """
 
     archs: tuple[str, ...] | None = None
@@ -41,6 +42,7 @@ class Only(Spec):
     window: bool | None = None
     max_query_len: Count | None = None
     max_rows: Count | None = None
+    max_context_len: Count | None = None
     groups: tuple[Count, ...] | None = None
 
 
@@ -90,8 +92,11 @@ class Kernel(SourcedSpec):
 
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
-    merges in the launch reads at a time. With `empty_ctas_write` a CTA without KV tiles leaves an
-    empty partial for the combine kernel instead of returning at once. With `latent_kv` it reads a
+    merges in the launch reads at a time. `empty_ctas` is what a CTA without KV tiles does: `return` at
+    once, `write` an empty partial for the combine kernel, or `compute` a masked tile first.
+    `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
+    its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
+    masked rows too, passes through shared memory. With `latent_kv` it reads a
     latent cache (MLA).
     """
 
@@ -108,13 +113,14 @@ class Kernel(SourcedSpec):
     combine: Combine | None = None
 
     merge_splits_in_flight: Count = 1
-    empty_ctas_write: bool = True
+    empty_ctas: Literal["return", "write", "compute"] = "write"
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive
     softmax_overlap: dict[str, Share] = Field(default_factory=dict)
     prologue_loads: Annotated[int, Field(ge=0)]
     q_tile_copies: Annotated[int, Field(ge=0)] = 0
+    batch_scan_s: dict[str, NotNegative] = Field(default_factory=dict)
     segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
 
     @classmethod
@@ -129,5 +135,5 @@ class Kernel(SourcedSpec):
             "pipeline",
             "partial_dtype",
             "latent_kv",
-            "empty_ctas_write",
+            "empty_ctas",
         }

@@ -13,11 +13,13 @@ from leansim.errors import OutOfRangeError, PairingError
 from leansim.kernel import Kernel
 from leansim.occupancy import occupancy
 from leansim.program import MOST_PS, FloatArray, FlowKind, Launch, Phase, Program, picoseconds
-from leansim.schedule import IN_LAUNCH, Schedule
+from leansim.schedule import IN_LAUNCH, Schedule, changes
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid
 
 KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
+# FA3's scheduler looks at as many requests at a time as a warp has lanes, less one.
+REQUESTS_PER_SCAN = 31
 # Multiples of the golden ratio fill the unit interval as evenly as any sequence does.
 GOLDEN_RATIO = (5.0**0.5 - 1.0) / 2.0
 _NONE = -1
@@ -150,7 +152,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     put(
         launch_at,
         Phase.LAUNCH,
-        latency_ps=_arrival_ps(schedule, device) + _store_ps(empty_bytes, device),
+        latency_ps=_arrival_ps(schedule, kernel, device, cost) + _store_ps(empty_bytes, device),
         bytes=empty_bytes,
         flow=STORE,
     )
@@ -200,15 +202,28 @@ def _ramp_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.T
     together drift apart over the waves, and what one loads another computes meanwhile.
     """
     fixed = pricing.prologue_s(schedule.grid, kernel, device) + cost.fill_s
-    evenly: FloatArray = np.arange(schedule.num_segments) * GOLDEN_RATIO % 1.0
+    evenly = np.arange(schedule.num_segments, dtype=np.float64) * np.float64(GOLDEN_RATIO) % 1.0
     return _picoseconds(fixed * (1.0 + device.latency_spread * (2.0 * evenly - 1.0)))
 
 
-def _arrival_ps(schedule: Schedule, device: Device) -> IntArray:
-    """How long each CTA takes to begin: a launch, or one atomic for those fetched from a queue."""
+def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
+    """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
+
+    That is an atomic, and a walk over the requests between this item and the last one of the same
+    slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
+    """
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
+    if kernel.empty_ctas == "compute" and schedule.num_empty_ctas:
+        empty = np.diff(schedule.segments_of_cta) == 0
+        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device) + cost.compute_s)
     if schedule.dispatch == "queue":
-        arrival[schedule.grid.slots :] = picoseconds(device.atomic_s)
+        slots = schedule.grid.slots
+        arrival[slots:] = picoseconds(device.atomic_s)
+        request = schedule.grid.request[schedule.output_tile[changes(schedule.cta)]]
+        scanned = (np.cumsum(changes(request)) - 1) // REQUESTS_PER_SCAN
+        if scanned[-1] and len(scanned) == schedule.num_ctas:
+            scanned[slots:] -= scanned[:-slots].copy()
+            arrival += scanned * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
     return arrival
 
 
@@ -220,7 +235,7 @@ def _store_ps(size: IntArray, device: Device) -> IntArray:
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
     empty: IntArray = (np.diff(schedule.segments_of_cta) == 0).astype(np.int64)
-    writes = kernel.empty_ctas_write and schedule.combine == "kernel"
+    writes = kernel.empty_ctas != "return" and schedule.combine == "kernel"
     rows = int(schedule.grid.rows.max()) if writes else 0
     written: IntArray = empty * (rows * pricing.partial_row_bytes(schedule.grid.workload, kernel))
     return written

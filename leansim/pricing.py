@@ -19,6 +19,8 @@ from leansim.tiling import IntArray, TileGrid, per_arch
 from leansim.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
+# Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
+WARPGROUP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     latency = kv_latency_s(device, hit_share)
     k_s = latency + k_bytes / device.sm_load_bytes_per_s
     v_s = latency + v_bytes / device.sm_load_bytes_per_s if v_bytes else 0.0
-    exposed = 1.0 - kernel.softmax_overlap.get(device.arch, 0.0)
+    overlap = kernel.softmax_overlap.get(device.arch, 0.0) if rows > WARPGROUP_ROWS else 0.0
+    exposed = 1.0 - overlap
     compute_s = max(softmax_s, qk_s + exposed * softmax_s + pv_s)
     transfer_s = (k_bytes + v_bytes) / device.sm_load_bytes_per_s
     if kernel.pipeline == "single_buffered":
@@ -188,11 +191,13 @@ def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> Flo
     """Time of one CTA of the combine kernel, without the bytes, s.
 
     It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
-    combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
+    combine, which does not prefetch. A CTA whose rows went through no partials reads that
+    and returns.
     """
     reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / combine.splits_in_flight)
     taken = combine.overhead_s.get(device.arch, 0.0) + reads * l2_latency_s(device)
-    return np.where(np.greater(splits, 0), taken, 0.0)
+    looked = combine.overhead_s.get(device.arch, 0.0) + l2_latency_s(device)
+    return np.where(np.greater(splits, 0), taken, looked)
 
 
 def query_row_bytes(workload: Workload) -> int:

@@ -231,6 +231,7 @@ def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device
         and (only.window is None or only.window == (workload.window is not None))
         and (only.max_query_len is None or workload.query_len <= only.max_query_len)
         and (only.max_rows is None or workload.query_len * group <= only.max_rows)
+        and (only.max_context_len is None or workload.call_context_len <= only.max_context_len)
         and (only.groups is None or workload.group_size in only.groups)
     )
 

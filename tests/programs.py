@@ -30,8 +30,15 @@ class Step:
 Cta = Sequence[Step]
 
 
-def kv(limit: float = 1.0, sm_cost: float = 0.0, dram_share: float = 1.0) -> FlowKind:
-    return FlowKind("kv", limit, sm_cost, dram_share, 1.0, limit)
+def kv(
+    limit: float = 1.0,
+    sm_cost: float = 0.0,
+    dram_share: float = 1.0,
+    l2_share: float = 1.0,
+    offered: float | None = None,
+) -> FlowKind:
+    """Bytes that offer DRAM their pace, unless said otherwise."""
+    return FlowKind("kv", limit, sm_cost, dram_share, l2_share, limit if offered is None else offered)
 
 
 def program_of(
@@ -100,12 +107,14 @@ class Sketch:
         return program_of(**vars(self))
 
 
+# (DRAM, L2): what DRAM brings passes L2, masked bytes pass neither.
+shares = st.sampled_from([(0.0, 0.0), (0.0, 0.7), (0.0, 1.0), (0.3, 0.3), (0.3, 1.0), (1.0, 1.0)])
 flow_kinds = st.builds(
-    FlowKind,
-    st.just("flow"),
-    max_bytes_per_ps=st.sampled_from([0.03, 0.06, 0.12, 1.0]),
-    sm_ps_per_byte=st.sampled_from([0.0, 1.0, 8.0, 12.0, 40.0]),
-    dram_share=st.sampled_from([0.0, 0.3, 1.0]),
+    lambda pace, work, share, offered: FlowKind("flow", pace, work, *share, offered),
+    st.sampled_from([0.03, 0.06, 0.12, 1.0]),
+    st.sampled_from([0.0, 1.0, 8.0, 12.0, 40.0]),
+    shares,
+    st.sampled_from([0.0, 0.02, 0.06, 0.2, 5.0]),
 )
 # Round latencies and sizes, so that much happens at the same picosecond, and others.
 latencies = st.one_of(st.sampled_from([0, 0, 1, 1000, 200_000]), st.integers(0, 2_000_000))
