@@ -96,7 +96,8 @@ class Kernel(SourcedSpec):
     once, `write` an empty partial for the combine kernel, or `compute` a masked tile first.
     `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
-    masked rows too, passes through shared memory. With `latent_kv` it reads a
+    masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first
+    tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
     latent cache (MLA).
     """
 
@@ -113,6 +114,7 @@ class Kernel(SourcedSpec):
     combine: Combine | None = None
 
     merge_splits_in_flight: Count = 1
+    prefetches_items: bool = False
     empty_ctas: Literal["return", "write", "compute"] = "write"
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
@@ -136,4 +138,5 @@ class Kernel(SourcedSpec):
             "partial_dtype",
             "latent_kv",
             "empty_ctas",
+            "prefetches_items",
         }

@@ -201,7 +201,9 @@ def _ramp_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.T
     Segments differ by up to `latency_spread` either way, evenly and without chance: CTAs that start
     together drift apart over the waves, and what one loads another computes meanwhile.
     """
-    fixed = pricing.prologue_s(schedule.grid, kernel, device) + cost.fill_s
+    fixed = np.full(schedule.num_segments, pricing.prologue_s(schedule.grid, kernel, device))
+    prefetched = schedule.dispatch == "queue" and kernel.prefetches_items
+    fixed[schedule.cta < schedule.grid.slots if prefetched else slice(None)] += cost.fill_s
     evenly = np.arange(schedule.num_segments, dtype=np.float64) * np.float64(GOLDEN_RATIO) % 1.0
     return _picoseconds(fixed * (1.0 + device.latency_spread * (2.0 * evenly - 1.0)))
 
