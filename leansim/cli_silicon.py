@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,36 @@ def validate(
     print(validation_report.printed(table, worst))
 
 
+def calibrate(
+    config: Annotated[str, typer.Argument(help="a file of configs/calibrations")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what was fitted and write nothing")
+    ] = False,
+    data: Data = None,
+    jobs: Jobs = None,
+) -> None:
+    """Fit the free constants of kernels, devices and harnesses to measurements, and write them."""
+    from leansim import fitting, validation_report  # noqa: PLC0415
+    from leansim.calibration import read_calibration  # noqa: PLC0415
+
+    told = -1
+
+    def progress(evaluations: int, error: float) -> None:
+        nonlocal told
+        if evaluations != told:
+            print(f"calibrate: {evaluations} evaluations, mean error {error:.2%}", file=sys.stderr)
+            told = evaluations
+
+    fit = fitting.calibrate(read_calibration(config), data, jobs, progress)
+    print(validation_report.fitted(fit))
+    if dry_run:
+        print("\nnothing written: --dry-run")
+        return
+    for path in fitting.write(fit):
+        print(f"wrote {path}")
+
+
 def register(app: typer.Typer) -> None:
     """Add these verbs to an app."""
     app.command()(validate)
+    app.command()(calibrate)

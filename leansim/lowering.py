@@ -18,10 +18,12 @@ from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid
 
 KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
+# Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
+# about half a microsecond even at DRAM's pace.
+FEW_BYTES = 4096
 # FA3's scheduler looks at as many requests at a time as a warp has lanes, less one.
 REQUESTS_PER_SCAN = 31
-# Multiples of the golden ratio fill the unit interval as evenly as any sequence does.
-GOLDEN_RATIO = (5.0**0.5 - 1.0) / 2.0
+DRIFT_CLASSES = 8
 _NONE = -1
 _COLUMNS = (
     "kind",
@@ -83,6 +85,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         dram_bytes_per_ps=peak / picoseconds(1.0),
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / picoseconds(1.0),
         dram_saturation_exponent=device.dram_saturation_exponent,
+        drift_ps=_drift_ps(grid, kernel, device, cost),
     )
     return _in_range(program)
 
@@ -183,12 +186,15 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     published = schedule.is_partial & ~merges
     signals = published & (schedule.combine in IN_LAUNCH)
     stored = np.where(published, partial_bytes, rows * _output_row_bytes(schedule))
+    moved = stored + rows * pricing.query_row_bytes(schedule.grid.workload)
+    few = moved < FEW_BYTES
     put(
         stream_at + per_segment - 1,
         Phase.WRITE,
-        latency_ps=np.where(signals, picoseconds(pricing.release_s(device)), 0),
-        bytes=stored + rows * pricing.query_row_bytes(schedule.grid.workload),
-        flow=ROWS,
+        latency_ps=np.where(signals, picoseconds(pricing.release_s(device)), 0)
+        + np.where(few, _store_ps(moved, device), 0),
+        bytes=moved,
+        flow=np.where(few, STORE, ROWS),
         signal_counter=np.where(signals, schedule.output_tile, _NONE),
         segment=every,
     )
@@ -196,16 +202,22 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
 
 
 def _ramp_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
-    """Time of each segment before its tile loop runs at its pace.
-
-    Segments differ by up to `latency_spread` either way, evenly and without chance: CTAs that start
-    together drift apart over the waves, and what one loads another computes meanwhile.
-    """
+    """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     fixed = np.full(schedule.num_segments, pricing.prologue_s(schedule.grid, kernel, device))
     prefetched = schedule.dispatch == "queue" and kernel.prefetches_items
     fixed[schedule.cta < schedule.grid.slots if prefetched else slice(None)] += cost.fill_s
-    evenly = np.arange(schedule.num_segments, dtype=np.float64) * np.float64(GOLDEN_RATIO) % 1.0
-    return _picoseconds(fixed * (1.0 + device.latency_spread * (2.0 * evenly - 1.0)))
+    return _picoseconds(fixed * (1.0 - device.latency_spread))
+
+
+def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
+    """What each SM adds to the ramp of a segment: up to twice `latency_spread` of it.
+
+    CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
+    There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
+    """
+    ramp = pricing.prologue_s(grid, kernel, device) + cost.fill_s
+    distance = (np.arange(grid.num_sms) % DRIFT_CLASSES + 0.5) / DRIFT_CLASSES
+    return _picoseconds(2.0 * device.latency_spread * ramp * distance)
 
 
 def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:

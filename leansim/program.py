@@ -79,6 +79,7 @@ class Program:
     `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`; with flow -1 their time is
     part of the latency and they share nothing (stores, which nobody waits for). `wait_counter` must
     reach `wait_target` before the phase goes on; `signal_counter` is raised by one when it ends.
+    `drift_ps`, per SM, is added to the latency of its STREAM phases (None: nothing).
     """
 
     launches: tuple[Launch, ...]
@@ -99,6 +100,7 @@ class Program:
     dram_bytes_per_ps: float
     l2_bytes_per_ps: float
     dram_saturation_exponent: float
+    drift_ps: IntArray | None = None
 
     @property
     def num_ctas(self) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+
+from leansim.fitting import Fit
 from leansim.tables import render
 from leansim.validation import (
     REGIMES,
@@ -15,9 +18,6 @@ from leansim.validation import (
     refusals,
     worst_rows,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def printed(table: pd.DataFrame, worst: int, form: str = "table") -> str:
@@ -93,3 +93,24 @@ def _percent(value: float) -> str:
 
 def _mean(table: pd.DataFrame) -> str:
     return _percent(table["error"].abs().mean()) if len(table) else "-"
+
+
+def fitted(fit: Fit) -> str:
+    """What a calibration found: each constant, and errors over the fitted rows before and after."""
+    constants = [
+        {
+            "constant": str(constant.target),
+            "before": constant.before,
+            "after": constant.after,
+            "standard_error": constant.spread,
+            "bounds": "{:g} - {:g}".format(*constant.bounds),
+            "note": "at a bound" if constant.at_bound else "",
+        }
+        for constant in fit.constants
+    ]
+    errors = []
+    for table, at in fit.rows.reset_index(drop=True).groupby("table").groups.items():
+        for name, values in (("before", fit.before), ("after", fit.after)):
+            series = pd.Series(values[at.to_numpy()])
+            errors.append({"table": table, "": name, **_figures(errors_of(series))})
+    return f"{render(constants, 'table')}\n\n{render(errors, 'table')}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from leansim.engine.memory import RESIDUE
 from leansim.engine.sharing import fill_rates, sm_limits
-from leansim.program import Program
+from leansim.program import Phase, Program
 from leansim.result import Result
 
 _jit = numba.njit(cache=True, error_model="numpy")
@@ -132,6 +132,8 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
     launches: Any,  # [n, 4] first CTA, last CTA, CTAs per SM, gap
     border: Any,
     latency: Any,
+    streams: Any,
+    drift: Any,
     size: Any,
     flow: Any,
     wait_counter: Any,
@@ -293,9 +295,10 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
                                 break
                             ready[at] = now
                             stage[slot] = _LATENCY
-                            if latency[at]:
+                            delay = latency[at] + drift[sm_of[slot]] * streams[at]
+                            if delay:
                                 # Run ahead through phases that nothing outside can touch.
-                                then = now + latency[at]
+                                then = now + delay
                                 while (
                                     (flow[at] < 0 or size[at] == 0)
                                     and signal_counter[at] < 0
@@ -305,7 +308,7 @@ def _execute(  # noqa: PLR0912, PLR0915 - one loop over local arrays: passing th
                                     moving[at] = end[at] = then
                                     at += 1
                                     begin[at] = ready[at] = then
-                                    then += latency[at]
+                                    then += latency[at] + drift[sm_of[slot]] * streams[at]
                                 phase[slot] = at
                                 chain[slot] = -1
                                 if then == open_time:
@@ -475,6 +478,8 @@ def execute(program: Program) -> Result:
         launches,
         program.phase_of_cta,
         program.latency_ps,
+        program.kind == Phase.STREAM,
+        np.zeros(program.num_sms, np.int64) if program.drift_ps is None else program.drift_ps,
         program.bytes,
         program.flow,
         program.wait_counter,

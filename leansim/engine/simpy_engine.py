@@ -15,7 +15,7 @@ import numpy as np
 import simpy
 
 from leansim.engine.memory import PLACE, At, Clock, Memory
-from leansim.program import Launch, Program
+from leansim.program import Launch, Phase, Program
 from leansim.result import Result
 
 Process = Generator[simpy.Event, Any, None]
@@ -42,6 +42,8 @@ class _Run:
         # Plain lists: indexing a NumPy array element by element is several times slower.
         self.border = program.phase_of_cta.tolist()
         self.latency = program.latency_ps.tolist()
+        self.streams = (program.kind == Phase.STREAM).tolist()
+        self.drift = [0] * program.num_sms if program.drift_ps is None else program.drift_ps.tolist()
         self.bytes = program.bytes.tolist()
         self.flow = program.flow.tolist()
         self.wait_counter = program.wait_counter.tolist()
@@ -105,8 +107,9 @@ class _Run:
             if counter >= 0 and self.counters[counter] < self.wait_target[phase]:
                 yield self.reached(counter, self.wait_target[phase])
             times["ready"][phase] = env.now
-            if self.latency[phase]:
-                yield env.timeout(self.latency[phase])
+            delay = self.latency[phase] + (self.drift[sm] if self.streams[phase] else 0)
+            if delay:
+                yield env.timeout(delay)
             times["moving"][phase] = env.now
             if self.flow[phase] >= 0 and self.bytes[phase]:
                 yield self.memory.transfer(sm, self.flow[phase], self.bytes[phase])

@@ -1,0 +1,65 @@
+"""Finds the cheapest of a list of whole numbers: all of them if they are few, else coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+EXHAUSTIVE = 64  # values up to which every one is tried
+_RATIO = 1.25  # between neighbours of the coarse grid
+_BASINS = 3  # low places of the coarse grid that are looked into
+_CLOSE = 6  # values between two known ones that are all tried
+
+Cost = Callable[[int, float], float]
+
+
+def cheapest(values: Sequence[int], cost: Cost, guess: int, exhaustive: int = EXHAUSTIVE) -> int:
+    """The value of least cost, the smallest of equals; `values` rise.
+
+    `cost(value, below)` may answer infinity for any value that does not cost less than `below`. Up to
+    `exhaustive` values all are tried. Of more, a geometric grid is; then what lies between the three
+    cheapest and their neighbours, again and again until the cheapest has both its neighbours tried:
+    exact where costs between two values of the grid are no lower than near its three lowest. `guess`
+    is tried first, so that most others can be ruled out.
+    """
+    known: dict[int, float] = {}
+
+    def look(indices: Sequence[int]) -> None:
+        for i in indices:
+            if i not in known:
+                below = min(known.values(), default=math.inf)
+                known[i] = cost(values[i], below)
+
+    start = min(range(len(values)), key=lambda i: abs(math.log(values[i] / guess)))
+    look([start])
+    if len(values) <= exhaustive:
+        look(sorted(range(len(values)), key=lambda i: abs(i - start)))
+    else:
+        look(geometric(values))
+        while fresh := _closer(known):
+            look(fresh)
+    return values[min(known, key=lambda i: (known[i], i))]
+
+
+def geometric(values: Sequence[int]) -> list[int]:
+    """Indices of values about a constant ratio apart, both ends among them."""
+    chosen = [0]
+    for i in range(1, len(values)):
+        if values[i] >= _RATIO * values[chosen[-1]] or i == len(values) - 1:
+            chosen.append(i)
+    return chosen
+
+
+def _closer(known: dict[int, float]) -> list[int]:
+    """Untried indices on both sides of the cheapest: all if they are few, else those half-way."""
+    tried = sorted(known)
+    fresh: list[int] = []
+    for best in sorted(known, key=lambda i: (known[i], i))[:_BASINS]:
+        place = tried.index(best)
+        for low, high in ((place - 1, place), (place, place + 1)):
+            if low < 0 or high >= len(tried):
+                continue
+            between = range(tried[low] + 1, tried[high])
+            every = between if len(between) <= _CLOSE else [(tried[low] + tried[high]) // 2]
+            fresh += [i for i in every if i not in fresh]
+    return fresh

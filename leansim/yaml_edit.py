@@ -1,0 +1,128 @@
+"""Changes values in YAML text and leaves everything else as it stands: comments, order, layout."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leansim.strict_yaml import KeyPath, dotted, parse
+
+_WIDTH = 100
+# New keys of a file go before this one, which is last in every file.
+_LAST_KEY = "sources"
+
+
+def edited(text: str, changes: Mapping[KeyPath, Any]) -> str:
+    """Return YAML text with the values at some key paths set; keys that are missing are added.
+
+    A value is a number, a text, or lists and mappings of them. Raises `KeyError` for a path that
+    leads through something that is neither a mapping nor a list.
+    """
+    wanted = copy.deepcopy(parse(text).data)
+    for path, value in changes.items():
+        text = _set(text, path, value)
+        _put(wanted, path, value)
+    found = parse(text).data
+    assert found == wanted, "an edit of YAML changed more than it should"
+    return text
+
+
+def write_together(files: Mapping[Path, str]) -> None:
+    """Write several files so that a failure before the last moment changes none of them."""
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
+    try:
+        for path, part in parts.items():
+            part.write_text(files[path], encoding="utf-8")
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+def short(value: float) -> float:
+    """A number to four significant digits, which is how fitted numbers are written."""
+    return float(f"{value:.4g}")
+
+
+def _put(data: Any, path: KeyPath, value: Any) -> None:
+    for key in path[:-1]:
+        data = data.setdefault(key, {}) if isinstance(data, dict) else data[key]
+    data[path[-1]] = value
+
+
+def _set(text: str, path: KeyPath, value: Any) -> str:
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    before: yaml.Node | None = None  # the key of `node`
+    for depth, part in enumerate(path):
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            before, node = None, node.value[part]
+            continue
+        if not isinstance(node, yaml.MappingNode):
+            raise KeyError(dotted(path[: depth + 1]))
+        found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+        if found is None:
+            nested = value
+            for key in reversed(path[depth + 1 :]):
+                nested = {str(key): nested}
+            return _added(text, node, str(part), nested)
+        before, node = found
+    start, end = node.start_mark.index, _end(node)
+    if before is not None and _is_block(node):  # a list or mapping over several lines
+        start = before.end_mark.index
+        return f"{text[:start]}: {_rendered(value, 0)}{text[end:]}"
+    return text[:start] + _rendered(value, node.start_mark.column) + text[end:]
+
+
+def _added(text: str, mapping: yaml.MappingNode, key: str, value: Any) -> str:
+    """Add a key to a mapping, in its style."""
+    pairs = mapping.value
+    if mapping.flow_style:
+        at = _end(pairs[-1][1]) if pairs else mapping.start_mark.index + 1
+        comma = ", " if pairs else ""
+        return f"{text[:at]}{comma}{key}: {_rendered(value, 0)}{text[at:]}"
+    if len(pairs) > 1 and pairs[-1][0].value == _LAST_KEY:
+        pairs = pairs[:-1]
+    column = pairs[0][0].start_mark.column
+    at = text.find("\n", _end(pairs[-1][1]))
+    at = len(text) if at < 0 else at
+    line = f"{' ' * column}{key}: "
+    return f"{text[:at]}\n{line}{_rendered(value, len(line))}{text[at:]}"
+
+
+def _is_block(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.CollectionNode) and not node.flow_style
+
+
+def _end(node: yaml.Node) -> int:
+    """Where a node's text ends; YAML itself ends a block only at the next token."""
+    if not _is_block(node) or not node.value:
+        return int(node.end_mark.index)
+    last = node.value[-1]
+    return _end(last[1] if isinstance(last, tuple) else last)
+
+
+def _rendered(value: Any, column: int) -> str:
+    """A value as YAML in one line, but for long texts, which fold at `column`."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_rendered(item, 0)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_rendered(item, 0) for item in value) + "]"
+    if isinstance(value, str):
+        quoted = json.dumps(value, ensure_ascii=False)
+        if "\\" in quoted or "  " in quoted:
+            return quoted
+        room = max(_WIDTH - column, 40)
+        lines = textwrap.wrap(quoted, room, break_long_words=False, break_on_hyphens=False)
+        return ("\n" + " " * (column + 1)).join(lines)
+    if isinstance(value, float):
+        digits, _, exponent = repr(value).partition("e")
+        return f"{digits}e{int(exponent)}" if exponent else digits
+    return json.dumps(value)
