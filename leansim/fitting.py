@@ -23,11 +23,11 @@ from leansim import catalog
 from leansim.calibration import Calibration, FitRows, Target, applies, changed, value_at
 from leansim.device import Device
 from leansim.engine import execute
-from leansim.errors import LeansimError, StoreError, UnknownNameError
+from leansim.errors import LeansimError, StoreError
 from leansim.executors import cores, process_pool
 from leansim.kernel import Kernel
 from leansim.lowering import lower
-from leansim.measurements import DISTRIBUTION, calls_of, measured_rows, points_of
+from leansim.measurements import DISTRIBUTION, calls_of, matching, measured_rows, points_of
 from leansim.points import Point, Resolved, resolve
 from leansim.strict_yaml import KeyPath, read
 from leansim.yaml_edit import edited, short, write_together
@@ -175,13 +175,7 @@ def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame
 def _chosen(rows: pd.DataFrame, choice: FitRows) -> pd.DataFrame:
     if choice.kernels is not None:
         rows = rows[rows["kernel"].isin(choice.kernels)]
-    for column, wanted in choice.where.items():
-        if column not in rows:
-            raise UnknownNameError("column", column, map(str, rows.columns))
-        if isinstance(wanted, tuple):
-            rows = rows[rows[column].between(*wanted)]
-        else:
-            rows = rows[rows[column] == wanted]
+    rows = rows[matching(rows, choice.where)]
     return rows.iloc[: choice.sample]
 
 
@@ -296,7 +290,9 @@ def edits(fit: Fit) -> dict[Path, str]:
     for constant in fit.constants:
         target = constant.target
         path = catalog.spec_path(target.kind, target.name)  # type: ignore[arg-type]
-        place, holder, name = target.keys, (), target.keys[0]
+        name: str = target.keys[0]
+        place: KeyPath = target.keys
+        holder: KeyPath = ()
         data = read(path).data
         if target.kind == "table":
             terms = [term["name"] for term in data["harness"]]
@@ -305,7 +301,9 @@ def edits(fit: Fit) -> dict[Path, str]:
             place = (*holder, name)
             data = data["harness"][terms.index(term)]
         file = changes.setdefault(path, {})
-        file[place] = [[1.0, constant.after]] if target.flat else constant.after
+        if target.flat and len(data[name]) == 1:  # one point already: its share alone changes
+            place = (*place, 0, 1)
+        file[place] = [[1.0, constant.after]] if target.flat and len(place) == 1 else constant.after
         source: KeyPath = (*holder, "sources", name)
         part = ".".join(target.keys[1:]) if target.kind != "table" else ""
         old = file.get(source, data.get("sources", {}).get(name, ""))

@@ -1,7 +1,8 @@
 """What a result depends on, hashed: the key that finished points are stored under.
 
 Numbers count, not where they were written: the device's and kernel's values, the workload, the
-partitioner with its options, its package's version and its source text, and the model version.
+partitioner with its options, its package's version and its source text, and the source text of the
+time model.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from importlib.metadata import entry_points, packages_distributions, version
+from pathlib import Path
 
 from leansim import __version__
 from leansim.device import Device
@@ -22,13 +24,30 @@ from leansim.partitioners import GROUP, Partitioner
 from leansim.workload import Workload
 
 _PACKAGE = __name__.partition(".")[0]
+# What turns a resolved point into numbers, beside the engines and the partitioners.
+MODEL = (
+    "workload",
+    "device",
+    "kernel",
+    "occupancy",
+    "tiling",
+    "schedule",
+    "pricing",
+    "program",
+    "lowering",
+    "result",
+    "bounds",
+    "metrics",
+    "points",
+    "traces",
+)
 _SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))
 
 
 def result_key(device: Device, kernel: Kernel, workload: Workload, partitioner: Partitioner) -> str:
     """Key of a resolved point: equal for two points if their results must be equal."""
     parts = [
-        __version__,
+        model_digest(),
         _digest(_Same(device)),
         _digest(_Same(kernel)),
         repr([getattr(workload, name) for name in _SHAPE]),
@@ -42,7 +61,22 @@ def result_key(device: Device, kernel: Kernel, workload: Workload, partitioner: 
 
 def unresolved_key(text: str) -> str:
     """Key of a point that cannot be resolved, from its fields as text."""
-    return "refused:" + hashlib.sha256(f"{__version__}\n{text}".encode()).hexdigest()[:32]
+    return "refused:" + hashlib.sha256(f"{model_digest()}\n{text}".encode()).hexdigest()[:32]
+
+
+@cache
+def model_digest() -> str:
+    """Version of leansim and digest of every module a result passes through.
+
+    The source counts because a model that is being worked on changes without a new version.
+    """
+    here = Path(__file__).parent
+    files = [here / f"{name}.py" for name in MODEL]
+    files += sorted((here / "engine").glob("*.py")) + sorted((here / "partitioners").glob("*.py"))
+    hashed = hashlib.sha256(__version__.encode())
+    for file in files:
+        hashed.update(file.name.encode() + b"\0" + file.read_bytes())
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -117,10 +117,10 @@ class KernelSource(Spec):
 
 
 class Exclusion(Spec):
-    """Rows left out, by exact values of the file's columns, and why."""
+    """Rows left out, by columns of the file or `group_size`, and why: a value or `[first, last]` each."""
 
     reason: str = Field(min_length=1)
-    where: dict[str, int | str] = Field(min_length=1)
+    where: dict[str, int | str | tuple[int, int]] = Field(min_length=1)
 
 
 class Validated(Spec):

@@ -7,14 +7,14 @@ calibration can choose its test.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from leansim import catalog
 from leansim.errors import StoreError, UnknownNameError
-from leansim.measured_table import Calls, MeasuredTable
+from leansim.measured_table import Calls, MeasuredTable, Validated
 from leansim.points import Point, point
 from leansim.spec import DTYPE_BYTES
 
@@ -141,6 +141,23 @@ def calls_of(rows: pd.DataFrame) -> Calls:
     )
 
 
+def covered(rows: pd.DataFrame) -> dict[str, Validated]:
+    """The range that the rows of each kernel cover."""
+    table = rows.assign(
+        group_size=rows["num_q_heads"] // rows["num_kv_heads"], kv_bytes=kv_bytes_of(rows)
+    )
+    spans = ("batch_size", "context_len", "group_size", "kv_bytes")
+    return {
+        str(kernel): Validated(
+            head_dims=sorted(mine["head_dim"].unique().tolist()),
+            kv_dtypes=sorted(mine["kv_dtype"].unique()),
+            windows=sorted(set((mine["window"] > 0).tolist())),
+            **{name: (int(mine[name].min()), int(mine[name].max())) for name in spans},
+        )
+        for kernel, mine in table.groupby("kernel")
+    }
+
+
 def kv_bytes_of(rows: pd.DataFrame) -> npt.NDArray[np.int64]:
     """KV bytes that each row reads, `[n]`."""
     import numpy as np  # noqa: PLC0415
@@ -203,17 +220,27 @@ def _kept(table: MeasuredTable, raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[s
     for source, count in raw.loc[~known, "kernel_source"].value_counts().items():
         left_out[f"ran {source}"] = int(count)
     kept = raw[known]
+    kept = kept.assign(group_size=kept["num_heads"] // kept["num_key_value_heads"])
     for exclusion in table.exclude:
-        hit: Any = True
-        for column, value in exclusion.where.items():
-            if column not in kept:
-                raise UnknownNameError("column", column, kept.columns)
-            hit = (kept[column] == value) & hit
+        hit = matching(kept, exclusion.where)
         left_out[exclusion.reason] = left_out.get(exclusion.reason, 0) + int(hit.sum())
         kept = kept[~hit]
     if kept.empty:
         raise StoreError(f"{table.name}: found no row of {', '.join(table.kernels)}")
     return kept[list(FILE_COLUMNS)].copy(), left_out
+
+
+def matching(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series[bool]:
+    """Rows that have a value, or one of `(first, last)`, in each column. Raises `UnknownNameError`."""
+    import pandas as pd  # noqa: PLC0415
+
+    hit = pd.Series(data=True, index=rows.index)
+    for column, wanted in where.items():
+        if column not in rows:
+            raise UnknownNameError("column", column, map(str, rows.columns))
+        inside = rows[column].between(*wanted) if isinstance(wanted, tuple) else rows[column] == wanted
+        hit &= inside
+    return hit
 
 
 def _too_fast(table: MeasuredTable, rows: pd.DataFrame) -> npt.NDArray[np.bool_]:

@@ -37,11 +37,13 @@ _ALL_COUNTS = 4096  # counts and run lengths up to here are all candidates; beyo
 class Policy:
     """A schedule that was simulated: by a rule, or found by search.
 
-    `splits` is per request, `rule` the partitioner with its options, `used_by` kernels that run it.
+    `num_splits` is what the rule's host code reports, `splits` what each request is really cut into;
+    `used_by` names kernels that run the rule.
     """
 
     name: str
     partitioner: Partitioner
+    num_splits: int
     splits: tuple[int, ...]
     num_ctas: int
     latency_s: float
@@ -49,14 +51,38 @@ class Policy:
     used_by: tuple[str, ...] = ()
 
     @property
-    def splits_text(self) -> str:
-        """`8`, or the range over requests that differ, behind the one count that was asked for."""
+    def label(self) -> str:
+        """The kernels that run the rule, or its own name where none does."""
+        return ", ".join(self.used_by) or self.name
+
+    @property
+    def cuts(self) -> str:
+        """`8`, or the range over requests that are cut into different numbers."""
         low, high = min(self.splits), max(self.splits)
-        if low == high:
-            return str(low)
-        text = f"{low}-{high} (mean {np.mean(self.splits):.1f})"
-        asked = self.partitioner.num_splits if isinstance(self.partitioner, PerRequestSplits) else None
-        return f"{asked}: {text}" if isinstance(asked, int) else text
+        return str(low) if low == high else f"{low}-{high} (mean {np.mean(self.splits):.1f})"
+
+    def row(self) -> dict[str, Any]:
+        """What tables show of a policy, in microseconds."""
+        return {
+            "policy": self.label,
+            "num_splits": self.num_splits,
+            "cuts": self.cuts,
+            "ctas": self.num_ctas,
+            "sm_busy": f"{self.sm_busy_fraction:.0%}",
+            "latency_us": f"{self.latency_s * 1e6:.2f}",
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What other programs get of a policy, in seconds."""
+        return {
+            "policy": self.name,
+            "used_by": " ".join(self.used_by),
+            "num_splits": self.num_splits,
+            "splits": " ".join(map(str, self.splits)),
+            "num_ctas": self.num_ctas,
+            "sm_busy_fraction": self.sm_busy_fraction,
+            "latency_s": self.latency_s,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,45 +123,41 @@ class Oracle:
         """Latency of a policy over that of the best, at least 1."""
         return policy.latency_s / self.best.latency_s
 
+    @property
+    def ranked(self) -> list[Policy]:
+        """Everything that was simulated in full, the fastest first; searches before rules of equals."""
+        searched = [policy for policy in (self.uniform, self.per_request) if policy is not None]
+        return sorted((*searched, *self.policies), key=lambda policy: policy.latency_s)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row per policy, the fastest first, and the bound last."""
-        searched = [policy for policy in (self.uniform, self.per_request) if policy is not None]
-        ranked = sorted((*searched, *self.policies), key=lambda policy: policy.latency_s)
-        rows: list[dict[str, Any]] = [
-            {
-                "policy": policy.name,
-                "used_by": ", ".join(policy.used_by) or None,
-                "splits": policy.splits_text,
-                "ctas": policy.num_ctas,
-                "sm_busy": f"{policy.sm_busy_fraction:.0%}",
-                "latency_us": f"{policy.latency_s * 1e6:.2f}",
-                "regret": f"{self.regret(policy):.3f}",
-            }
-            for policy in ranked
-        ]
+        rows = [{**policy.row(), "regret": f"{self.regret(policy):.3f}"} for policy in self.ranked]
         bound = f"{self.bound.latency_s * 1e6:.2f}"
         share = f"{self.bound.latency_s / self.best.latency_s:.3f}"
         return [*rows, {"policy": f"bound ({self.bound.cause})", "latency_us": bound, "regret": share}]
 
     def records(self) -> list[dict[str, Any]]:
-        """One flat record per policy for other programs, in seconds; the bound and its cause in each."""
-        searched = [policy for policy in (self.uniform, self.per_request) if policy is not None]
+        """One flat record per policy for other programs; the bound and its cause in each."""
+        point = {"device": self.resolved.point.device, "kernel": self.resolved.point.kernel}
+        bound = {"bound_s": self.bound.latency_s, "bound_cause": self.bound.cause}
         return [
-            {
-                "device": self.resolved.point.device,
-                "kernel": self.resolved.point.kernel,
-                "policy": policy.name,
-                "used_by": list(policy.used_by),
-                "splits": list(policy.splits),
-                "num_ctas": policy.num_ctas,
-                "sm_busy_fraction": policy.sm_busy_fraction,
-                "latency_s": policy.latency_s,
-                "regret": self.regret(policy),
-                "bound_s": self.bound.latency_s,
-                "bound_cause": self.bound.cause,
-            }
-            for policy in (*searched, *self.policies)
+            {**point, **policy.record(), "regret": self.regret(policy), **bound}
+            for policy in self.ranked
         ]
+
+    def notes(self) -> list[str]:
+        """What was searched, how the point's own rule does, and who refused."""
+        own, best = self.own, self.best
+        notes = [
+            f"{self.simulations} simulations; {self.found.label} of split counts: {self.found.cuts}, "
+            f"{self.found.latency_s * 1e6:.2f} us; fastest of all: {best.label}"
+        ]
+        if own is not None:
+            lost = f"{self.regret(own) - 1:.1%}" if own is not best else "nothing"
+            notes.append(f"{self.resolved.point.policy} cuts {own.cuts} and loses {lost}")
+        if self.refused:
+            notes.append(f"do not take this: {', '.join(name for name, _ in self.refused)}")
+        return notes
 
 
 def oracle(
@@ -189,6 +211,7 @@ def described(bench: Bench, rule: Rule) -> Policy:
     return Policy(
         rule.name,
         rule.partitioner,
+        simulation.schedule.num_splits or 1,
         tuple(simulation.schedule.splits_of_request.tolist()),
         simulation.schedule.num_ctas,
         simulation.result.latency_s,

@@ -46,15 +46,15 @@ class PointTable:
         return rows
 
 
-def read_points(file: str | Path) -> PointTable:
-    """Read a CSV of points (columns: see `Point`, and partitioner options).
+def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
+    """Read a CSV of points (columns: see `Point`, and partitioner options, and those in `also`).
 
     Raises `ConfigError` for a file that cannot be read as such. Columns that mean nothing here are
     carried along, and named on standard error.
     """
     source = str(file)
     columns, numbered = _read_csv(source)
-    foreign = check_columns(columns, source)
+    foreign = check_columns([name for name in columns if name not in also], source)
     if foreign:
         print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
     lines, records = zip(*numbered, strict=True)

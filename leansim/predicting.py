@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+from leansim import catalog
 from leansim.api import simulate
+from leansim.errors import UnknownNameError
 from leansim.executors import cores, process_pool
+from leansim.measured_table import Calls, MeasuredTable
 from leansim.metrics import limiting, time_shares
-from leansim.points import Point, point_from_row
+from leansim.points import Point, Resolved, point_from_row
 from leansim.points_csv import Outcome, Row, outcomes
 
 PREDICTION_COLUMNS = (
@@ -21,25 +24,37 @@ PREDICTION_COLUMNS = (
     "num_ctas",
     "sm_busy_fraction",
     "dram_bytes",
+    "harness_us",
     "extrapolated",
 )
+# A column of points, beside their fields: whose harness their latencies are to contain.
+HARNESS = "harness"
+# Its value for the measured table of the point's kernel and device.
+OWN_TABLE = "table"
 _POINTS_PER_TASK = 256
 # Below this, starting workers takes longer than the points do.
 _WORTH_WORKERS = 1500
 
 
-def predict(points: Iterable[Point], jobs: int | None = None) -> Iterator[Outcome]:
+def predict(
+    points: Iterable[Point], jobs: int | None = None, harness: str = ""
+) -> Iterator[Outcome]:
     """Yield a prediction per point, in order, or the error that stood in its way.
 
-    Latencies in microseconds. `extrapolated` says that the point lies outside the range validated
-    against silicon; nothing is validated yet, so it is always true. `jobs` is the number of
-    processes: by default one per core when there are many points.
+    Latencies in microseconds: of the kernel alone, or with what a measured latency contains beside
+    it (`harness_us` of it) where `harness` is the name of a measured table, or `table` for that of
+    the point's kernel and device. `extrapolated` says that the point lies outside the range in which
+    that kernel was held against silicon on that device. `jobs` is the number of processes: by
+    default one per core when there are many points.
     """
-    return _spread(_predicted, list(points), jobs)
+    return _spread(partial(_predicted, harness=harness), list(points), jobs)
 
 
 def predict_rows(rows: Sequence[Row], source: str, jobs: int | None = None) -> Iterator[Outcome]:
-    """Predict the points that rows of a CSV describe; workers read them too."""
+    """Predict the points that rows of a CSV describe; workers read them too.
+
+    A row's `harness` is as in `predict`.
+    """
     return _spread(partial(_predicted_rows, source=source), rows, jobs)
 
 
@@ -47,38 +62,88 @@ def _spread(
     work: Callable[[Sequence[Any]], list[Outcome]], items: Sequence[Any], jobs: int | None
 ) -> Iterator[Outcome]:
     jobs = jobs or (cores() if len(items) >= _WORTH_WORKERS else 1)
+    parts = [items[at : at + _POINTS_PER_TASK] for at in range(0, len(items), _POINTS_PER_TASK)]
     if jobs == 1:
-        yield from work(items)
+        for part in parts:
+            yield from work(part)
         return
     # Workers keep the memory of one big schedule for the next instead of asking the system anew.
     kept = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
     os.environ.update({key: os.environ.get(key, value) for key, value in kept.items()})
-    parts = [items[at : at + _POINTS_PER_TASK] for at in range(0, len(items), _POINTS_PER_TASK)]
     with process_pool(jobs) as pool:
         for part in pool.map(work, parts):
             yield from part
 
 
-def prediction(point: Point) -> dict[str, Any]:
-    """Predict one point. Raises a `LeansimError` where it makes no sense."""
+def prediction(point: Point, harness: str = "") -> dict[str, Any]:
+    """Predict one point. Raises a `LeansimError` where it, or its harness, makes no sense."""
     simulation = simulate(point)
+    kernel = point.kernel.partition("+")[0]
+    harness_s = 0.0
+    if harness:
+        table = _harness_table(harness, kernel, point.device, _configs())
+        harness_s = float(table.harness_s(Calls.of(kernel, simulation.resolved.workload)))
     result, schedule = simulation.result, simulation.schedule
     shares, dram_bytes = time_shares(result), result.program.dram_bytes
     return {
-        "latency_us": round(result.latency_s * 1e6, 6),
+        "latency_us": round((result.latency_s + harness_s) * 1e6, 6),
         "makespan_us": round(result.makespan_s * 1e6, 6),
         "bound": limiting(shares, dram_bytes, result),
         "num_splits": schedule.num_splits,
         "num_ctas": schedule.num_ctas,
         "sm_busy_fraction": round(1.0 - shares["idle"] - shares["wait"], 6),
         "dram_bytes": round(dram_bytes),
-        "extrapolated": True,
+        "harness_us": round(harness_s * 1e6, 6),
+        "extrapolated": not _is_covered(simulation.resolved),
     }
 
 
-def _predicted(points: Sequence[Point]) -> list[Outcome]:
-    return list(outcomes(prediction, points))
+def _is_covered(resolved: Resolved) -> bool:
+    """Whether a point as it stands in the files was held against silicon: in range, nothing changed."""
+    point = resolved.point
+    if point.partitioner is not None or point.overrides or point.num_sms is not None:
+        return False
+    tables = _tables_of(point.kernel, point.device, _configs())
+    return any(table.validated[point.kernel].covers(resolved.workload) for table in tables)
+
+
+def _configs() -> str:
+    """Where files are looked for: what was found there holds as long as this does."""
+    return os.environ.get("LEANSIM_CONFIGS", "")
+
+
+@lru_cache(maxsize=1024)
+def _tables_of(kernel: str, device: str, _configs: str) -> tuple[MeasuredTable, ...]:
+    """Measured tables of a kernel on a device that say what range they cover."""
+    tables = map(catalog.table, catalog.names("table"))
+    return tuple(table for table in tables if table.device == device and kernel in table.validated)
+
+
+@lru_cache(maxsize=1024)
+def _harness_table(harness: str, kernel: str, device: str, _configs: str) -> MeasuredTable:
+    """The table that a harness names. Raises `UnknownNameError` saying which there are."""
+    if harness != OWN_TABLE:
+        return catalog.table(harness)
+    tables = {name: catalog.table(name) for name in catalog.names("table")}
+    runs = {
+        f"{source.name} on {table.device}": table
+        for table in tables.values()
+        for source in table.kernels.values()
+    }
+    if (wanted := f"{kernel} on {device}") not in runs:
+        raise UnknownNameError("measured table of", wanted, runs)
+    return runs[wanted]
+
+
+def _predicted(points: Sequence[Point], harness: str) -> list[Outcome]:
+    return list(outcomes(partial(prediction, harness=harness), points))
 
 
 def _predicted_rows(rows: Sequence[Row], source: str) -> list[Outcome]:
-    return list(outcomes(lambda row: prediction(point_from_row(row, source)), rows))
+    return list(outcomes(partial(_predicted_row, source=source), rows))
+
+
+def _predicted_row(row: Row, source: str) -> dict[str, Any]:
+    harness = (row.get(HARNESS) or "").strip()
+    fields = {key: value for key, value in row.items() if key != HARNESS} if HARNESS in row else row
+    return prediction(point_from_row(fields, source), harness)

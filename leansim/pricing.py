@@ -191,13 +191,11 @@ def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> Flo
     """Time of one CTA of the combine kernel, without the bytes, s.
 
     It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
-    combine, which does not prefetch. A CTA whose rows went through no partials reads that
-    and returns.
+    combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
     """
     reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / combine.splits_in_flight)
     taken = combine.overhead_s.get(device.arch, 0.0) + reads * l2_latency_s(device)
-    looked = combine.overhead_s.get(device.arch, 0.0) + l2_latency_s(device)
-    return np.where(np.greater(splits, 0), taken, looked)
+    return np.where(np.greater(splits, 0), taken, 0.0)
 
 
 def query_row_bytes(workload: Workload) -> int:

@@ -58,7 +58,7 @@ class SplitCurve:
         rows = []
         for count, latency in zip(self.counts, self.latencies_s, strict=True):
             marks = {"best": count == self.best, "knee": count == self.knee}
-            pickers = [pick.name for pick in self.picks if set(pick.splits) == {count}]
+            pickers = [pick.label for pick in self.picks if set(pick.splits) == {count}]
             rows.append(
                 {
                     "num_splits": count,
@@ -72,37 +72,19 @@ class SplitCurve:
 
     def pick_rows(self) -> list[dict[str, Any]]:
         """One row per rule: what it picks, and its latency over that of the best count."""
-        return [
-            {
-                "rule": pick.name,
-                "used_by": ", ".join(pick.used_by) or None,
-                "picks": pick.splits_text,
-                "ctas": pick.num_ctas,
-                "latency_us": f"{pick.latency_s * 1e6:.2f}",
-                "over_best": f"{pick.latency_s / self.best_s:.3f}",
-            }
-            for pick in sorted(self.picks, key=lambda pick: pick.latency_s)
-        ]
+        ranked = sorted(self.picks, key=lambda pick: pick.latency_s)
+        return [{**pick.row(), "over_best": f"{pick.latency_s / self.best_s:.3f}"} for pick in ranked]
 
     def records(self) -> list[dict[str, Any]]:
         """Flat records for other programs, in seconds: of kind `count`, then of kind `rule`."""
         point = {"device": self.resolved.point.device, "kernel": self.resolved.point.kernel}
-        counts = [
-            {**point, "kind": "count", "num_splits": count, "rule": None, "latency_s": latency}
+        counts: list[dict[str, Any]] = [
+            {"kind": "count", "num_splits": count, "latency_s": latency}
             for count, latency in zip(self.counts, self.latencies_s, strict=True)
         ]
-        rules = [
-            {
-                **point,
-                "kind": "rule",
-                "num_splits": max(pick.splits),
-                "rule": pick.name,
-                "latency_s": pick.latency_s,
-            }
-            for pick in self.picks
-        ]
+        rules = [{"kind": "rule", **pick.record()} for pick in self.picks]
         every = [*counts, *rules]
-        return [{**record, "over_best": record["latency_s"] / self.best_s} for record in every]
+        return [{**point, **record, "over_best": record["latency_s"] / self.best_s} for record in every]
 
     def note(self) -> str:
         """What was varied, the best count and the knee, in a sentence."""

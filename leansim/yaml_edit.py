@@ -75,10 +75,11 @@ def _set(text: str, path: KeyPath, value: Any) -> str:
             return _added(text, node, str(part), nested)
         before, node = found
     start, end = node.start_mark.index, _end(node)
+    folds = node.start_mark.line < node.end_mark.line
     if before is not None and _is_block(node):  # a list or mapping over several lines
         start = before.end_mark.index
-        return f"{text[:start]}: {_rendered(value, 0)}{text[end:]}"
-    return text[:start] + _rendered(value, node.start_mark.column) + text[end:]
+        return f"{text[:start]}: {_rendered(value)}{text[end:]}"
+    return text[:start] + _rendered(value, node.start_mark.column if folds else None) + text[end:]
 
 
 def _added(text: str, mapping: yaml.MappingNode, key: str, value: Any) -> str:
@@ -87,14 +88,13 @@ def _added(text: str, mapping: yaml.MappingNode, key: str, value: Any) -> str:
     if mapping.flow_style:
         at = _end(pairs[-1][1]) if pairs else mapping.start_mark.index + 1
         comma = ", " if pairs else ""
-        return f"{text[:at]}{comma}{key}: {_rendered(value, 0)}{text[at:]}"
+        return f"{text[:at]}{comma}{key}: {_rendered(value)}{text[at:]}"
     if len(pairs) > 1 and pairs[-1][0].value == _LAST_KEY:
         pairs = pairs[:-1]
     column = pairs[0][0].start_mark.column
     at = text.find("\n", _end(pairs[-1][1]))
     at = len(text) if at < 0 else at
-    line = f"{' ' * column}{key}: "
-    return f"{text[:at]}\n{line}{_rendered(value, len(line))}{text[at:]}"
+    return f"{text[:at]}\n{' ' * column}{key}: {_rendered(value)}{text[at:]}"
 
 
 def _is_block(node: yaml.Node) -> bool:
@@ -109,20 +109,30 @@ def _end(node: yaml.Node) -> int:
     return _end(last[1] if isinstance(last, tuple) else last)
 
 
-def _rendered(value: Any, column: int) -> str:
-    """A value as YAML in one line, but for long texts, which fold at `column`."""
+def _rendered(value: Any, column: int | None = None) -> str:
+    """A value as YAML in one line; a text that begins in a `column` is folded below it."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_rendered(item, 0)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_rendered(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_rendered(item, 0) for item in value) + "]"
+        return "[" + ", ".join(_rendered(item) for item in value) + "]"
     if isinstance(value, str):
         quoted = json.dumps(value, ensure_ascii=False)
-        if "\\" in quoted or "  " in quoted:
+        if column is None or "\\" in quoted or "  " in quoted:
             return quoted
         room = max(_WIDTH - column, 40)
         lines = textwrap.wrap(quoted, room, break_long_words=False, break_on_hyphens=False)
         return ("\n" + " " * (column + 1)).join(lines)
     if isinstance(value, float):
-        digits, _, exponent = repr(value).partition("e")
-        return f"{digits}e{int(exponent)}" if exponent else digits
+        return _number(value)
     return json.dumps(value)
+
+
+def _number(value: float) -> str:
+    """A number with the fewest digits that give it back, with an exponent where it is far from 1."""
+    plain = repr(value)
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return plain
+    digits, _, exponent = next(
+        text for places in range(18) if float(text := f"{value:.{places}e}") == value
+    ).partition("e")
+    return f"{digits if '.' in digits else digits + '.0'}e{int(exponent)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from leansim import keys
 from leansim.errors import StoreError
 from leansim.store import FILE_NAME, Store
 
@@ -135,3 +137,24 @@ def test_a_killed_writer_loses_nothing_it_committed(tmp_path: Path) -> None:
         assert (len(keys) - 1) % 4 == 0, "a transaction is whole"
     with closing(sqlite3.connect(tmp_path / "shared" / FILE_NAME)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_keys_know_the_source_of_the_time_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed line anywhere in the model is another model, whatever the version says."""
+    package = Path(keys.__file__).parent
+    copied = tmp_path / "leansim"
+    shutil.copytree(package, copied, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    monkeypatch.setattr(keys, "__file__", str(copied / "keys.py"))
+    digest = keys.model_digest.__wrapped__
+    before = digest()
+    assert before == digest() == keys.model_digest()
+    for name in ("pricing.py", "engine/sharing.py", "partitioners/stream_k.py"):
+        with (copied / name).open("a") as file:
+            file.write("# another model\n")
+        assert digest() != before
+        before = digest()
+    with (copied / "cli.py").open("a") as file:
+        file.write("# the same model\n")
+    assert digest() == before
