@@ -312,19 +312,14 @@ def _cover_problems(schedule: Schedule, count: IntArray, excess: IntArray) -> It
 
 
 def _combiner_problems(schedule: Schedule) -> Iterator[str]:
-    """Say which output tiles that go through partials lack a combiner, or have several."""
+    """Say which output tiles in partials have not one combiner; a kernel or a last CTA always is."""
     tiles = schedule.grid.num_output_tiles
     counts = np.bincount(schedule.output_tile, minlength=tiles)
     split = (counts > 1) | (np.asarray(schedule.partials) > 0)
     hosts = np.bincount(schedule.output_tile[schedule.start == 0], minlength=tiles)
-    combiners = {
-        "none": np.zeros(tiles),
-        "kernel": np.ones(tiles),
-        "host": hosts,
-        "last": np.ones(tiles),
-    }
-    if len(wrong := np.flatnonzero(split & (combiners[schedule.combine] != 1))):
-        found = int(combiners[schedule.combine][wrong[0]])
+    combiners = {"none": np.zeros(tiles), "host": hosts}.get(schedule.combine, np.ones(tiles))
+    if len(wrong := np.flatnonzero(split & (combiners != 1))):
+        found = int(combiners[wrong[0]])
         yield f"output tile {wrong[0]} has partials and {found} combiners ({len(wrong)} such)"
 
 

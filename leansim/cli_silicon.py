@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from leansim.errors import ConfigError, Problem
 
 Jobs = Annotated[
     int | None,
@@ -16,6 +19,7 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", help="folder of <table>.csv samples, instead of the installed tables"),
 ]
+_TOLD_EVERY_S = 5.0
 
 
 def validate(
@@ -26,7 +30,17 @@ def validate(
         int | None, typer.Option(min=1, help="rows of each table, chosen by hash; all by default")
     ] = None,
     split: Annotated[str, typer.Option(help="rows to use: test (never fitted), fit or all")] = "test",
+    points: Annotated[
+        Path | None,
+        typer.Option(help="a CSV of your own: points with measured_us, or FlashInfer's benchmark"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="with --points: where FlashInfer's benchmark ran")
+    ] = None,
     data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder for predictions, tables and figures")
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="how many of the worst rows to print")] = 15,
     jobs: Jobs = None,
 ) -> None:
@@ -34,10 +48,24 @@ def validate(
     from leansim import validation, validation_report  # noqa: PLC0415 - keeps `leansim --help` fast
     from leansim.progress import Progress  # noqa: PLC0415
 
-    rows = validation.table_rows(tables or (), split, sample, data)  # type: ignore[arg-type]
+    if points is not None and (tables or sample or data):
+        raise ConfigError("command line", [Problem("--points", "tables too", "wanted one of the two")])
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
     with Progress("validate") as progress:
-        table = validation.validate(rows, jobs, progress)
+        if points is not None:
+            table = validation.validate_points(points, device, jobs, progress)
+        else:
+            rows = validation.table_rows(tables or (), split, sample, data)  # type: ignore[arg-type]
+            table = validation.validate(rows, jobs, progress)
     print(validation_report.printed(table, worst))
+    if out is not None:
+        flags = [f"--sample {sample}"] if sample else []
+        flags += [f"--points {points.name}"] if points else [f"--split {split}"]
+        command = " ".join(["leansim validate", *(tables or ()), *flags])
+        written = validation_report.write_validation(table, out, worst, command)
+        names = ", ".join(path.name for path in written)
+        print(f"wrote {len(written)} files under {out}/: {names}", file=sys.stderr)
 
 
 def calibrate(
@@ -52,13 +80,13 @@ def calibrate(
     from leansim import fitting, validation_report  # noqa: PLC0415
     from leansim.calibration import read_calibration  # noqa: PLC0415
 
-    told = -1
+    told_s = time.monotonic()
 
     def progress(evaluations: int, error: float) -> None:
-        nonlocal told
-        if evaluations != told:
+        nonlocal told_s
+        if time.monotonic() - told_s > _TOLD_EVERY_S:
+            told_s = time.monotonic()
             print(f"calibrate: {evaluations} evaluations, mean error {error:.2%}", file=sys.stderr)
-            told = evaluations
 
     fit = fitting.calibrate(read_calibration(config), data, jobs, progress)
     print(validation_report.fitted(fit))

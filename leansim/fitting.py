@@ -106,7 +106,8 @@ def calibrate(
             raise StoreError(f"found {usable.sum()} rows; wanted at least twice the constants")
 
         def constants(scaled: FloatArray) -> FloatArray:
-            return low + (scaled - 1.0) * (high - low)
+            inside: FloatArray = low + (scaled - 1.0) * (high - low)
+            return inside
 
         def residuals(scaled: FloatArray) -> FloatArray:
             found: FloatArray = np.log(model.seconds(constants(scaled))[usable]) - measured

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
-from leansim.spec import DTYPE_BYTES, Count, Positive, SourcedSpec, Spec
+from leansim.spec import DTYPE_BYTES, Count, DType, Positive, SourcedSpec, Spec
 from leansim.workload import Cache, Launch, Workload
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -36,6 +36,7 @@ class Calls:
     group_size: IntLike
     query_bytes: IntLike
     kv_token_bytes: IntLike
+    kv_dtype: npt.NDArray[np.str_] | str = "bfloat16"
 
     @classmethod
     def of(cls, kernel: str, workload: Workload) -> Calls:
@@ -48,13 +49,15 @@ class Calls:
             workload.group_size,
             workload.q_bytes,
             new_tokens * workload.kv_bytes_per_token,
+            workload.kv_dtype,
         )
 
 
 class When(Spec):
-    """Which calls a term belongs to: those that reach every minimum, under the kernels named."""
+    """Which calls a term belongs to: those that reach every minimum, of the kernels and dtypes named."""
 
     kernels: tuple[str, ...] | None = None
+    kv_dtypes: tuple[DType, ...] | None = None
     min_group_size: Count = 1
     min_batch_size: Count = 1
     min_kv_heads: Count = 1
@@ -99,6 +102,8 @@ class HarnessTerm(SourcedSpec):
         )
         if when.kernels is not None:
             there &= np.isin(calls.kernel, when.kernels)
+        if when.kv_dtypes is not None:
+            there &= np.isin(calls.kv_dtype, when.kv_dtypes)
         return np.where(there, taken, 0.0)
 
 
@@ -117,7 +122,7 @@ class KernelSource(Spec):
 
 
 class Exclusion(Spec):
-    """Rows left out, by columns of the file or `group_size`, and why: a value or `[first, last]` each."""
+    """Rows left out and why, by columns or `group_size`: a value or `[first, last]` each."""
 
     reason: str = Field(min_length=1)
     where: dict[str, int | str | tuple[int, int]] = Field(min_length=1)

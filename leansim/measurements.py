@@ -84,7 +84,7 @@ def measured_rows(
     kept, left_out = _kept(table, raw)
     rows = kept.rename(columns={**_RENAMED, "kv_cache_dtype": "kv_dtype"})
     rows["measured_s"] = rows.pop("latency") / 1e3
-    rows = rows.groupby(["kernel_source", *SHAPE], as_index=False, sort=False)["measured_s"].mean()
+    rows = rows.groupby(["kernel_source", *SHAPE], sort=False)["measured_s"].mean().reset_index()
     rows["table"], rows["device"] = table.name, table.device
     rows["kernel"] = rows["kernel_source"].map({k: v.name for k, v in table.kernels.items()})
     rows["context_len"] = rows["step"] + table.step_offset
@@ -138,6 +138,7 @@ def calls_of(rows: pd.DataFrame) -> Calls:
         group_size=heads // kv_heads,
         query_bytes=batch * heads * head_dim * q_bytes,
         kv_token_bytes=batch * kv_heads * head_dim * 2 * kv_bytes,
+        kv_dtype=rows["kv_dtype"].to_numpy(dtype=str),
     )
 
 

@@ -174,22 +174,24 @@ def oracle(
     batches. Raises a `LeansimError` where the kernel cannot run the workload.
     """
     bench = Bench(resolve(point), engine)
-    return search(bench, chosen_rules(bench.resolved, rules), most_splits, budget)
+    own = own_rule(bench.resolved)
+    others = chosen_rules(bench.resolved, rules)
+    run = (own, *(rule for rule in others if rule.partitioner != own.partitioner))
+    return search(bench, run, most_splits, budget)
 
 
 def search(
     bench: Bench, rules: Sequence[Rule] = (), most_splits: int | None = None, budget: int = BUDGET
 ) -> Oracle:
-    """Do what `oracle` does on a bench, with rules at hand."""
+    """Do what `oracle` does on a bench, running the rules given and no others."""
     before = bench.simulations
     best = best_uniform(bench, most_splits)
     per_request = None
     if len(np.unique(tiles_of_request(bench.grid))) > 1:
         counts = best_per_request(bench, best, most_splits, budget)
         per_request = described(bench, Rule(PER_REQUEST, counts))
-    own = own_rule(bench.resolved)
     policies, refused = [], []
-    for rule in (own, *(rule for rule in rules if rule.partitioner != own.partitioner)):
+    for rule in rules:
         try:
             policies.append(described(bench, rule))
         except LeansimError as error:
@@ -312,7 +314,7 @@ def _improved(
 
 
 def _neighbours(counts: IntArray, tiles: IntArray, limit: IntArray) -> Iterator[IntArray]:
-    """Counts with the requests of longest, or shortest, runs cut finer or coarser: 1, 2, 4, ... of them."""
+    """Counts with the requests of longest, or shortest, runs cut finer or coarser: 1, 2, 4, ... such."""
     run = -(-tiles // counts)
     by_run, by_length = np.lexsort((-tiles, -run)), np.argsort(-tiles, kind="stable")
     most = len(counts)

@@ -93,7 +93,7 @@ def packing_bound(program: Program, grid: TileGrid, kernel: Kernel, device: Devi
     before_ps = float(program.launch_ps + attention.gap_ps)
     for launch in program.launches[: program.launches.index(attention)]:
         before_ps += launch.gap_ps + float(program.latency_ps[_phases(program, launch)].min())
-    prices = _prices(program, grid)
+    prices = _prices(program, grid, kernel, device)
     kv, stream_bytes = program.flows[0], float(program.bytes_of(Phase.STREAM))
     ways = [max(prices.whole_ps(), prices.slot_ps(1))]
 
@@ -129,14 +129,18 @@ def _phases(program: Program, launch: Launch) -> slice:
     return slice(int(border[launch.first_cta]), int(border[launch.last_cta]))
 
 
-def _prices(program: Program, grid: TileGrid) -> _Prices:
+def _prices(program: Program, grid: TileGrid, kernel: Kernel, device: Device) -> _Prices:
     attention = _phases(program, program.attention)
     kind, latency = program.kind[attention], program.latency_ps[attention]
     tiles, count = np.unique(grid.num_kv_tiles, return_counts=True)
     tile_bytes = program.bytes_of(Phase.STREAM) / grid.total_kv_tiles
+    ramp_ps = float(latency[kind == Phase.STREAM].min())
+    if kernel.prefetches_items:  # a persistent CTA loads its next item's first tiles meanwhile
+        prologue_s = pricing.prologue_s(grid, kernel, device)
+        ramp_ps = min(ramp_ps, PS_PER_S * prologue_s * (1.0 - device.latency_spread))
     return _Prices(
         launch_ps=float(latency[kind == Phase.LAUNCH].min()),
-        ramp_ps=float(latency[kind == Phase.STREAM].min()),
+        ramp_ps=ramp_ps,
         tile_ps=tile_bytes / program.flows[0].max_bytes_per_ps,
         slots=program.slots(program.attention),
         tiles=tiles,

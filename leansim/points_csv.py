@@ -53,7 +53,7 @@ def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
     carried along, and named on standard error.
     """
     source = str(file)
-    columns, numbered = _read_csv(source)
+    columns, numbered = read_csv(source)
     foreign = check_columns([name for name in columns if name not in also], source)
     if foreign:
         print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
@@ -79,7 +79,8 @@ def _at_line(error: LeansimError, line: int) -> list[Problem]:
     return [Problem("row", "a point that makes no sense", str(error), line, 1)]
 
 
-def _read_csv(source: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def read_csv(source: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns of a CSV, and line and cells of each row. Raises `ConfigError`."""
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name
         with Path(source).open(newline="", encoding="utf-8-sig") as handle:

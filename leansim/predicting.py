@@ -36,9 +36,7 @@ _POINTS_PER_TASK = 256
 _WORTH_WORKERS = 1500
 
 
-def predict(
-    points: Iterable[Point], jobs: int | None = None, harness: str = ""
-) -> Iterator[Outcome]:
+def predict(points: Iterable[Point], jobs: int | None = None, harness: str = "") -> Iterator[Outcome]:
     """Yield a prediction per point, in order, or the error that stood in its way.
 
     Latencies in microseconds: of the kernel alone, or with what a measured latency contains beside

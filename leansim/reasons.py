@@ -1,4 +1,4 @@
-"""Why one schedule is slower than another on the same kernel: what differs most, in words and numbers."""
+"""Why one schedule is slower than another on the same kernel: what grew most, in words and numbers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from leansim.api import Simulation
-from leansim.metrics import SHARES, time_shares
+from leansim.program import PS_PER_S, Phase
+from leansim.result import Result
 
-_MORE = 1.05  # a difference below 5% explains nothing
+PATH = ("before", "queue", "launch", "ramp", "stream", "wait", "merge", "write", "combine")
+_MORE = 1.05  # split counts that differ by less are called the same
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a simulation's schedule looks like, and where its slots' time goes.
+    """What a simulation's schedule looks like, and how its latency adds up.
 
     `sms_used` are SMs that get a CTA with work; `longest_cta` and `mean_cta` are KV tiles of CTAs that
-    have any; `slot_s` divides the makespan over what slots spend it on, s (`metrics.SHARES`).
+    have any. `path_s` divides the latency, s, along the CTA that ends the attention launch: what comes
+    `before` that launch, the `queue` for a slot, the CTA's own phases, and the `combine` kernel after
+    it with its gap. `last_cta` is that CTA's KV tiles, `merged` the most partials merged for a row.
     """
 
     num_sms: int
@@ -28,8 +32,10 @@ class Facts:
     splits: tuple[int, ...]
     longest_cta: int
     mean_cta: float
+    last_cta: int
+    merged: int
     latency_s: float
-    slot_s: dict[str, float]
+    path_s: dict[str, float]
 
     @property
     def mean_splits(self) -> float:
@@ -38,14 +44,9 @@ class Facts:
 
     @property
     def splits_text(self) -> str:
-        """`1 split`, `8 splits`, or `1-5 splits`."""
+        """`1`, `8`, or `1-5`."""
         low, high = min(self.splits), max(self.splits)
-        return f"{low} split{'s' * (low > 1)}" if low == high else f"{low}-{high} splits"
-
-    @property
-    def idle_share(self) -> float:
-        """Share of slot time without a CTA."""
-        return self.slot_s["idle"] / sum(self.slot_s.values())
+        return str(low) if low == high else f"{low}-{high}"
 
 
 def facts_of(simulation: Simulation) -> Facts:
@@ -55,7 +56,8 @@ def facts_of(simulation: Simulation) -> Facts:
     busy = np.flatnonzero(tiles > 0)
     launch = result.program.attention
     sms = np.unique(result.slot[launch.first_cta + busy] % schedule.grid.num_sms)
-    shares = time_shares(result)
+    last = int(np.argmax(result.cta_end[launch.first_cta : launch.last_cta]))
+    assert schedule.partials is not None
     return Facts(
         num_sms=schedule.grid.num_sms,
         sms_used=len(sms),
@@ -65,63 +67,82 @@ def facts_of(simulation: Simulation) -> Facts:
         splits=tuple(schedule.splits_of_request.tolist()),
         longest_cta=int(tiles.max()),
         mean_cta=float(tiles[busy].mean()),
+        last_cta=int(tiles[last]),
+        merged=int(schedule.partials.max()),
         latency_s=result.latency_s,
-        slot_s={name: shares[name] * result.makespan_s for name in SHARES},
+        path_s=_path_s(result, launch.first_cta + last),
     )
+
+
+def _path_s(result: Result, cta: int) -> dict[str, float]:
+    """Divide the latency along a CTA of the attention launch; sums to the latency if it ends last."""
+    program = result.program
+    index = program.launches.index(program.attention)
+    placed = result.launch_begin[index] + program.attention.gap_ps
+    path = dict.fromkeys(PATH, 0)
+    path["before"] = program.launch_ps + placed
+    path["queue"] = int(result.cta_begin[cta]) - placed
+    path["combine"] = result.makespan_ps - result.launch_end[index]
+    for i in range(int(program.phase_of_cta[cta]), int(program.phase_of_cta[cta + 1])):
+        phase = Phase(int(program.kind[i]))
+        begin, ready = int(result.begin[i]), int(result.ready[i])
+        moving, end = int(result.moving[i]), int(result.end[i])
+        path["wait"] += ready - begin
+        if phase is Phase.STREAM:
+            path["ramp"] += moving - ready
+            path["stream"] += end - moving
+        else:
+            path[phase.name.lower()] += end - ready
+    return {name: taken / PS_PER_S for name, taken in path.items()}
 
 
 def why_slower(slow: Facts, fast: Facts) -> str:
-    """Say in words why one schedule takes longer than another of the same workload and kernel."""
-    if _few_splits(slow, fast):
-        return _too_few(slow, fast)
-    overhead = [sum(facts.slot_s[name] for name in _OVERHEADS) for facts in (slow, fast)]
-    if slow.mean_splits > _MORE * fast.mean_splits and overhead[0] > overhead[1]:
-        return (
-            f"too many splits ({slow.splits_text}, {fast.splits_text} at best): starting CTAs and merging "
-            f"partials take {_us(overhead[0])} of a slot's time, {_us(overhead[1])} there"
-        )
-    if slow.longest_cta > _MORE * fast.longest_cta:
-        return (
-            f"uneven CTAs: the longest has {slow.longest_cta:,} KV tiles and the mean "
-            f"{slow.mean_cta:,.0f}, {fast.longest_cta:,} at most there"
-        )
-    return _largest(slow, fast)
+    """Say why one schedule takes longer than another of the same workload on the same kernel."""
+    slow_s, fast_s = _told_s(slow), _told_s(fast)
+    name = max(slow_s, key=lambda name: slow_s[name] - fast_s[name])
+    times = f"{_us(slow_s[name])}, {_us(fast_s[name])} at best"
+    queues = "waits for a slot and " if max(slow.path_s["queue"], fast.path_s["queue"]) > 0 else ""
+    merged = f"{fast.merged} of them {_us(fast_s[name])}" if fast.merged else "none"
+    causes = {
+        "before": f"what comes before the attention launch takes {times}",
+        "launch": f"placing the CTA that ends last takes {times}",
+        "ramp": f"the CTA that ends last starts its runs in {times}",
+        "stream": (
+            f"the CTA that ends last {queues}streams {slow.last_cta:,} KV tiles for "
+            f"{_us(slow_s[name])}, {fast.last_cta:,} for {_us(fast_s[name])} at best"
+        ),
+        "wait": f"the CTA that ends last waits for others' partials for {times}",
+        "merge": f"the CTA that ends last merges partials for {times}",
+        "write": f"the CTA that ends last writes for {times}",
+        "combine": (
+            f"merging {slow.merged} partials in a second kernel takes {_us(slow_s[name])}, "
+            f"{merged} at best"
+        ),
+    }
+    return f"{_counts(slow, fast)}{causes[name]}"
 
 
-# Everything but streaming KV and having nothing to do.
-_OVERHEADS = ("launch", "ramp", "write", "wait", "merge", "combine")
-_WORDS = {
-    "launch": "placing CTAs takes",
-    "ramp": "starting runs takes",
-    "stream": "streaming KV takes",
-    "write": "writing results takes",
-    "wait": "waiting for other CTAs' partials takes",
-    "merge": "merging partials in the launch takes",
-    "combine": "the combine kernel takes",
-    "idle": "slots are idle for",
-}
+def _told_s(facts: Facts) -> dict[str, float]:
+    """The path with the queue for a slot counted as streaming: it is others' streaming."""
+    path = dict(facts.path_s)
+    path["stream"] += path.pop("queue")
+    return path
 
 
-def _few_splits(slow: Facts, fast: Facts) -> bool:
-    longer = slow.longest_cta > _MORE * fast.longest_cta
-    return longer and max(slow.splits) < max(fast.splits) and slow.busy_ctas < fast.busy_ctas
-
-
-def _too_few(slow: Facts, fast: Facts) -> str:
+def _counts(slow: Facts, fast: Facts) -> str:
+    """How the split counts differ, and what that leaves empty."""
+    if max(slow.splits) == 1 < max(fast.splits):
+        text = f"never split (best {fast.splits_text}): "
+    elif slow.mean_splits * _MORE < fast.mean_splits:
+        text = f"fewer splits ({slow.splits_text}, best {fast.splits_text}): "
+    elif slow.mean_splits > _MORE * fast.mean_splits:
+        text = f"more splits ({slow.splits_text}, best {fast.splits_text}): "
+    else:
+        return ""
     empty = slow.num_sms - slow.sms_used
-    where = f", {empty} of {slow.num_sms} SMs without one" if empty else ""
-    what = "never split" if max(slow.splits) == 1 else f"too few splits ({slow.splits_text})"
-    return (
-        f"{what}: {slow.busy_ctas:,} CTAs{where}, up to {slow.longest_cta:,} KV tiles each and "
-        f"{slow.idle_share:.0%} of slot time idle; {fast.splits_text} make it {fast.longest_cta:,}"
-    )
-
-
-def _largest(slow: Facts, fast: Facts) -> str:
-    """The part of the slots' time that grew most."""
-    grown = {name: slow.slot_s[name] - fast.slot_s[name] for name in SHARES}
-    name = max(grown, key=lambda name: grown[name])
-    return f"{_WORDS[name]} {_us(slow.slot_s[name])} of a slot's time, {_us(fast.slot_s[name])} there"
+    if empty and slow.mean_splits < fast.mean_splits:
+        text += f"{slow.busy_ctas:,} CTAs leave {empty} of {slow.num_sms} SMs empty; "
+    return text
 
 
 def _us(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The split rules there are: every registered partitioner, as the kernels in `configs/kernels` use it."""
+"""The split rules there are: every registered partitioner, as the kernels in the catalogue use it."""
 
 from __future__ import annotations
 

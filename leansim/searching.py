@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 EXHAUSTIVE = 64  # values up to which every one is tried
-_RATIO = 1.25  # between neighbours of the coarse grid
-_BASINS = 3  # low places of the coarse grid that are looked into
+_NEAR = 8  # how far from the guess the grid is fine: an eighth of it to eight times
+_FINE, _COARSE = 1.05, 1.25  # ratios between neighbours of the grid
+_BASINS = 3  # low places of the grid that are looked into
 _CLOSE = 6  # values between two known ones that are all tried
 
 Cost = Callable[[int, float], float]
@@ -17,10 +18,10 @@ def cheapest(values: Sequence[int], cost: Cost, guess: int, exhaustive: int = EX
     """The value of least cost, the smallest of equals; `values` rise.
 
     `cost(value, below)` may answer infinity for any value that does not cost less than `below`. Up to
-    `exhaustive` values all are tried. Of more, a geometric grid is; then what lies between the three
-    cheapest and their neighbours, again and again until the cheapest has both its neighbours tried:
-    exact where costs between two values of the grid are no lower than near its three lowest. `guess`
-    is tried first, so that most others can be ruled out.
+    `exhaustive` values all are tried. Of more, a geometric grid is, finest about the guess; then what
+    lies between its three cheapest and their neighbours, again and again until the cheapest has both
+    its neighbours tried: exact where costs between two values of the grid are no lower than beside
+    its three lowest. The guess is tried first, so that most others can be ruled out.
     """
     known: dict[int, float] = {}
 
@@ -31,21 +32,19 @@ def cheapest(values: Sequence[int], cost: Cost, guess: int, exhaustive: int = EX
                 known[i] = cost(values[i], below)
 
     start = min(range(len(values)), key=lambda i: abs(math.log(values[i] / guess)))
-    look([start])
-    if len(values) <= exhaustive:
-        look(sorted(range(len(values)), key=lambda i: abs(i - start)))
-    else:
-        look(geometric(values))
-        while fresh := _closer(known):
-            look(fresh)
+    first = range(len(values)) if len(values) <= exhaustive else geometric(values, guess)
+    look(sorted({start, *first}, key=lambda i: abs(i - start)))
+    while fresh := _closer(known) if len(values) > exhaustive else []:
+        look(fresh)
     return values[min(known, key=lambda i: (known[i], i))]
 
 
-def geometric(values: Sequence[int]) -> list[int]:
-    """Indices of values about a constant ratio apart, both ends among them."""
+def geometric(values: Sequence[int], guess: int) -> list[int]:
+    """Indices of values about a ratio apart, both ends among them; a small one near the guess."""
     chosen = [0]
     for i in range(1, len(values)):
-        if values[i] >= _RATIO * values[chosen[-1]] or i == len(values) - 1:
+        near = guess / _NEAR <= values[i] <= guess * _NEAR
+        if values[i] >= (_FINE if near else _COARSE) * values[chosen[-1]] or i == len(values) - 1:
             chosen.append(i)
     return chosen
 

@@ -15,7 +15,7 @@ from leansim.partitioners import Partitioner
 from leansim.partitioners.per_request_splits import tiles_of_request
 from leansim.points import Point, Resolved, resolve
 from leansim.rules import chosen_rules, heeds_count, own_rule, told
-from leansim.searching import EXHAUSTIVE, cheapest, geometric
+from leansim.searching import cheapest
 from leansim.trials import Bench
 
 KNEE = 0.05  # the knee is the fewest splits within this share of the best
@@ -149,10 +149,7 @@ def _searched(bench: Bench, own: bool) -> dict[int, float]:
         latencies[count] = bench.latency_s(_cut(bench, own, count))
         return latencies[count]
 
-    for i in geometric(candidates) if len(candidates) > EXHAUSTIVE else ():
-        cost(candidates[i])
-    guess = max(1, round(bench.grid.slots / bench.grid.num_output_tiles))
-    cheapest(candidates, cost, guess)
+    cheapest(candidates, cost, max(1, round(bench.grid.slots / bench.grid.num_output_tiles)))
     return latencies
 
 

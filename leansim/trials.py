@@ -25,7 +25,7 @@ class Bench:
     """
 
     def __init__(self, resolved: Resolved, engine: Engine = "auto") -> None:
-        """Take the workload, kernel and device of a resolved point; its own partitioner is one of many."""
+        """Take a resolved point's workload, kernel and device, and its partitioner as one of many."""
         self.resolved, self.engine = resolved, engine
         self.simulations = 0
         self._known: dict[Partitioner, float] = {}

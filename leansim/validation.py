@@ -22,6 +22,7 @@ from leansim.measurements import (
     measured_rows,
     points_of,
 )
+from leansim.own_measurements import measured_points
 from leansim.predicting import predict
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-_BANDS = ((30e-6, "< 30 us"), (300e-6, "30-300 us"), (float("inf"), "> 300 us"))
+BANDS = ((30e-6, "< 30 us"), (300e-6, "30-300 us"), (float("inf"), "> 300 us"))
 _GROUPS = ((1, "1"), (4, "2-4"), (8, "5-8"), (16, "9-16"), (64, "17-64"), (float("inf"), "> 64"))
 # Columns of a regime, and how the reports call them.
 REGIMES = {
@@ -106,16 +107,29 @@ def validate(
     return with_regimes(table)
 
 
+def validate_points(
+    file: str | Path,
+    device: str | None = None,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> pd.DataFrame:
+    """Predict measurements of one's own (see `own_measurements`); columns as of `validate`."""
+    table = measured_points(file, device, jobs, progress)
+    return with_regimes(table)
+
+
 def with_regimes(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns of `REGIMES` that are not there, and `kv_bytes`."""
     import numpy as np  # noqa: PLC0415
 
     groups = table["num_q_heads"] // table["num_kv_heads"]
-    kv_bytes = kv_bytes_of(table)
+    kv_bytes = table["kv_bytes"].to_numpy() if "kv_bytes" in table else kv_bytes_of(table)
     resident = table["device"].map({name: _resident_bytes(name) for name in table["device"].unique()})
     inside = kv_bytes / resident.to_numpy(dtype=float)
+    if "cache" in table:  # not as a replay leaves it
+        inside = np.where(table["cache"] == "cold", np.inf, inside)
     return table.assign(
-        band=_binned(table["measured_s"].to_numpy(), _BANDS),
+        band=_binned(table["measured_s"].to_numpy(), BANDS),
         group=_binned(groups.to_numpy(), _GROUPS),
         split=np.where(table["num_splits"].fillna(1).to_numpy() > 1, "split", "unsplit"),
         kv_bytes=kv_bytes,
@@ -166,20 +180,21 @@ def error_table(table: pd.DataFrame, regimes: Sequence[str] = tuple(REGIMES)) ->
 
 
 def _in_order(regime: str, values: pd.Series[Any]) -> list[Any]:
-    bins = {"band": _BANDS, "group": _GROUPS}.get(regime)
+    bins = {"band": BANDS, "group": _GROUPS}.get(regime)
     present = set(values.unique())
     return [name for _, name in bins if name in present] if bins else sorted(present)
 
 
 def worst_rows(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     """The rows that the model is furthest from, by ratio, with their schedules."""
-    import numpy as np  # noqa: PLC0415
-
     done = table[table["refused"] == ""]
-    far = np.log(done["predicted_s"] / done["measured_s"]).abs().sort_values(ascending=False)
+    ratio = done["predicted_s"] / done["measured_s"]
+    far = ratio.where(ratio > 1, 1 / ratio).sort_values(ascending=False)
     columns = ["table", "kernel", *SHAPE, "num_splits", "num_ctas", "bound"]
     worst = done.loc[far.index[:most]]
     return worst[columns].assign(
+        num_splits=worst["num_splits"].astype(int),
+        num_ctas=worst["num_ctas"].astype(int),
         measured_us=worst["measured_s"] * 1e6,
         predicted_us=worst["predicted_s"] * 1e6,
         error=worst["error"],

@@ -59,7 +59,7 @@ def _put(data: Any, path: KeyPath, value: Any) -> None:
 
 
 def _set(text: str, path: KeyPath, value: Any) -> str:
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    node: yaml.Node = yaml.compose(text, Loader=yaml.SafeLoader)  # type: ignore[assignment]
     before: yaml.Node | None = None  # the key of `node`
     for depth, part in enumerate(path):
         if isinstance(node, yaml.SequenceNode) and isinstance(part, int):

@@ -23,7 +23,8 @@ Splits = Annotated[int, Field(ge=1)]
 
 def tiles_of_request(grid: TileGrid) -> IntArray:
     """`[batch]` KV tiles of each request's longest output tile."""
-    return grid.num_kv_tiles.reshape(grid.batch_size, -1).max(axis=1)
+    longest: IntArray = grid.num_kv_tiles.reshape(grid.batch_size, -1).max(axis=1)
+    return longest
 
 
 def without_empty_runs(tiles: IntArray, splits: IntArray) -> IntArray:

@@ -61,11 +61,14 @@ class TrtllmXqa:
     The kernels deal tiles to sub-sequences like cards; here each has as many tiles, but next to each
     other. Sub-sequences beyond a request's tiles are launched and do nothing (on the 256-thread
     kernel they also write a partial, which is not counted). `num_splits` overrides the count, as
-    TRTLLM_XQA_BLOCKS_PER_SEQUENCE does; `tokens_per_block` was 512 until 2024.
+    TRTLLM_XQA_BLOCKS_PER_SEQUENCE does; `tokens_per_block` was 512 until 2024. Calls whose CTAs would
+    occupy less than `min_wave` of the SMs are refused: TensorRT-LLM hands those to another kernel
+    (decoderXQAImplPrecompiled.cpp, shouldUse: a quarter).
     """
 
     num_splits: Annotated[int, Field(ge=1)] | None = None
     tokens_per_block: Annotated[int, Field(ge=1)] = 128
+    min_wave: Annotated[float, Field(ge=0)] = 0.0
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut every output tile into the call's count of sub-sequences."""
@@ -82,6 +85,11 @@ class TrtllmXqa:
             grid.num_sms,
             self.tokens_per_block,
         )
+        ctas = grid.num_output_tiles * splits
+        if ctas < self.min_wave * grid.num_sms:
+            raise PartitionerError(
+                f"trtllm_xqa is not used where its CTAs fill less than {self.min_wave:g} of the SMs"
+            )
         unit = cta_tile_tokens(device.arch, load.kv_dtype)
         wanted = np.full(grid.num_output_tiles, splits, dtype=np.int64)
         borders = even_runs(grid, wanted, splits, unit)

@@ -1,0 +1,287 @@
+"""By hand: each mechanism beyond the paper's toy alone, with the working in each docstring.
+
+All run on the toy GPU of `toy.py`. There a CTA of n tiles takes 200 + 1300 + 3176 n + 4 ns where nothing
+holds it up: 4680 with one tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from toy import NS, grid_of, ns, run, toy, toy_kernel
+
+from leansim.lowering import DRIFT_CLASSES, FEW_BYTES, REQUESTS_PER_SCAN, lower
+from leansim.partitioners.flash_attention_2 import FlashAttention2
+from leansim.partitioners.flash_decoding import FlashDecoding
+from leansim.program import Phase
+from leansim.schedule import CombineKind, Schedule
+from leansim.tiling import TileGrid
+
+PACE = 65_536 / (3176 * NS)  # bytes/s of one CTA that nothing holds up
+
+
+def whole(grid: TileGrid, **changes: Any) -> Schedule:
+    """Each output tile to a CTA of its own."""
+    return replace(FlashAttention2()(grid, toy()), **changes)
+
+
+def one_head(cuts: tuple[int, ...], combine: CombineKind) -> Schedule:
+    """One head of `cuts[-1]` tiles, a CTA for each run between two cuts."""
+    start, stop = np.array([0, *cuts[:-1]]), np.array(cuts)
+    n = len(cuts)
+    tile = np.zeros(n, dtype=np.int64)
+    return Schedule(
+        grid_of((256 * cuts[-1],), 1), np.arange(n), tile, start, stop, num_ctas=n, combine=combine
+    )
+
+
+# -- who merges ------------------------------------------------------------------------------------
+
+
+def test_the_last_cta_of_a_tile_merges_where_the_last_to_arrive_does() -> None:
+    """One head of 4 tiles. The CTA issued last merges: it is the last to arrive, more often than not.
+
+    1 tile then 3: CTA 0 publishes at 200 + 1300 + 3176 + 206.062 = 4882.062, CTA 1 has streamed at
+    200 + 1300 + 9528 = 11,028, does not wait, merges in 400 + 100 + 4.063 and writes in 4:
+    11,536.063. A host would have waited for it to publish.
+    3 tiles then 1: CTA 1 is done at 4676 and waits until 11,028 + 206.062 = 11,234.062: 11,742.125.
+    """
+    for cuts, wait, end in (((1, 4), 0.0, 11_536.063), ((3, 4), 6558.062, 11_742.125)):
+        result = run(one_head(cuts, "last"))
+        assert ns(result.makespan_ps) == ns(result.cta_end[1]) == end
+        kinds = result.program.kind
+        assert kinds[3:].tolist() == [Phase.LAUNCH, Phase.STREAM, Phase.MERGE, Phase.WRITE]
+        assert ns((result.ready - result.begin)[kinds == Phase.MERGE]) == [wait]
+
+
+def test_the_last_of_three_reads_both_partials() -> None:
+    """CTAs of 1, 2 and 1 tiles: CTA 2 waits from 4676 for CTA 1, published at 200 + 7652 + 206.062.
+
+    Merging two is 400 + 200 + 2 * 260 B in 8.125, and 4 for the output: 8058.062 + 612.125 =
+    8670.187. Two partials at a time need one latency: 100 less.
+    """
+    schedule = one_head((1, 3, 4), "last")
+    assert schedule.merges.tolist() == [False, False, True]
+    for in_flight, end in ((1, 8670.187), (2, 8570.187)):
+        result = run(schedule, kernel=toy_kernel(merge_splits_in_flight=in_flight))
+        assert ns(result.cta_end) == [4882.062, 8058.062, end]
+
+
+# -- how CTAs come ---------------------------------------------------------------------------------
+
+
+def test_items_of_a_queue_come_by_an_atomic_after_the_first_wave() -> None:
+    """7 items of one tile on 5 slots: 4680, and again with 60 (atomic) for 200 (launch): 9220.
+
+    With the first tiles of the next item loaded while the last is finished, filling the loop costs
+    it nothing: 1000 less. Without a queue there is no next item, and nothing to load early.
+    """
+    early = toy_kernel(prefetches_items=True)
+    for dispatch, kernel, end in (
+        ("grid", toy_kernel(), 9360.0),
+        ("grid", early, 9360.0),
+        ("queue", toy_kernel(), 9220.0),
+        ("queue", early, 8220.0),
+    ):
+        result = run(whole(grid_of((256,) * 7, 1), dispatch=dispatch), kernel=kernel)
+        assert ns(result.cta_end) == [4680.0] * 5 + [end] * 2
+
+
+def test_a_queue_walks_over_the_requests_between_two_items_of_a_slot() -> None:
+    """40 requests of one tile, 31 of which are looked at at a time, in 25 ns; 5 slots.
+
+    Items 31 to 35 are in the second 31 and those 5 before them in the first: one more look. Items 36
+    to 39 follow upon others of the second. Those of the first wave start in the first.
+    """
+    assert REQUESTS_PER_SCAN == 31
+    kernel = toy_kernel(batch_scan_s={"sm_90": 25 * NS, "sm_80": 1.0})
+    schedule = whole(grid_of((256,) * 40, 1), dispatch="queue")
+    program = lower(schedule, kernel, toy())
+    arrival = [200.0] * 5 + [60.0] * 26 + [85.0] * 5 + [60.0] * 4
+    assert ns(program.latency_ps[program.kind == Phase.LAUNCH]) == arrival
+
+
+def test_setup_kernels_come_first_each_with_a_gap() -> None:
+    """Two launches of one CTA: 200 + 700 gap + 200 + 700 gap, then 4680."""
+    result = run(whole(grid_of((256,), 1)), kernel=toy_kernel(setup_kernels=2))
+    assert ns(result.makespan_ps) == 6480.0
+    assert ns(result.cta_begin) == [0.0, 900.0, 1800.0]
+
+
+@pytest.mark.parametrize(
+    ("does", "takes", "stored"),
+    [("return", 200.0, 0), ("write", 204.062, 260), ("compute", 3192.062, 260)],
+)
+def test_a_cta_without_tiles_returns_or_writes_or_computes_too(
+    does: str, takes: float, stored: int
+) -> None:
+    """Launch 200; a partial of one row 4.062; before that a masked tile: prologue 300, work 2688."""
+    schedule = FlashDecoding(num_splits=4)(grid_of((1300, 256), 1, max_context_len=5120), toy())
+    result = run(schedule, kernel=toy_kernel(empty_ctas=does))
+    program, empty = result.program, [2, 3, 5, 6, 7]
+    assert ns((result.cta_end - result.cta_begin)[empty]) == [takes] * 5
+    assert program.bytes[program.phase_of_cta[empty]].tolist() == [stored] * 5
+
+
+def test_ctas_without_tiles_write_nothing_that_no_combine_kernel_reads() -> None:
+    """The host of a tile asks its peers alone; an empty CTA is no peer."""
+    schedule = replace(one_head((1, 4), "host"), num_ctas=3, num_empty_ctas=1)
+    assert ns(np.diff([0, run(schedule).cta_end[2]])) == [200.0]
+
+
+# -- what a segment costs --------------------------------------------------------------------------
+
+
+def test_a_segment_costs_what_its_architecture_and_its_q_tile_do() -> None:
+    """50 ns on this architecture, and the Q tile, 64 rows * 128 B at 64 B/ns = 128, three times."""
+    kernel = toy_kernel(q_tile_copies=3, segment_overhead_s={"sm_90": 50 * NS, "sm_80": 1.0})
+    result = run(whole(grid_of((256,), 1)), kernel=kernel)
+    assert ns(result.makespan_ps) == 4680.0 + 50.0 + 3 * 128.0
+
+
+def test_rows_of_q_and_output_move_at_drams_pace_unless_they_are_few() -> None:
+    """5 CTAs of 64 rows: Q and output are 64 * 256 B = 16,384, in 256 ns at the SM's 64 B/ns.
+
+    A DRAM of 160 B/ns brings KV at its pace (5 * 20.6), and gives each 32 B/ns for the rows: 512 ns.
+    8 rows are 2048 B: 32 ns, whatever DRAM does.
+    """
+    assert 8 * 256 < FEW_BYTES <= 64 * 256
+    slow = toy(dram_bandwidth_bytes_per_s=160 / NS)
+    for group, device, took in (
+        (64, toy(), 256.0),
+        (64, slow, 512.0),
+        (8, toy(), 32.0),
+        (8, slow, 32.0),
+    ):
+        grid = grid_of((256,), 5, num_q_heads=5 * group)
+        result = run(whole(grid), device)
+        assert ns(result.cta_end) == [4676.0 + took] * 5
+
+
+def test_sms_differ_in_how_far_they_are_from_memory() -> None:
+    """A spread of 0.1 moves the 1300 before the loop by up to 130, in 8 classes of SMs in turn.
+
+    SM k adds (k + 1/2) / 8 of 260 to 1170: it ends at 4680 - 130 + 16.25 + 32.5 k. SM 8 is as SM 0,
+    and 8 SMs take 4680 in the mean. The second CTA of an SM is as far away as its first.
+    """
+    assert DRIFT_CLASSES == 8
+    device = toy(9, latency_spread=0.1)
+    result = run(whole(grid_of((256,) * 9, 1).with_slots(9, 1)), device)
+    ends = [4566.25 + 32.5 * (k % 8) for k in range(9)]
+    assert ns(result.cta_end) == ends
+    assert np.mean(ends[:8]) == 4680.0
+    both = run(whole(grid_of((256,) * 18, 1).with_slots(9, 1)), device)
+    assert ns(both.cta_end - both.cta_begin) == [ends[slot] for slot in both.slot]
+
+
+def test_softmax_hides_behind_the_tensor_work_of_another_warpgroup() -> None:
+    """128 rows of a pipelined kernel: QK and PV 1024 each, softmax 3328 - a load takes 1512.
+
+    Half of the softmax hidden leaves 2048 + 1664 = 3712 to a tile, all of it the 3328 that the
+    exponentials take, and none 5376. One warpgroup of 64 rows has nobody to hide behind: 2688.
+    So 200 + 300 + 1512 to fill the pipeline + a tile + 4.
+    """
+    for tile_rows, hidden, tile_ns in (
+        (128, 0.5, 3712),
+        (128, 1.0, 3328),
+        (128, 0, 5376),
+        (64, 1.0, 2688),
+    ):
+        kernel = toy_kernel(
+            pipeline="multi_stage", kv_stages=2, softmax_overlap={"sm_90": hidden, "sm_80": 0.9}
+        )
+        grid = replace(grid_of((256,), 1), tile_rows=tile_rows)
+        assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + tile_ns
+
+
+# -- what DRAM brings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lens", "tile_ns"),
+    [
+        ((256,) * 5, 6352.0),
+        ((192,) * 5, 4764.0),
+        ((256, 128, 256, 128, 192), 4764.0),
+        ((100,) * 5, 3176.0),
+    ],
+)
+def test_dram_brings_what_is_not_masked_and_all_of_it_in_the_mean(
+    lens: tuple[int, ...], tile_ns: float
+) -> None:
+    """5 tiles, and a DRAM with half of what 5 CTAs want: 6352 to a whole tile. Of 3/4 full ones 3/4.
+
+    How full is taken over the batch. Below half, nobody waits for DRAM, and a tile is as long as ever.
+    """
+    device = toy(dram_bandwidth_bytes_per_s=5 * PACE / 2)
+    result = run(whole(grid_of(lens, 1)), device)
+    assert ns(result.cta_end) == [1504.0 + tile_ns] * 5
+    assert result.program.dram_bytes == pytest.approx(sum(lens) * 256)
+    assert result.program.bytes_of(Phase.STREAM) == 5 * 65_536
+
+
+def test_dram_answers_to_the_loads_in_flight() -> None:
+    """One CTA, an exponent of 1, and a DRAM of a quarter of what 32,768 B in flight would bring.
+
+    One buffer each of K and V keeps 32,768 B in flight, 67.1 B/ns at a latency of 488: DRAM gives
+    67.1 / (1 + 4) = 13.4, a tile in 5 * 2 * 488 = 4880. Four stages keep 4 * 65,536 in flight, 8 times
+    as much: 537 / (1 + 32) = 16.3, a tile in 33/4 * 488 = 4026, and 1512 fill the pipeline.
+    """
+    device = toy(dram_bandwidth_bytes_per_s=32_768 / (488 * NS) / 4, dram_saturation_exponent=1.0)
+    deep = toy_kernel(pipeline="multi_stage", kv_stages=4)
+    for kernel, end in ((toy_kernel(), 1504.0 + 4880.0), (deep, 2016.0 + 4026.0)):
+        assert ns(run(whole(grid_of((256,), 1)), device, kernel).makespan_ps) == end
+
+
+# -- the combine kernel ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "launch", "modes", "gap"),
+    [
+        ("launch", "graph", {}, 700.0),
+        ("launch", "stream", {"pdl": 300 * NS}, 1900.0),
+        ("pdl", "graph", {"pdl": 300 * NS}, 300.0),
+        ("pdl", "stream", {"pdl": 300 * NS}, 300.0),
+        ("pdl", "stream", {}, 1900.0),
+        ("grid_sync", "stream", {"pdl": 300 * NS}, 140.0 + 60.0 + 400.0),
+    ],
+)
+def test_a_combine_step_begins_as_its_kernel_says(
+    start: str, launch: str, modes: dict[str, float], gap: float
+) -> None:
+    """A launch as the call's own, an early one where the device has it, or fence, atomic and flag.
+
+    The boundary to what ran before is the call's in any case.
+    """
+    gaps = {"graph": 700 * NS, "stream": 1900 * NS}
+    device = toy(kernel_gap_s=gaps | modes)
+    schedule = FlashDecoding(num_splits=5)(grid_of((1280,), 1, launch=launch), device)
+    result = run(schedule, device, toy_kernel(combine={"start": start}))
+    assert ns(result.launch_begin[1]) == ns(result.launch_end[0]) == 4682.062
+    assert ns(result.cta_begin[5] - result.launch_end[0]) == gap
+    assert ns((result.latency_s - result.makespan_s) * 1e12) == gaps[launch] / NS
+
+
+def test_rows_without_partials_cost_the_combine_kernel_nothing() -> None:
+    """Two heads, the first in two segments, a CTA of the combine kernel for each row.
+
+    The first takes 200 + 150 (on this architecture) + (1 + 2)*100 + 2 * 260 B in 8.125 + 2 for its
+    128 B; the second has nothing to read and returns. With room for two loads the reads are 2*100.
+    """
+    grid = grid_of((512,), 2)
+    zero = np.array([0, 0, 1])
+    start, stop = np.array([0, 1, 0]), np.array([1, 2, 2])
+    schedule = Schedule(grid, np.arange(3), zero, start, stop, num_ctas=3, combine="kernel")
+    for in_flight, took in ((1, 660.125), (2, 560.125)):
+        combine = {
+            "rows_per_cta": {1: 1},
+            "splits_in_flight": in_flight,
+            "overhead_s": {"sm_90": 150 * NS, "sm_80": 1.0},
+        }
+        result = run(schedule, kernel=toy_kernel(combine=combine))
+        assert ns((result.cta_end - result.cta_begin)[3:]) == [took, 200.0]
+        assert result.program.bytes_of(Phase.COMBINE) == 520
