@@ -308,7 +308,7 @@ def edits(fit: Fit) -> dict[Path, str]:
         source: KeyPath = (*holder, "sources", name)
         part = ".".join(target.keys[1:]) if target.kind != "table" else ""
         old = file.get(source, data.get("sources", {}).get(name, ""))
-        file[source] = fitted_source(str(old), part, _how(fit))
+        file[source] = fitted_source(str(old), part, _how(fit, target))
     return {path: edited(path.read_text(encoding="utf-8"), mine) for path, mine in changes.items()}
 
 
@@ -336,11 +336,19 @@ def fitted_source(old: str, part: str, how: str) -> str:
     return f"{text}{_ELSE}{rest}" if rest else text
 
 
-def _how(fit: Fit) -> str:
-    config = fit.calibration.config
-    files = ", ".join(table.file for table in fit.calibration.tables)
-    before, after = (float(np.abs(errors).mean()) for errors in (fit.before, fit.after))
+def _how(fit: Fit, target: Target) -> str:
+    """What a constant rests on: the fitted rows that it changes, and their errors."""
+    rows = fit.rows.reset_index(drop=True)
+    if target.kind == "table":
+        mine = (rows["table"] == target.name).to_numpy()
+    else:
+        pairs = list(zip(rows["kernel"], rows["device"], strict=True))
+        changes = {pair: applies(target, *pair) for pair in set(pairs)}
+        mine = np.array([changes[pair] for pair in pairs])
+    names = dict.fromkeys(rows.loc[mine, "table"])
+    files = ", ".join(catalog.table(name).file for name in names)
+    before, after = (float(np.abs(errors[mine]).mean()) for errors in (fit.before, fit.after))
     return (
-        f"leansim calibrate {config.name}, {len(fit.rows):,} rows of the fit fifth of {DISTRIBUTION} "
-        f"{files}, mean error {before:.1%} before and {after:.1%} after"
+        f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows of the fit fifth of "
+        f"{DISTRIBUTION} {files}, mean error {before:.1%} before and {after:.1%} after"
     )

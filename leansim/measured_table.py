@@ -37,6 +37,7 @@ class Calls:
     query_bytes: IntLike
     kv_token_bytes: IntLike
     kv_dtype: npt.NDArray[np.str_] | str = "bfloat16"
+    head_dim: IntLike = 128
 
     @classmethod
     def of(cls, kernel: str, workload: Workload) -> Calls:
@@ -50,14 +51,16 @@ class Calls:
             workload.q_bytes,
             new_tokens * workload.kv_bytes_per_token,
             workload.kv_dtype,
+            workload.head_dim,
         )
 
 
 class When(Spec):
-    """Which calls a term belongs to: those that reach every minimum, of the kernels and dtypes named."""
+    """Which calls a term belongs to: those that reach every minimum, of what is named."""
 
     kernels: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None
+    head_dims: tuple[Count, ...] | None = None
     min_group_size: Count = 1
     min_batch_size: Count = 1
     min_kv_heads: Count = 1
@@ -100,10 +103,13 @@ class HarnessTerm(SourcedSpec):
             & (np.asarray(calls.batch_size) >= when.min_batch_size)
             & (np.asarray(calls.num_kv_heads) >= when.min_kv_heads)
         )
-        if when.kernels is not None:
-            there &= np.isin(calls.kernel, when.kernels)
-        if when.kv_dtypes is not None:
-            there &= np.isin(calls.kv_dtype, when.kv_dtypes)
+        for values, named in (
+            (calls.kernel, when.kernels),
+            (calls.kv_dtype, when.kv_dtypes),
+            (calls.head_dim, when.head_dims),
+        ):
+            if named is not None:
+                there &= np.isin(values, named)
         return np.where(there, taken, 0.0)
 
 

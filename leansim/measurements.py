@@ -139,6 +139,7 @@ def calls_of(rows: pd.DataFrame) -> Calls:
         query_bytes=batch * heads * head_dim * q_bytes,
         kv_token_bytes=batch * kv_heads * head_dim * 2 * kv_bytes,
         kv_dtype=rows["kv_dtype"].to_numpy(dtype=str),
+        head_dim=head_dim,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 EXHAUSTIVE = 64  # values up to which every one is tried
-_NEAR = 8  # how far from the guess the grid is fine: an eighth of it to eight times
+_NEAR = 16  # how far from the guess the grid is fine: a sixteenth of it to sixteen times
 _FINE, _COARSE = 1.05, 1.25  # ratios between neighbours of the grid
 _BASINS = 3  # low places of the grid that are looked into
 _CLOSE = 6  # values between two known ones that are all tried

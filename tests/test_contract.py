@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from kernels import kernels_and_a_few_devices
 
 from leansim import catalog, partitioners
 from leansim.device import Device
@@ -25,33 +26,25 @@ from leansim.testing import ConformanceError, awkward_workloads, check_partition
 from leansim.tiling import TileGrid, tile_grid
 from leansim.workload import Workload
 
-DEVICES = ("a100_sxm_80gb", "h100_sxm")
+DEVICES = itertools.cycle(["a100_sxm_80gb", "h100_sxm"])
+PAIRS = kernels_and_a_few_devices(2)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", partitioners.partitioners())
+@pytest.mark.parametrize(("name", "device"), zip(partitioners.partitioners(), DEVICES, strict=False))
 def test_every_partitioner_conforms(name: str, device: str) -> None:
     check_partitioner(partitioners.make(name), devices=(device,))
 
 
-def kernels_and_devices() -> list[tuple[str, str]]:
-    """Each kernel with each device it is built for, by the architectures in its file."""
-    return [
-        (kernel, device)
-        for kernel in catalog.names("kernel")
-        for device in catalog.names("device")
-        if catalog.device(device).arch in catalog.kernel(kernel).mma_efficiency
-    ]
-
-
-@pytest.mark.parametrize(("kernel", "device"), kernels_and_devices())
+@pytest.mark.parametrize(("kernel", "device"), PAIRS)
 def test_every_kernel_conforms_with_its_own_partitioner(kernel: str, device: str) -> None:
     choice = catalog.kernel(kernel).partitioner
     check_partitioner(partitioners.make(choice.name, choice.options), kernel, (device,))
 
 
-def test_every_kernel_is_checked_somewhere() -> None:
-    assert {kernel for kernel, _ in kernels_and_devices()} == set(catalog.names("kernel"))
+def test_every_kernel_and_every_architecture_is_checked_somewhere() -> None:
+    assert {kernel for kernel, _ in PAIRS} == set(catalog.names("kernel"))
+    archs = {name: catalog.device(name).arch for name in catalog.names("device")}
+    assert {archs[device] for _, device in PAIRS} == set(archs.values())
 
 
 @pytest.mark.parametrize(

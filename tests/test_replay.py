@@ -1,4 +1,4 @@
-"""A replayed schedule gives whole-context attention, in every precision; one that skips work does not."""
+"""A replayed schedule gives whole-context attention, in every precision; one that skips work shows."""
 
 from __future__ import annotations
 
@@ -31,15 +31,27 @@ from leansim.schedule import Schedule
 from leansim.tiling import TileGrid, tile_grid
 from leansim.workload import Workload
 
-# Options, beyond the defaults, under which a partitioner cuts differently.
+# Options, beyond the defaults, under which a partitioner cuts differently, or cuts what is short.
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in partitioners()),
+    ("cutlass_mla", {"num_splits": 3}),
+    ("fixed_split_size", {"split_tokens": 16}),
+    ("flash_attention_3", {"num_splits": 3}),
+    ("flash_attention_3_varlen", {"num_splits": 3, "sort": False}),
     ("flash_decoding", {"num_splits": 3}),
     ("flash_decoding", {"num_splits": 128}),
+    ("flashinfer_tc_decode", {"fixed_split_size": 16}),
     ("lean_attention", {"lengths": "longest"}),
     ("lean_attention", {"num_ctas": 3}),
     ("lean_aiter", {"num_xcds": 2}),
+    ("per_request_splits", {"num_splits": 3}),
+    ("per_request_splits", {"num_splits": 3, "combine": "last"}),
+    ("sglang_triton", {"mode": "deterministic", "split_tile_tokens": 16}),
+    ("trtllm_gen", {"step_tokens": 16, "steps_per_cta": 1}),
+    ("vllm_paged_v2", {"partition_tokens": 16}),
+    ("xformers_split_k", {"num_splits": 3}),
 ]
+WHOLE = ("flash_attention_2", "vllm_paged_v1")  # cut nothing
 
 
 @cache
@@ -126,6 +138,28 @@ def test_replay_equals_reference(
     q, k, v = random_inputs(workload, seed, scale)
     found = replay(schedule, q, k, v, "float64")
     np.testing.assert_allclose(found, reference(workload, q, k, v), rtol=0, atol=1e-12)
+
+
+CUT = [
+    Workload((90,), 2, 1, head_dim=8),
+    Workload((90, 41), 4, 2, head_dim=8),
+    Workload((1500, 700, 90), 4, 2, head_dim=8),
+    Workload((1500,), 4, 1, head_dim=8),
+]
+
+
+@pytest.mark.parametrize("name", partitioners())
+def test_every_partitioner_that_cuts_is_replayed_where_it_does(name: str) -> None:
+    """Contexts of 90 tokens are whole to some, whatever the options: these get longer ones."""
+    found = [
+        accepted(load, name, **options) for load in CUT for which, options in OPTIONS if which == name
+    ]
+    cut = [schedule for schedule in found if schedule and schedule.segments_of_tile.max() > 1]
+    assert bool(cut) == (name not in WHOLE)
+    for schedule in cut:
+        q, k, v = random_inputs(schedule.grid.workload, 7)
+        wanted = reference(schedule.grid.workload, q, k, v)
+        np.testing.assert_allclose(replay(schedule, q, k, v, "float64"), wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", ["backward", "forward"])

@@ -53,5 +53,5 @@ def test_the_grid_has_both_ends_and_no_wide_steps() -> None:
     chosen = geometric(values, 100)
     assert (chosen[0], chosen[-1]) == (0, 9998)
     steps = [(values[a], values[b] / values[a]) for a, b in itertools.pairwise(chosen)]
-    assert all(ratio < 1.4 for value, ratio in steps if value > 4)
-    assert all(ratio < 1.12 for value, ratio in steps if 12 < value < 790)
+    assert all(ratio < 1.4 for value, ratio in steps if value > 8)
+    assert all(ratio < 1.12 for value, ratio in steps if 12 < value < 1500)

@@ -1,0 +1,49 @@
+"""Which kernels go with which devices and workloads: shared by the tests of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+from leansim import catalog
+from leansim.workload import Workload
+
+LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_dim": 576, "head_dim_v": 512, "latent_kv": True}
+
+
+def devices_of(kernel: str) -> list[str]:
+    """Devices a kernel is built for, by the architectures in its file."""
+    built = catalog.kernel(kernel).mma_efficiency
+    return [name for name in catalog.names("device") if catalog.device(name).arch in built]
+
+
+def device_for(kernel: str, wanted: str = "h100_sxm") -> str:
+    """The device wanted where the kernel is built for it, else the first that it is built for."""
+    found = devices_of(kernel)
+    return wanted if wanted in found else found[0]
+
+
+def kernels_and_devices() -> list[tuple[str, str]]:
+    """Each kernel with each device it is built for."""
+    return [(kernel, device) for kernel in catalog.names("kernel") for device in devices_of(kernel)]
+
+
+def kernels_and_a_few_devices(most: int) -> list[tuple[str, str]]:
+    """Each kernel with `most` devices at most, of different architectures: those least had so far.
+
+    All architectures have their turn, without every kernel on each.
+    """
+    had: Counter[str] = Counter()
+    chosen = []
+    for kernel in catalog.names("kernel"):
+        of_arch = {catalog.device(name).arch: name for name in devices_of(kernel)}
+        for arch in sorted(of_arch, key=lambda arch: (had[arch], arch))[:most]:
+            had[arch] += 1
+            chosen.append((kernel, of_arch[arch]))
+    return chosen
+
+
+def suited(workload: Workload, kernel: str) -> Workload:
+    """The workload as it is, or with a latent cache where the kernel reads one."""
+    return dataclasses.replace(workload, **LATENT) if catalog.kernel(kernel).latent_kv else workload
