@@ -96,7 +96,7 @@ def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
     for folder in config_folders() if os.sep not in name else ():
         path = folder / f"{kind}s" / f"{name}.yaml"  # asked for by name: sweeps do this for each point
         try:
-            modified = path.stat().st_mtime_ns
+            modified = _modified(kind, path)
         except OSError:
             continue
         spec: _Spec = _read_shipped(cls, kind, path, modified)
@@ -105,8 +105,32 @@ def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
 
 
 @cache
-def _read_shipped(cls: type[_Spec], kind: Kind, path: Path, _modified: int) -> _Spec:
+def _read_shipped(cls: type[_Spec], kind: Kind, path: Path, _modified: tuple[int, ...]) -> _Spec:
     return _read_spec(cls, kind, path, ())
+
+
+def _modified(kind: Kind, path: Path) -> tuple[int, ...]:
+    """When a file and those it is based on were last written. Raises `OSError` if it is not there."""
+    behind, times = [path], [path.stat().st_mtime_ns]
+    while (base := _base_path(kind, tuple(behind), times[-1])) is not None:
+        behind.append(base)
+        times.append(base.stat().st_mtime_ns)
+    return tuple(times)
+
+
+@cache
+def _base_path(kind: Kind, behind: tuple[Path, ...], _modified: int) -> Path | None:
+    """The file that the last of `behind` names as its `base`, if it names one that is there."""
+    data = read(behind[-1]).data
+    base = data.get("base") if isinstance(data, dict) else None
+    return _bases(kind, behind).get(str(base)) if base is not None else None
+
+
+def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:
+    """Files that the last of `behind` may be based on, by name: those beside it come first."""
+    paths = {path.stem: path for path in reversed(list(_files(kind)))}
+    paths |= {path.stem: path for path in behind[-1].parent.glob("*.yaml") if path not in behind}
+    return {name: path for name, path in paths.items() if path not in behind}
 
 
 def _read_spec(cls: type[_Spec], kind: Kind, path: Path, behind: Sequence[Path]) -> _Spec:
@@ -121,9 +145,8 @@ def _with_base(document: Document, kind: Kind, behind: Sequence[Path]) -> Any:
     if not isinstance(data, dict) or "base" not in data:
         return data
     base_name = str(data["base"])
-    paths = {path.stem: path for path in reversed(list(_files(kind)))}
-    paths |= {path.stem: path for path in behind[-1].parent.glob("*.yaml") if path not in behind}
-    if base_name not in paths or paths[base_name] in behind:
+    paths = _bases(kind, behind)
+    if base_name not in paths:
         others = sorted(set(paths) - {path.stem for path in behind})
         wanted = f"wanted the name of another {kind}{suggestion(base_name, others)}"
         raise ConfigError(document.source, [document.problem(("base",), repr(base_name), wanted)])

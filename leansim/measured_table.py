@@ -38,6 +38,7 @@ class Calls:
     kv_token_bytes: IntLike
     kv_dtype: npt.NDArray[np.str_] | str = "bfloat16"
     head_dim: IntLike = 128
+    windowed: npt.NDArray[np.bool_] | bool = False
 
     @classmethod
     def of(cls, kernel: str, workload: Workload) -> Calls:
@@ -52,6 +53,7 @@ class Calls:
             new_tokens * workload.kv_bytes_per_token,
             workload.kv_dtype,
             workload.head_dim,
+            workload.window is not None,
         )
 
 
@@ -61,6 +63,7 @@ class When(Spec):
     kernels: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None
     head_dims: tuple[Count, ...] | None = None
+    window: bool | None = None
     min_group_size: Count = 1
     min_batch_size: Count = 1
     min_kv_heads: Count = 1
@@ -103,6 +106,8 @@ class HarnessTerm(SourcedSpec):
             & (np.asarray(calls.batch_size) >= when.min_batch_size)
             & (np.asarray(calls.num_kv_heads) >= when.min_kv_heads)
         )
+        if when.window is not None:
+            there &= np.equal(calls.windowed, when.window)
         for values, named in (
             (calls.kernel, when.kernels),
             (calls.kv_dtype, when.kv_dtypes),

@@ -140,6 +140,7 @@ def calls_of(rows: pd.DataFrame) -> Calls:
         kv_token_bytes=batch * kv_heads * head_dim * 2 * kv_bytes,
         kv_dtype=rows["kv_dtype"].to_numpy(dtype=str),
         head_dim=head_dim,
+        windowed=rows["window"].to_numpy() > 0,
     )
 
 

@@ -57,17 +57,28 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     """Share of KV loads that L2 serves, 0 to 1.
 
     A KV head is read once per row block, and once per query head of its group where the group is
-    not packed; all but the first read hit (assumed: the CTAs run side by side). In a warm replay the
-    first read hits too while the footprint is below `l2_resident_fraction` of L2, not at all above
-    twice that, linear between (assumed shape; end points from replayed decode latencies).
+    not packed. What runs at the same time reads it from DRAM once (assumed). Query heads that do not
+    all run at the same time (grids go through the batch before they come to the next head) find of it
+    what L2 kept meanwhile. In a warm replay the first read finds what L2 kept of the whole.
     """
     workload = grid.workload
-    first_reads = 1.0 / (grid.row_blocks * (1 if grid.packed else workload.group_size))
-    resident = 0.0
-    if workload.cache == "warm":
-        full = device.l2_resident_fraction * device.l2_bytes
-        resident = min(1.0, max(0.0, 2.0 - workload.kv_bytes / full))
-    return 1.0 - first_reads * (1.0 - resident)
+    heads = 1 if grid.packed else workload.group_size
+    together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
+    rounds = -(-heads // together)
+    warm = kept_share(workload.kv_bytes, device) if workload.cache == "warm" else 0.0
+    again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
+    from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
+    return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
+
+
+def kept_share(footprint_bytes: float, device: Device) -> float:
+    """Share of a buffer still in L2 when it is read again after `footprint_bytes` of others.
+
+    All of it below `l2_resident_fraction` of L2, none above twice that, linear between (assumed shape;
+    the fraction from replayed decode latencies).
+    """
+    full = device.l2_resident_fraction * device.l2_bytes
+    return min(1.0, max(0.0, 2.0 - footprint_bytes / full))
 
 
 def kv_latency_s(device: Device, hit_share: float) -> float:

@@ -302,7 +302,7 @@ def test_invariance_is_deterministic() -> None:
 
 @pytest.mark.parametrize("name", partitioners())
 def test_every_partitioner_can_be_asked(name: str) -> None:
-    """Of one head, which all take, in a batch with more KV tiles than an H100 has slots."""
-    found = invariance(name, Workload((40_000, 5000), 2, 1, 64))
+    """Of one head, which all take, and of requests with more KV tiles (of 64) than an H100 has SMs."""
+    found = invariance(name, Workload((28_000, 14_000), 2, 1, 256))
     assert bool(found.counterexample) == (not found.invariant)
     assert found.batches == 9 or not found.invariant

@@ -38,7 +38,9 @@ def test_numbers_come_from_the_run(given: Point) -> None:
         "streaming KV": metrics.share_stream,
         "waiting for other CTAs' partials": metrics.share_wait,
     }
-    for name, told in re.findall(r"(\d+)% (idle|streaming KV|waiting for other CTAs' partials)", said.text):
+    for name, told in re.findall(
+        r"(\d+)% (idle|streaming KV|waiting for other CTAs' partials)", said.text
+    ):
         assert float(name) == pytest.approx(100 * shares[told], abs=0.51)
     assert f"DRAM runs at {metrics.dram_utilisation:.0%} of its peak" in said.text
 
@@ -67,7 +69,9 @@ def test_where_lean_attention_loses_it_says_by_how_much_and_why() -> None:
     lost = said.simulation.result.latency_s / best.latency_s
     assert lost > 1.05
     told = f"{lost:.1f}x slower" if lost >= 1.5 else f"{lost - 1:.1%} slower"
-    assert f"LeanAttention loses here: {said.simulation.result.latency_s * 1e6:.1f} us, {told}" in said.text
+    assert (
+        f"LeanAttention loses here: {said.simulation.result.latency_s * 1e6:.1f} us, {told}" in said.text
+    )
     assert f"than {best.cuts} splits; fewer splits (2, best {best.cuts})" in said.text
     assert said.lean is not None
     assert said.record()["lean_s"] == said.simulation.result.latency_s
@@ -81,8 +85,9 @@ def test_where_it_wins_it_says_so_too() -> None:
     assert f"{ratio - 1:.1%} faster than the best split counts" in said.text
 
 
-def test_a_kernel_that_lean_cannot_run_on_says_so() -> None:
-    given = point(device="h100_sxm", kernel="fa2", batch_size=1, context_len=1000, num_sms=1, **GQA)
-    said = explain(given.model_copy(update={"overrides": {"device.max_ctas_per_sm": 1}}))
+def test_a_schedule_that_refuses_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leansim.explaining.LEAN", "vllm_paged_v1")  # keeps all scores in shared memory
+    said = explain(point(device="h100_sxm", kernel="fa2", batch_size=1, context_len="256k", **GQA))
     assert said.lean is None
-    assert "LeanAttention does not take this workload" in said.text
+    assert said.record()["lean_s"] is None
+    assert "LeanAttention does not take this workload on this kernel." in said.text

@@ -114,9 +114,9 @@ def test_a_full_memory_holds_back_only_what_passes_it(a: int, b: int, c: int) ->
 def test_transfers_get_what_their_loads_in_flight_draw_from_dram(
     size: int, num_sms: int, offered: float, exponent: float
 ) -> None:
-    """n of them offer n * o to a peak of 1 B/ps and get n * o / (1 + (n * o)^q)^(1/q), well below it.
+    """Offered n * o, a DRAM with a peak of 1 B/ps gives n * o / (1 + (n * o)^q)^(1/q).
 
-    What they could take, here 5 B/ps each, does not come into it.
+    What the n could take, here 5 B/ps each, does not come into it.
     """
     flow = kv(limit=5.0, offered=offered)
     ctas = [[Step(size=size)] for _ in range(num_sms)]

@@ -46,7 +46,9 @@ def test_too_many_partials_are_told_from_long_runs() -> None:
     one = {"context_lens": None, "batch_size": 1, "context_len": "16k", "num_kv_heads": 1}
     few, many = (
         facts_of(
-            simulate(at("fa2", **one, partitioner={"name": "flash_decoding", "options": {"num_splits": n}}))
+            simulate(
+                at("fa2", **one, partitioner={"name": "flash_decoding", "options": {"num_splits": n}})
+            )
         )
         for n in (32, 128)
     )
@@ -58,7 +60,10 @@ def test_too_many_partials_are_told_from_long_runs() -> None:
 def test_the_part_that_grew_most_is_named() -> None:
     base = facts_of(simulate(at("fa2")))
     for name in PATH:
-        grown: dict[str, Any] = {**base.__dict__, "path_s": {**base.path_s, name: base.path_s[name] + 1.0}}
+        grown: dict[str, Any] = {
+            **base.__dict__,
+            "path_s": {**base.path_s, name: base.path_s[name] + 1.0},
+        }
         text = why_slower(Facts(**grown), base)
         told = "stream" if name == "queue" else name
         words = {

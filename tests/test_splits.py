@@ -32,9 +32,7 @@ def test_the_curve_is_what_the_counts_simulate_to() -> None:
     assert curve.best_s == min(curve.latencies_s)
     assert curve.latencies_s[curve.counts.index(curve.best)] == curve.best_s
     fewer = [c for c in curve.counts if c < curve.knee]
-    assert all(
-        curve.latencies_s[curve.counts.index(c)] > (1 + KNEE) * curve.best_s for c in fewer
-    )
+    assert all(curve.latencies_s[curve.counts.index(c)] > (1 + KNEE) * curve.best_s for c in fewer)
     assert curve.knee <= curve.best
 
 
@@ -67,7 +65,7 @@ def test_what_has_no_live_knob_is_cut_anyway() -> None:
     curve = split_curve(at("vllm_fa2", batch_size=1, context_len="16k", num_kv_heads=32), ("vllm_fa2",))
     assert not curve.own
     assert max(curve.picks[0].splits) == 1
-    assert curve.picks[0].latency_s > 2 * curve.best_s
+    assert curve.picks[0].latency_s > 1.5 * curve.best_s
 
 
 def test_counts_can_be_given_and_refused() -> None:

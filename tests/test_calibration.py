@@ -1,0 +1,355 @@
+"""Calibration: it finds constants that are known, from rows that it may see, and writes only those."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import leansim
+from leansim import catalog
+from leansim.calibration import (
+    FITTING,
+    MOST_PER_PAIR,
+    Calibration,
+    CalibrationConfig,
+    applies,
+    chain,
+    changed,
+    defining,
+    read_calibration,
+    target_of,
+    value_at,
+)
+from leansim.errors import ConfigError, LeansimError, StoreError
+from leansim.fitting import calibrate, edits, fit_rows, fitted_source, write
+from leansim.measurements import FILE_COLUMNS, calls_of, digest, measured_rows, points_of
+from leansim.strict_yaml import parse
+from leansim.validation import table_rows, validate
+from leansim.yaml_edit import edited, short, write_together
+
+SHIPPED = Path(__file__).parent.parent / "configs"
+DATA = Path(__file__).parent / "data" / "silicon"
+CALIBRATIONS = sorted((SHIPPED / "calibrations").glob("*.yaml"))
+KERNEL = "kernel.fa2.combine.overhead_s.sm_80"
+DEVICE = "device.a100_sxm_80gb.dram_efficiency"
+HARNESS = "table.a100_sxm_vllm.harness.base.seconds"
+# What the silicon of these tests is like.
+TRUTH = {KERNEL: 1.7e-6, DEVICE: 0.81, HARNESS: 8.8e-6}
+BOUNDS = {KERNEL: "[0, 6.0e-6]", DEVICE: "[0.7, 0.95]", HARNESS: "[3.0e-6, 12.0e-6]"}
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Configs of one's own, which may be written."""
+    for kind in ("devices", "kernels", "tables"):
+        shutil.copytree(SHIPPED / kind, tmp_path / "configs" / kind)
+    monkeypatch.setenv("LEANSIM_CONFIGS", str(tmp_path / "configs"))
+    return tmp_path / "configs"
+
+
+def calibration(
+    tmp_path: Path, targets: dict[str, str], rows: str = "{table: a100_sxm_vllm}"
+) -> Calibration:
+    lines = ["name: trial", f"rows: [{rows}]", "constants:"]
+    lines += [f"  - {{target: {target}, bounds: {bounds}}}" for target, bounds in targets.items()]
+    (tmp_path / "trial.yaml").write_text("\n".join(lines) + "\n")
+    return read_calibration(tmp_path / "trial.yaml")
+
+
+def silicon(folder: Path, steps: tuple[int, ...] = (15, 255, 1023, 4095, 16383)) -> Path:
+    """Rows that the simulator makes with `TRUTH`: latencies of a100_sxm_vllm, in a folder."""
+    shapes = [
+        {"kernel_source": "vllm_flash_attn", "batch_size": batch, "num_heads": heads,
+         "num_key_value_heads": kv_heads, "head_dim": 128, "window_size": 0,
+         "kv_cache_dtype": "bfloat16", "step": step, "latency": 1.0}
+        for batch in (1, 4, 16, 64) for heads, kv_heads in ((8, 8), (32, 8), (16, 1), (12, 4))
+        for step in steps if batch * step < 300_000
+    ]  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    path = folder / "a100_sxm_vllm.csv"
+    pd.DataFrame(shapes)[list(FILE_COLUMNS)].to_csv(path, index=False)
+    table = catalog.table("a100_sxm_vllm")
+    rows = measured_rows(table, data=folder)
+    spec = changed(table, {target_of(HARNESS): TRUTH[HARNESS]})
+    overrides = {"kernel.combine": {**catalog.kernel("vllm_fa2").combine.model_dump(),  # type: ignore[union-attr]
+                                    "overhead_s": {"sm_80": TRUTH[KERNEL]}},
+                 "device.dram_efficiency": [[1.0, TRUTH[DEVICE]]]}  # fmt: skip
+    seconds = [
+        leansim.simulate(point.model_copy(update={"overrides": overrides})).result.latency_s
+        for point in points_of(rows)
+    ]
+    raw = rows.rename(
+        columns={"num_q_heads": "num_heads", "num_kv_heads": "num_key_value_heads",
+                 "window": "window_size", "kv_dtype": "kv_cache_dtype"}
+    ).assign(latency=(np.array(seconds) + spec.harness_s(calls_of(rows))) * 1e3)  # fmt: skip
+    raw[list(FILE_COLUMNS)].to_csv(path, index=False)
+    return folder
+
+
+def test_a_fit_finds_known_constants_and_writes_only_them(tmp_path: Path, configs: Path) -> None:
+    data = silicon(tmp_path / "data")
+    made = calibration(tmp_path, BOUNDS)
+    before = {path: path.read_text() for path in configs.rglob("*.yaml")}
+    fit = calibrate(made, data, jobs=1)
+    for constant in fit.constants:
+        assert constant.after == pytest.approx(TRUTH[str(constant.target)], rel=0.03), constant.target
+        assert not constant.at_bound
+    assert np.abs(fit.before).mean() > 0.02
+    assert np.abs(fit.after).mean() < 0.005
+    assert {path: path.read_text() for path in before} == before, "nothing is written before `write`"
+    written = write(fit)
+    assert sorted(path.name for path in written) == [
+        "a100_sxm_80gb.yaml", "a100_sxm_vllm.yaml", "fa2.yaml",
+    ]  # fmt: skip
+    after = {path: path.read_text() for path in before}
+    assert {path for path in before if after[path] != before[path]} == set(written)
+    for constant in fit.constants:
+        assert value_at(constant.target) == constant.after
+    # the rows that no constant was fitted to are met as well, through the path that predicts
+    test = validate(table_rows(["a100_sxm_vllm"], "test", data=data), jobs=1)
+    assert test["error"].abs().mean() < 0.01
+
+
+def test_written_files_keep_their_comments_and_say_where_numbers_come_from(
+    tmp_path: Path, configs: Path
+) -> None:
+    made = calibration(tmp_path, BOUNDS)
+    old = (configs / "devices" / "a100_sxm_80gb.yaml").read_text()
+    write(calibrate(made, DATA, jobs=1))
+    new = (configs / "devices" / "a100_sxm_80gb.yaml").read_text()
+    comments = [line[line.index("#") :] for line in old.splitlines() if "#" in line]
+    assert [line[line.index("#") :] for line in new.splitlines() if "#" in line] == comments
+    source = catalog.device("a100_sxm_80gb").sources["dram_efficiency"]
+    assert source.startswith("fitted: leansim calibrate trial, ")
+    assert "rows of the fit fifth of aiconfigurator-core a100_sxm/attention/vllm/0.14.0" in source
+    assert source.endswith(" after")
+    kernel = catalog.kernel("fa2").sources["combine"]
+    assert kernel.startswith("fitted: overhead_s.sm_80: leansim calibrate trial, ")
+    assert "; else " in kernel
+    (base,) = (t for t in catalog.table("a100_sxm_vllm").harness if t.name == "base")
+    assert base.sources["seconds"].startswith("fitted: leansim calibrate trial, ")
+
+
+def test_processes_change_nothing(tmp_path: Path) -> None:
+    made = calibration(tmp_path, {HARNESS: BOUNDS[HARNESS], KERNEL: BOUNDS[KERNEL]})
+    one, two = (calibrate(made, DATA, jobs=jobs) for jobs in (1, 2))
+    assert [c.after for c in one.constants] == [c.after for c in two.constants]
+
+
+def test_only_the_fit_fifth_is_fitted(tmp_path: Path) -> None:
+    rows = fit_rows(calibration(tmp_path, {HARNESS: BOUNDS[HARNESS]}), DATA)
+    names = ["batch_size", "num_q_heads", "num_kv_heads", "head_dim", "window", "kv_dtype", "step"]
+    shapes = [",".join(map(str, row)) for row in rows[names].itertuples(index=False)]
+    assert shapes
+    assert all(digest(shape) % 5 == 0 for shape in shapes)
+    raw = pd.read_csv(DATA / "a100_sxm_vllm.csv")
+    columns = ["batch_size", "num_heads", "num_key_value_heads", "head_dim"]
+    keys = [",".join([*map(str, r[:4]), "0", "bfloat16", str(r[4])])
+            for r in raw[[*columns, "step"]].itertuples(index=False)]  # fmt: skip
+    raw[[digest(key) % 5 != 0 for key in keys]].to_csv(tmp_path / "a100_sxm_vllm.csv", index=False)
+    with pytest.raises(StoreError, match="no rows to fit"):
+        fit_rows(calibration(tmp_path, {HARNESS: BOUNDS[HARNESS]}), tmp_path)
+
+
+@pytest.mark.parametrize("path", CALIBRATIONS, ids=lambda path: path.stem)
+def test_the_shipped_calibrations_make_sense(path: Path) -> None:
+    made = read_calibration(path)
+    assert path.stem == made.config.name
+    low_high = [constant.bounds for constant in made.config.constants]
+    assert all(low <= s <= high for s, (low, high) in zip(made.starts, low_high, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("kernel.fa2.tiles", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.kv_stages", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.prologue_loads", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.combine.registers_per_thread", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.combine.splits_in_flight", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.partitioner", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.mma_efficiency", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.mma_eficiency.sm_80", "did you mean 'mma_efficiency'"),
+        ("device.a100_sxm_80gb.num_sms", "decide schedules, or what fits on an SM"),
+        ("device.a100_sxm_80gb.smem_bytes_per_sm", "decide schedules, or what fits on an SM"),
+        ("device.a100.latency_spread", "unknown device"),
+        ("table.a100_sxm_vllm.harness.bass.seconds", "did you mean 'base'"),
+        ("table.a100_sxm_vllm.harness.base.when", "unknown number of a harness term"),
+        ("table.a100_sxm_vllm.step_offset", "harness.<term>.<field>"),
+        ("mma_efficiency", "unknown kind of constant"),
+        # of other rows
+        ("kernel.fa3.mma_efficiency.sm_90", "changes one of these rows"),
+        ("kernel.fa2.mma_efficiency.sm_90", "changes one of these rows"),
+        ("device.h100_sxm.latency_spread", "changes one of these rows"),
+        ("table.h100_sxm_vllm.harness.base.seconds", "changes one of these rows"),
+    ],
+)
+def test_targets_that_are_refused(tmp_path: Path, target: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        calibration(tmp_path, {target: "[0, 1]"})
+
+
+@pytest.mark.parametrize(
+    "rows", ["{table: h100_sxm_vllm}", "{table: h100_sxm_sglang}", "{table: h200_sxm_sglang}",
+             "{table: h100_sxm_sglang, kernels: [sglang_triton]}", "{table: a100_sxm_sglang}"],
+)  # fmt: skip
+def test_only_two_tables_may_fit_kernels_and_devices(tmp_path: Path, rows: str) -> None:
+    """The FA3 rows of H100 SGLang may; that table's Triton rows may not."""
+    name = rows.split(":")[1].strip(" }").split(",")[0]
+    device = catalog.table(name).device
+    with pytest.raises(ConfigError, match="fit their harness only"):
+        calibration(tmp_path, {f"device.{device}.latency_spread": "[0.01, 0.2]"}, rows)
+    calibration(tmp_path, {f"table.{name}.harness.base.seconds": "[0, 1.0e-5]"}, rows)
+    allowed = "{table: h100_sxm_sglang, kernels: [sglang_fa3]}"
+    calibration(tmp_path, {"device.h100_sxm.latency_spread": "[0.01, 0.2]"}, allowed)
+    assert len(FITTING) == 2
+
+
+def test_few_constants_only(tmp_path: Path) -> None:
+    names = ["cta_launch_s", "dram_latency_s", "l2_latency_s", "l2_far_latency_s", "fence_s", "atomic_s",
+             "flag_latency_s", "latency_spread", "l2_resident_fraction"]  # fmt: skip
+    many = {f"device.a100_sxm_80gb.{name}": "[1.0e-9, 0.1]" for name in names}
+    with pytest.raises(ConfigError, match=f"at most {MOST_PER_PAIR}"):
+        calibration(tmp_path, many)
+    with pytest.raises(ConfigError, match="at most 12"):
+        calibration(tmp_path, {**many, **{f"device.h100_sxm.{name}": "[0, 1]" for name in names}})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"{{target: {HARNESS}, bounds: [2, 1]}}", "low below high"),
+        (f"{{target: {HARNESS}, bounds: [0, 1], start: 2}}", "start inside the bounds"),
+        (f"{{target: {HARNESS}, bounds: [0, 1]}}, {{target: {HARNESS}, bounds: [0, 1]}}", "each once"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"name: c\nrows: [{{table: a100_sxm_vllm}}]\nconstants: [{text}]\n")
+    with pytest.raises(ConfigError, match=complaint):
+        read_calibration(tmp_path / "c.yaml")
+
+
+def test_a_constant_stands_where_its_chain_defines_it() -> None:
+    assert chain("vllm_fa2") == ["vllm_fa2", "fa2"]
+    assert defining("vllm_fa2", "mma_efficiency") == "fa2"
+    target = target_of("kernel.vllm_fa2.mma_efficiency.sm_80")
+    assert str(target) == "kernel.fa2.mma_efficiency.sm_80"
+    assert applies(target, "vllm_fa2", "a100_sxm_80gb")
+    assert not applies(target, "vllm_fa2", "h100_sxm")
+    assert not applies(target, "fa3", "a100_sxm_80gb")
+    own = next(name for name in ("vllm_fa3", "sglang_fa3") if defining(name, "tiles") == name)
+    assert chain(own)[0] == own
+
+
+def test_constants_change_time_and_no_schedule(tmp_path: Path) -> None:
+    """What the fit lowers again is what the path that predicts would make anew."""
+    made = calibration(tmp_path, BOUNDS)
+    config = made.config
+    assert isinstance(config, CalibrationConfig)
+    device = changed(catalog.device("a100_sxm_80gb"), {target_of(DEVICE): 0.8})
+    assert device.dram_efficiency == ((1.0, 0.8),)
+    assert device.sources["dram_efficiency"].startswith("fitted: ")
+    with pytest.raises(LeansimError, match="less than or equal to 1"):
+        changed(catalog.device("a100_sxm_80gb"), {target_of(DEVICE): 1.2})
+
+
+# Writing
+
+TEXT = """\
+# head
+name: x  # a name
+flat: {a: 1, b: 2.5e-6}  # flow
+empty: {}
+list:
+  - [1, 2]
+  - [3, 4]  # last
+nested:
+  one: 1   # aligned
+  two: "text"
+
+sources:
+  flat: "measured: here"
+  long:
+    "measured: a text that goes on
+     over two lines"
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        (("flat", "b"), 1.25e-6, "flat: {a: 1, b: 1.25e-6}  # flow"),
+        (("flat", "c"), 0.5, "flat: {a: 1, b: 2.5e-6, c: 0.5}  # flow"),
+        (("empty", "a"), 1, "empty: {a: 1}"),
+        (("list",), [[1.0, 0.85]], "list: [[1.0, 0.85]]  # last"),
+        (("list", 1, 0), 9, "  - [9, 4]  # last"),
+        (("nested", "one"), 9.17e11, "  one: 9.17e11   # aligned"),
+        (("nested", "three"), 3, "  three: 3"),
+        (("new", "sm_80"), 1e-7, "new: {sm_80: 1.0e-7}"),
+        (("sources", "flat"), 'fitted: "so"', '  flat: "fitted: \\"so\\""'),
+        (("sources", "new"), "assumed: so", '  new: "assumed: so"'),
+    ],
+)  # fmt: skip
+def test_an_edit_changes_one_value(path: tuple[str | int, ...], value: object, line: str) -> None:
+    text = edited(TEXT, {path: value})
+    assert line in text.splitlines()
+    old, new = TEXT.splitlines(), text.splitlines()
+    assert sum(line not in old for line in new) == 1
+    if path[0] == "new":
+        assert new.index(line) < new.index("sources:")
+
+
+def test_long_texts_stay_folded() -> None:
+    text = edited(TEXT, {("sources", "long"): "fitted: " + "word " * 40 + "end"})
+    assert parse(text).data["sources"]["long"].endswith("word end")
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*/*.yaml")), ids=lambda path: path.name)
+def test_every_number_of_every_file_can_be_edited(path: Path) -> None:
+    text = path.read_text()
+    data = parse(text).data
+    numbers = {(key,): value for key, value in data.items() if isinstance(value, int | float)}
+    assert parse(edited(text, numbers)).data == data
+
+
+def test_several_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("old")
+    with pytest.raises(OSError, match="No such file"):
+        write_together({tmp_path / "a.yaml": "new", tmp_path / "missing" / "b.yaml": "new"})
+    assert (tmp_path / "a.yaml").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_sources_keep_what_was_not_fitted() -> None:
+    first = fitted_source("assumed: as fa2", "sm_80", "one")
+    assert first == "fitted: sm_80: one; else assumed: as fa2"
+    second = fitted_source(first, "sm_90", "two")
+    assert second == "fitted: sm_80: one; sm_90: two; else assumed: as fa2"
+    assert (
+        fitted_source(second, "sm_80", "three")
+        == "fitted: sm_80: three; sm_90: two; else assumed: as fa2"
+    )
+    assert fitted_source("fitted: by eye, see docs", "sm_80", "one") == (
+        "fitted: sm_80: one; else fitted: by eye, see docs"
+    )
+    assert fitted_source("assumed: x", "", "one") == "fitted: one"
+    assert short(0.123456) == 0.1235
+
+
+def test_a_new_constant_is_added_with_its_source(tmp_path: Path, configs: Path) -> None:
+    """A kernel that does not say a constant gets it in its own file."""
+    path = configs / "kernels" / "fa2.yaml"
+    lines = [x for x in path.read_text().splitlines() if not x.strip().startswith("segment_overhead_s")]
+    path.write_text("\n".join(lines) + "\n")
+    made = calibration(tmp_path, {"kernel.fa2.segment_overhead_s.sm_80": "[0, 2.0e-6]"})
+    fit = calibrate(made, DATA, jobs=1)
+    fit = replace(fit, constants=(replace(fit.constants[0], after=5e-7),))
+    path.write_text(edits(fit)[path])
+    assert catalog.kernel("vllm_fa2").segment_overhead_s == {"sm_80": 5e-7}
+    assert catalog.kernel("fa2").sources["segment_overhead_s"].startswith("fitted: sm_80: leansim")
