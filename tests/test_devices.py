@@ -54,6 +54,12 @@ LONG_READ = {
     "mi300x": (4199e9, 4300e9),
 }
 
+# Decode reads pages, and where its bandwidth is fitted it stays this close to long reads.
+LEAST_OF_LONG_READS = 0.85
+
+# Maximum read bandwidth held when the saturation exponents were fitted, bytes/s.
+BEST_READ = {"a100_sxm_80gb": 1870e9, "l40s": 847e9, "mi300x": 4300e9}
+
 # Unloaded latencies in SM clocks as published: near L2 hit, DRAM random chase, and their clock.
 LATENCY_CLOCKS = {
     "a100_sxm_40gb": (213, 574, 1.41e9),
@@ -164,6 +170,8 @@ def test_a100_has_no_fp8() -> None:
 def test_long_reads_stay_in_the_measured_range(name: str) -> None:
     device = load(name)
     low, high = LONG_READ[name]
+    if device.sources["dram_efficiency"].startswith("fitted"):
+        low *= LEAST_OF_LONG_READS
     for size, fraction in device.dram_efficiency:
         reached = device.achievable_dram_bytes_per_s(size)
         assert reached == pytest.approx(fraction * device.dram_bandwidth_bytes_per_s)
@@ -177,12 +185,15 @@ def test_efficiency_points_are_sorted_and_never_rise(name: str) -> None:
         assert fraction >= next_fraction
 
 
-def test_a100_80_loses_bandwidth_at_large_footprints() -> None:
-    device = load("a100_sxm_80gb")
-    loss = device.achievable_dram_bytes_per_s(1.5e8) / device.achievable_dram_bytes_per_s(4e9)
-    assert loss == pytest.approx(0.912 / 0.849, rel=0.01)
-    # Between two points: the measured buffer of 547328 KiB, which the list leaves out.
-    assert device.achievable_dram_bytes_per_s(547328 * 1024) == pytest.approx(1770e9, rel=0.005)
+def test_l40s_loses_bandwidth_at_large_footprints() -> None:
+    """0.979 of 864 GB/s at the first point and below, 0.922 at the last and above.
+
+    Half-way between two points in log footprint, sqrt(3.172e8 * 6.774e8), is 0.963, half-way
+    between 0.971 and 0.955.
+    """
+    device = load("l40s")
+    for size, fraction in ((1.0, 0.979), (1.489e8, 0.979), (4.63544e8, 0.963), (1e12, 0.922)):
+        assert device.achievable_dram_bytes_per_s(size) == pytest.approx(fraction * 864e9, rel=1e-6)
 
 
 @given(st.sampled_from(sorted(EXPECTED)), st.lists(st.floats(1.0, 1e13), min_size=2, max_size=6))
@@ -197,9 +208,9 @@ def test_achievable_bandwidth_never_rises_with_footprint(name: str, sizes: list[
     assert reached[0] <= max(fractions) * peak + rounding
 
 
-@given(st.floats(0.0, 1.0), st.integers(0, 6))
+@given(st.floats(0.0, 1.0), st.integers(0, 3))
 def test_achievable_bandwidth_lies_on_the_chord_in_log_footprint(share: float, leg: int) -> None:
-    device = load("a100_sxm_80gb")
+    device = load("l40s")
     (size, fraction), (next_size, next_fraction) = device.dram_efficiency[leg : leg + 2]
     footprint = size ** (1 - share) * next_size**share
     wanted = ((1 - share) * fraction + share * next_fraction) * device.dram_bandwidth_bytes_per_s
@@ -296,7 +307,7 @@ def test_saturation_law_gives_the_fitted_points(
     """Read bandwidth with 8 bytes in flight per thread; L0 is the latency the same fit found."""
     device = load(name)
     q = device.dram_saturation_exponent
-    best = device.achievable_dram_bytes_per_s(1.0)
+    best = BEST_READ[name]
     offered = 8 * threads_per_sm * device.num_sms / l0_s
     reached = offered / (1 + (offered / best) ** q) ** (1 / q)
     assert reached == pytest.approx(bytes_per_s, rel=0.09)
