@@ -98,12 +98,14 @@ def _path_s(result: Result, cta: int) -> dict[str, float]:
 
 def why_slower(slow: Facts, fast: Facts) -> str:
     """Say why one schedule takes longer than another of the same workload on the same kernel."""
-    slow_s, fast_s = _told_s(slow), _told_s(fast)
+    queued = max(slow.path_s["queue"], fast.path_s["queue"]) > 0
+    slow_s, fast_s = _told_s(slow, queued), _told_s(fast, queued)
     name = max(slow_s, key=lambda name: slow_s[name] - fast_s[name])
     times = f"{_us(slow_s[name])}, {_us(fast_s[name])} at best"
-    queues = "waits for a slot and " if max(slow.path_s["queue"], fast.path_s["queue"]) > 0 else ""
+    queues = "waits for a slot and " if queued else ""
     merged = f"{fast.merged} of them {_us(fast_s[name])}" if fast.merged else "none"
     causes = {
+        "queue": "",  # counted as streaming
         "before": f"what comes before the attention launch takes {times}",
         "launch": f"placing the CTA that ends last takes {times}",
         "ramp": f"the CTA that ends last starts its runs in {times}",
@@ -122,10 +124,15 @@ def why_slower(slow: Facts, fast: Facts) -> str:
     return f"{_counts(slow, fast)}{causes[name]}"
 
 
-def _told_s(facts: Facts) -> dict[str, float]:
-    """The path with the queue for a slot counted as streaming: it is others' streaming."""
+def _told_s(facts: Facts, queued: bool) -> dict[str, float]:
+    """The path with the queue for a slot counted as streaming: it is other CTAs' work.
+
+    That includes the starts and writes of theirs, so that with a queue its own count there too.
+    """
     path = dict(facts.path_s)
-    path["stream"] += path.pop("queue")
+    for name in ("queue", "launch", "ramp", "write") if queued else ("queue",):
+        path["stream"] += path[name]
+        path[name] = 0.0
     return path
 
 
@@ -141,7 +148,8 @@ def _counts(slow: Facts, fast: Facts) -> str:
         return ""
     empty = slow.num_sms - slow.sms_used
     if empty and slow.mean_splits < fast.mean_splits:
-        text += f"{slow.busy_ctas:,} CTAs leave {empty} of {slow.num_sms} SMs empty; "
+        ctas = f"{slow.busy_ctas:,} CTAs leave" if slow.busy_ctas > 1 else "one CTA leaves"
+        text += f"{ctas} {empty} of {slow.num_sms} SMs empty; "
     return text
 
 

@@ -101,7 +101,7 @@ def run_notes(run: Run) -> list[str]:
         notes.append(f"  {device} rests on {counts} numbers (`leansim show {device}`).")
     if any(s.resolved.workload.kv_bytes > s.resolved.device.dram_bytes for s in run.simulations):
         notes.append("The KV cache of this batch does not fit in the memory of every device here.")
-    notes.append("Modelled, not measured: kernel constants are not calibrated against silicon yet.")
+    notes.append("Modelled, not measured; docs/accuracy.md has the error against measured kernels.")
     return notes
 
 

@@ -51,8 +51,12 @@ def program_of(
     dram: float = PLENTY,
     l2: float = PLENTY,
     exponent: float = SHARP,
+    drift: Sequence[int] | None = None,
 ) -> Program:
-    """Lay launches of CTAs of steps out as a program; `ctas_per_sm` is one for all launches or each."""
+    """Lay launches of CTAs of steps out as a program.
+
+    `ctas_per_sm` is one for all launches or each, `drift` what each SM adds to its STREAM phases.
+    """
     ctas = [cta for launch in launches for cta in launch]
     steps = [step for cta in ctas for step in cta]
     edges = np.cumsum([0, *(len(launch) for launch in launches)]).tolist()
@@ -84,6 +88,7 @@ def program_of(
         dram_bytes_per_ps=dram,
         l2_bytes_per_ps=l2,
         dram_saturation_exponent=exponent,
+        drift_ps=None if drift is None else column(drift),
     )
 
 
@@ -100,6 +105,7 @@ class Sketch:
     dram: float = PLENTY
     l2: float = PLENTY
     exponent: float = SHARP
+    drift: list[int] | None = None
 
     @property
     def program(self) -> Program:
@@ -116,6 +122,8 @@ flow_kinds = st.builds(
     shares,
     st.sampled_from([0.0, 0.02, 0.06, 0.2, 5.0]),
 )
+# In classes, as the SMs of a device are.
+drifts = st.sampled_from([0, 1, 500, 30_000])
 # Round latencies and sizes, so that much happens at the same picosecond, and others.
 latencies = st.one_of(st.sampled_from([0, 0, 1, 1000, 200_000]), st.integers(0, 2_000_000))
 sizes = st.one_of(st.sampled_from([0, 0, 1, 260, 4096, 65_536]), st.integers(0, 300_000))
@@ -171,6 +179,7 @@ def sketches(draw: st.DrawFn, max_ctas: int = 40) -> Sketch:
         dram=draw(st.sampled_from([0.02, 0.1, 0.5, 10.0])),
         l2=draw(st.sampled_from([0.05, 0.2, 10.0])),
         exponent=draw(st.sampled_from([1.9, 2.65, SHARP])),
+        drift=draw(st.none() | st.lists(drifts, min_size=num_sms, max_size=num_sms)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Held against silicon: a committed sample of measured latencies, harnesses, measurements of one's own."""
+"""Held against silicon: measured latencies, the harness around a kernel, one's own measurements."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_what_flashinfers_benchmark_writes(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("a,b\n1,2", "missing here: device, measured_us"),
-        (FLASHINFER.replace("median_", "mean_") + "\n" + ",".join("x" * 17), "missing here: median_time"),
+        (FLASHINFER.replace("median_", "mean_") + "\n" + ",".join("x" * 17), "missing here: median_"),
         (f"{HEADER},measured_us\nh100_sxm,lean,1,8,8,64,100,fast", "found 'fast'"),
         (f"{HEADER},measured_us\nh100_sxm,lean,1,8,8,64,100,-1", "wanted a time in microseconds"),
         (f"{HEADER},measured_us\nh100_sxm,leen,1,8,8,64,100,5", "did you mean 'lean'"),
