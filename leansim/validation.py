@@ -179,6 +179,36 @@ def error_table(table: pd.DataFrame, regimes: Sequence[str] = tuple(REGIMES)) ->
     return pd.DataFrame(rows)
 
 
+# What most people run, and what departs from it.
+PLAIN_HEAD_DIMS = (64, 128, 256)
+KINDS = ("plain", "other head dim", "8-bit KV", "window", "8-bit KV, window")
+
+
+def kind_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Errors per table, kernel and kind of row, with the bias of each latency band.
+
+    `plain` rows have 16-bit KV, no window, and a head dim of 64, 128 or 256.
+    """
+    import pandas as pd  # noqa: PLC0415
+
+    done = table[table["refused"] == ""]
+    small, windowed = done["kv_dtype"] == "fp8", done["window"] > 0
+    kind = pd.Series("plain", index=done.index)
+    kind[~done["head_dim"].isin(PLAIN_HEAD_DIMS)] = "other head dim"
+    kind[small], kind[windowed], kind[small & windowed] = KINDS[2:]
+    rows = []
+    for (name, kernel), mine in done.groupby(["table", "kernel"], sort=True):
+        for label in KINDS:
+            part = mine[kind[mine.index] == label]
+            if part.empty:
+                continue
+            bands = part.groupby("band")["error"].mean()
+            bias = {f"bias {band}": bands.get(band, float("nan")) for _, band in BANDS}
+            head = {"table": name, "kernel": kernel, "kind": label}
+            rows.append({**head, **errors_of(part["error"]), **bias})
+    return pd.DataFrame(rows)
+
+
 def _in_order(regime: str, values: pd.Series[Any]) -> list[Any]:
     bins = {"band": BANDS, "group": _GROUPS}.get(regime)
     present = set(values.unique())

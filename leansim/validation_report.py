@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from leansim.validation import (
     comparison_sample,
     error_table,
     errors_of,
+    kind_table,
     ranking,
     refusals,
     worst_rows,
@@ -60,8 +62,13 @@ def write_validation(
     `what` is the command that RESULTS.md says it was written by.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    frames = {"errors": error_table(table), "worst": worst_rows(table, max(worst, 50)),
-              "ranking": ranking(table), "comparison": comparison_sample(table)}  # fmt: skip
+    frames = {
+        "kinds": kind_table(table),
+        "errors": error_table(table),
+        "worst": worst_rows(table, max(worst, 50)),
+        "ranking": ranking(table),
+        "comparison": comparison_sample(table),
+    }
     written = []
     if predictions:
         table.to_parquet(path := folder / "predictions.parquet")
@@ -94,11 +101,17 @@ def results(table: pd.DataFrame, worst: int, what: str, figures: Sequence[Path])
 def sections(table: pd.DataFrame, worst: int) -> list[Section]:
     """Title, rows and a note of each part: errors, ranking, comparison with other tools, worst rows."""
     errors = error_table(table)
-    heads = _records(errors[errors["regime"] == "all"])
-    labels = ("table", "kernel")
-    found: list[Section] = [
-        ("Error of predicted latency", [{**{k: r[k] for k in labels}, **_figures(r)} for r in heads], "")
+    labels = ("table", "kernel", "kind")
+    rows = [
+        {
+            **{name: row[name] for name in labels},
+            **_figures(row),
+            **{f"bias {band}": _signed(row[f"bias {band}"]) for band in _BAND_NAMES},
+        }
+        for row in _records(kind_table(table))
     ]
+    note = "`plain`: 16-bit KV, no window, head dim 64, 128 or 256."
+    found: list[Section] = [("Error of predicted latency", rows, note)]
     for (name, kernel), mine in errors[errors["regime"] != "all"].groupby(["table", "kernel"]):
         rows = [
             {"regime": REGIMES[row["regime"]], "value": row["value"], **_figures(row)}
@@ -156,10 +169,14 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "rows": row["rows"],
-        "bias": f"{row['bias']:+.1%}",
+        "bias": _signed(row["bias"]),
         **{name: _percent(row[name]) for name in ("mean", "median", "p90")},
         "within 10%": f"{row['within_10']:.0%}",
     }
+
+
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.1%}"
 
 
 def _percent(value: float) -> str:

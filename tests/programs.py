@@ -116,7 +116,7 @@ class Sketch:
 # (DRAM, L2): what DRAM brings passes L2, masked bytes pass neither.
 shares = st.sampled_from([(0.0, 0.0), (0.0, 0.7), (0.0, 1.0), (0.3, 0.3), (0.3, 1.0), (1.0, 1.0)])
 flow_kinds = st.builds(
-    lambda pace, work, share, offered: FlowKind("flow", pace, work, *share, offered),
+    lambda pace, work, share, offered: FlowKind("flow", pace, work, share[0], share[1], offered),
     st.sampled_from([0.03, 0.06, 0.12, 1.0]),
     st.sampled_from([0.0, 1.0, 8.0, 12.0, 40.0]),
     shares,

@@ -143,7 +143,7 @@ def test_lean_attention_beats_flash_decoding_beats_flash_attention_2() -> None:
     """
     spans = {}
     for partitioner in (FlashAttention2(), FlashDecoding(num_splits=3), LeanAttention()):
-        result = run(partitioner(two_heads(), toy()))  # type: ignore[operator]
+        result = run(partitioner(two_heads(), toy()))
         spans[type(partitioner).__name__] = result.makespan_ps
     assert spans["LeanAttention"] < spans["FlashDecoding"] < spans["FlashAttention2"]
     assert ns(result.spent_ps(result.program.launches[0])["idle"]) == 7036.375

@@ -25,7 +25,7 @@ shares = st.sampled_from([(0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (0.125, 0.25), (0.
 offers = st.one_of(st.just(0.0), st.floats(1e-4, 10.0))
 demand_lists = st.lists(
     st.builds(
-        lambda n, limit, share, offered: Demand(n, limit, *share, offered),
+        lambda n, limit, share, offered: Demand(n, limit, share[0], share[1], offered),
         counts,
         limits,
         shares,

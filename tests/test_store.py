@@ -139,9 +139,7 @@ def test_a_killed_writer_loses_nothing_it_committed(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_keys_know_the_source_of_the_time_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_know_the_source_of_the_time_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed line anywhere in the model is another model, whatever the version says."""
     package = Path(keys.__file__).parent
     copied = tmp_path / "leansim"
