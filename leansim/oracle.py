@@ -30,6 +30,7 @@ from leansim.trials import Bench
 
 UNIFORM, PER_REQUEST = "best uniform", "best per request"
 BUDGET = 200  # simulations of the search over per-request counts
+_MOST_WAVES = 128
 _ALL_COUNTS = 4096  # counts and run lengths up to here are all candidates; beyond, one in a hundred
 
 
@@ -228,11 +229,10 @@ def described(bench: Bench, rule: Rule) -> Policy:
 def best_uniform(bench: Bench, most_splits: int | None = None) -> int:
     """The one split count for all requests that is fastest, the smallest of equals.
 
-    Counts that cut every request just as a smaller one does are passed over. Up to 64 that are left
-    are all tried; of more, what `searching.cheapest` says.
+    Counts that cut every request just as a smaller one does are passed over, and those that make more
+    than 128 waves. Up to 64 that are left are all tried; of more, what `searching.cheapest` says.
     """
-    tiles = tiles_of_request(bench.grid)
-    counts = distinct_counts(tiles, most_splits)
+    counts = useful_counts(bench, most_splits)
     guess = max(1, round(bench.grid.slots / bench.grid.num_output_tiles))
     return cheapest(counts, lambda count, below: bench.latency_s(bench.splits(count), below), guess)
 
@@ -247,6 +247,24 @@ def distinct_counts(tiles: IntArray, most_splits: int | None = None) -> list[int
     new = np.r_[True, np.any(cuts[1:] != cuts[:-1], axis=1)]
     chosen: list[int] = counts[new].tolist()
     return chosen
+
+
+def useful_counts(bench: Bench, most_splits: int | None = None) -> list[int]:
+    """Distinct counts that make at most 128 waves of CTAs, or as many as no split makes.
+
+    With so many waves there is less than 1% of a slot's time left to be won by even more.
+    """
+    tiles = tiles_of_request(bench.grid)
+    counts = np.array(distinct_counts(tiles, most_splits))
+    lengths, requests = np.unique(tiles, return_counts=True)
+    runs = without_empty_runs(lengths, counts[:, None]) @ requests
+    chosen: list[int] = counts[runs <= max(_most_runs(bench), len(tiles))].tolist()
+    return chosen
+
+
+def _most_runs(bench: Bench) -> int:
+    """Runs of a head and row block, over all requests, that make `_MOST_WAVES`."""
+    return _MOST_WAVES * bench.grid.slots // (bench.grid.heads * bench.grid.row_blocks)
 
 
 def _candidates(most: int) -> IntArray:
@@ -275,9 +293,11 @@ def best_per_request(
     def of_length(length: int) -> PerRequestSplits:
         return _counts(bench, np.minimum(-(-tiles // length), limit), longest_first=False)
 
-    lengths = [length for length in _candidates(int(tiles.max())).tolist() if length <= tiles.max()]
+    lengths = _candidates(int(tiles.max()))
+    runs = np.array([np.minimum(-(-tiles // length), limit).sum() for length in lengths.tolist()])
+    useful: list[int] = lengths[runs <= max(_most_runs(bench), len(tiles))].tolist()
     guess = max(1, -(-grid.total_kv_tiles // grid.slots))
-    length = cheapest(lengths, lambda n, below: bench.latency_s(of_length(n), below), guess)
+    length = cheapest(useful, lambda n, below: bench.latency_s(of_length(n), below), guess)
     starts = [of_length(length), _counts(bench, np.minimum(uniform, limit), longest_first=False)]
     starts += [_reordered(start) for start in starts]
     best = min(starts, key=bench.latency_s)

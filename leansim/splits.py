@@ -10,14 +10,14 @@ import numpy as np
 
 from leansim.engine import Engine
 from leansim.errors import LeansimError, PartitionerError
-from leansim.oracle import Policy, described, distinct_counts
+from leansim.oracle import Policy, described, distinct_counts, useful_counts
 from leansim.partitioners import Partitioner
-from leansim.partitioners.per_request_splits import tiles_of_request
 from leansim.points import Point, Resolved, resolve
 from leansim.rules import chosen_rules, heeds_count, own_rule, told
 from leansim.searching import cheapest
 from leansim.trials import Bench
 
+_MOST_OF_A_CALL = 128  # counts tried of a call that is told of a longer context than there is
 KNEE = 0.05  # the knee is the fewest splits within this share of the best
 
 
@@ -106,8 +106,8 @@ def split_curve(
 ) -> SplitCurve:
     """Simulate a point at many split counts, and every split rule on the same kernel.
 
-    `counts` are tried as given; by default every count that cuts some request as no smaller one does
-    if those are at most 64, else a geometric grid, refined about its best. Raises a `LeansimError`
+    `counts` are tried as given; by default those of `oracle.best_uniform`: all if they are at most 64,
+    else a geometric grid, refined about its best. Raises a `LeansimError`
     where the kernel cannot run the workload.
     """
     bench = Bench(resolve(point), engine)
@@ -137,12 +137,11 @@ def _given(bench: Bench, own: bool, counts: Sequence[int]) -> dict[int, float]:
 
 def _searched(bench: Bench, own: bool) -> dict[int, float]:
     """Latencies of enough counts to draw, the best among them."""
-    tiles = tiles_of_request(bench.grid)
-    candidates = [
-        count
-        for count in distinct_counts(np.r_[tiles, bench.grid.call_kv_tiles] if own else tiles)
-        if _allowed(bench, own, count)
-    ]
+    counts = set(useful_counts(bench))
+    if own and bench.grid.call_kv_tiles > bench.grid.num_kv_tiles.max():  # borders may follow the call
+        longest = np.array([bench.grid.call_kv_tiles])
+        counts |= {count for count in distinct_counts(longest) if count <= _MOST_OF_A_CALL}
+    candidates = [count for count in sorted(counts) if _allowed(bench, own, count)]
     latencies: dict[int, float] = {}
 
     def cost(count: int, below: float = 0.0) -> float:  # noqa: ARG001 - drawn however slow

@@ -109,6 +109,8 @@ def test_verdicts() -> None:
 
     assert verdict() == "no number"
     assert verdict(claimed=[1.2, 1.2], of="kernel") == "size"
+    assert verdict(claimed=[1.5, 1.6], of="kernel") == "size"
+    assert verdict(claimed=[1.1, 1.15], of="kernel") == "direction"
     assert verdict(claimed=[3.0, 3.0], of="kernel") == "direction"
     assert verdict(claimed=[1.3, 1.3], of="step") == "size"
     assert verdict(claimed=[2.0, 2.0], of="step") == "less"

@@ -21,7 +21,7 @@ from leansim.tables import render
 from leansim.trials import Bench
 
 HERE = Path(__file__).resolve().parent
-CLOSE = 4 / 3
+CLOSE = 1.6
 PINS = ("id", "before_ns", "after_ns", "best_ns")
 
 
@@ -50,15 +50,16 @@ class Incident:
     def verdict(self) -> str:
         """How the model stands to the report.
 
-        Of a kernel: `size` within a third of the claim, `direction`, or `not reproduced`. Of a decode
-        step: attention alone must gain at least as much, else `less`, or `not reproduced`.
+        Of a kernel: `size` if the logarithms of the two ratios are within a factor of `CLOSE`, else
+        `direction`, or `not reproduced`. Of a decode step: attention alone must gain at least as much,
+        else `less`, or `not reproduced`.
         """
         if self.claimed is None:
             return "no number"
         low, high = self.claimed
         if self.entry["of"] == "step":
             return "size" if self.simulated >= low else _direction(self.simulated, "less")
-        near = low / CLOSE <= self.simulated <= high * CLOSE
+        near = low ** (1 / CLOSE) <= self.simulated <= high**CLOSE
         return "size" if near else _direction(self.simulated, "direction")
 
     @property

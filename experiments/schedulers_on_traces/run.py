@@ -119,7 +119,7 @@ def refused(table: pd.DataFrame) -> list[str]:
     counts = table.loc[table["error"].notna(), ["policy", "error"]].value_counts()
     reasons: dict[str, list[tuple[str, int]]] = {}
     for (policy, error), count in counts.items():
-        why = str(error).partition(": found")[0].partition(" has no instance")[0]
+        why = str(error).partition(": found")[0].partition(" on '")[0]
         reasons.setdefault(why, []).append((short(str(policy)), int(count)))
     return [
         f"- {', '.join(sorted({name for name, _ in who}))} ({sum(count for _, count in who)}): {why}"

@@ -4,7 +4,7 @@
 
 Wants the extra `silicon`. Predicts every row that no constant was fitted to (some 270,000, about ten
 minutes on two cores), or N rows of each table, and writes RESULTS.md, error tables and figures
-here, and the summary in docs/accuracy.md.
+here, and the summaries in docs/accuracy.md and the README.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import argparse
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from leansim.progress import Progress
 from leansim.tables import render
-from leansim.validation import table_rows, validate
+from leansim.validation import kind_table, table_rows, validate
 from leansim.validation_report import sections, write_validation
 
 HERE = Path(__file__).resolve().parent
-ACCURACY = HERE.parent.parent / "docs" / "accuracy.md"
+ROOT = HERE.parent.parent
+ACCURACY, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"
 # Parts of RESULTS.md that docs/accuracy.md repeats.
 SUMMARY = ("Error of predicted latency", "Is split or unsplit faster", "Beside other tools")
-_BLOCK = re.compile(r"(<!-- errors -->\n).*?(<!-- /errors -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (errors|accuracy) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -41,7 +44,28 @@ def main() -> None:
         if title.startswith(SUMMARY)
     ]
     text = f"Written by `{what}`; do not edit.\n\n" + "\n".join(parts)
-    ACCURACY.write_text(_BLOCK.sub(lambda block: f"{block[1]}{text}{block[2]}", ACCURACY.read_text()))
+    fill(ACCURACY, text)
+    fill(README, plain_rows(kind_table(table)))
+
+
+def plain_rows(kinds: pd.DataFrame) -> str:
+    """The README's table: mean error and share within 10% of the rows most people run."""
+    rows = [
+        {
+            "measured": row.table,
+            "kernel": f"`{row.kernel}`",
+            "rows": f"{row.rows:,}",
+            "mean error": f"{row.mean:.1%}",
+            "within 10%": f"{row.within_10:.0%}",
+        }
+        for row in kinds[kinds["kind"] == "plain"].itertuples()
+    ]
+    return render(rows, "md") + "\n"
+
+
+def fill(file: Path, text: str) -> None:
+    """Replace what stands between the marks of a page."""
+    file.write_text(_BLOCK.sub(lambda block: f"{block[1]}{text}{block[3]}", file.read_text()))
 
 
 if __name__ == "__main__":
