@@ -20,7 +20,7 @@ from leansim.numerics import (
     head_inputs,
     kv_head_of,
     merge_order,
-    reference_head,
+    reference_heads,
     replay_tile,
     rounded,
     row_owners,
@@ -213,8 +213,8 @@ def _tile_errors(
         rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q, k, v))
         both = np.hstack([rv, np.abs(rv)])
         whole = np.empty((*q.shape[:2], both.shape[1]))
-        for head in np.unique(member).tolist():
-            whole[:, head] = reference_head(rq[:, head], rk, both, workload.window)
+        heads_here = np.unique(member)
+        whole[:, heads_here] = reference_heads(rq[:, heads_here], rk, both, workload.window)
         wanted, size = np.split(whole[tokens, member], 2, axis=1)
         error = np.abs(out - wanted)
         errors[i] = error.max(), np.sum(error**2), (error / size).max(), error.size

@@ -83,7 +83,7 @@ def splits(
     sections, records = {}, []
     for curve in curves:
         title = _title(curve.resolved.point, curve.resolved.workload)
-        sections[title] = [row for row in curve.rows() if row[""] or row["picked_by"]]
+        sections[title] = [row for row in curve.rows() if row["mark"] or row["picked_by"]]
         sections[f"{title}: split rules"] = curve.pick_rows()
         records += curve.records()
     notes = [curve.note() for curve in curves]
@@ -97,6 +97,7 @@ def splits(
 
 def explain(
     file: File = None,
+    out: Out = None,
     settings: Settings = None,
     form: Annotated[str, typer.Option("--format", help="table (text), json, csv or md")] = "table",
     rules: Rules = None,
@@ -109,10 +110,12 @@ def explain(
 
     grid = _grid(file, settings, flags, form)
     found = [tell(point, _names(rules), budget) for point in grid.points()]
+    records = [one.record() for one in found]
     if form in ("table", "md"):
         print("\n\n".join(one.text for one in found))
     else:
-        print(render([one.record() for one in found], form))
+        print(render(records, form))
+    _write(out, grid, records, {}, [one.text for one in found])
 
 
 def regret(

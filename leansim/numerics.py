@@ -22,6 +22,7 @@ from leansim.workload import Workload
 Precision = Literal["float64", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FloatArray = npt.NDArray[np.floating[Any]]
+SCORES_AT_ONCE = 2**22  # of the heads that share a reference: 32 MB in float64
 
 
 # -- number formats ------------------------------------------------------------------------------
@@ -254,22 +255,32 @@ def replay(
 # -- what it is compared with --------------------------------------------------------------------
 
 
-def reference_head(q: FloatArray, k: FloatArray, v: FloatArray, window: int | None = None) -> FloatArray:
-    """Softmax attention of one query head over its whole context at once, in float64.
+def reference_heads(
+    q: FloatArray, k: FloatArray, v: FloatArray, window: int | None = None
+) -> FloatArray:
+    """Softmax attention of query heads over the whole context of their KV head at once, in float64.
 
-    `q [query_len, head_dim]` are the last tokens of the context `k [context_len, head_dim]`,
-    `v [context_len, value_dim]`; token at position p sees keys in `(p - window, p]`.
+    `q [query_len, heads, head_dim]` are the last tokens of the context `k [context_len, head_dim]`,
+    `v [context_len, value_dim]`; token at position p sees keys in `(p - window, p]`. Returns
+    `[query_len, heads, value_dim]`.
     """
     q, k, v = (x.astype(np.float64, copy=False) for x in (q, k, v))
-    scores = q @ k.T / np.sqrt(q.shape[1])
-    past = len(k) - len(q)
-    hidden = ~np.tri(len(q), len(k), past, dtype=bool)
+    new, past = len(q), len(k) - len(q)
+    hidden = ~np.tri(new, len(k), past, dtype=bool)
     if window is not None:
-        hidden |= np.tri(len(q), len(k), past - window, dtype=bool)
-    scores[hidden] = -np.inf
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    result: FloatArray = (weights / weights.sum(axis=1, keepdims=True)) @ v
-    return result
+        hidden |= np.tri(new, len(k), past - window, dtype=bool)
+    out = np.empty((*q.shape[:2], v.shape[1]))
+    at_once = max(1, SCORES_AT_ONCE // hidden.size)
+    for first in range(0, q.shape[1], at_once):
+        some = q[:, first : first + at_once]
+        scores = (some.reshape(-1, k.shape[1]) @ k.T).reshape(*some.shape[:2], len(k))
+        scores /= np.sqrt(k.shape[1])
+        np.copyto(scores, -np.inf, where=hidden[:, None])
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        weights /= weights.sum(axis=2, keepdims=True)
+        summed = weights.reshape(-1, len(k)) @ v
+        out[:, first : first + at_once] = summed.reshape(*some.shape[:2], -1)
+    return out
 
 
 def reference(
@@ -278,10 +289,10 @@ def reference(
     """Whole-context float64 attention of a workload; layouts as in `replay`."""
     out = np.empty((*q.shape[:3], workload.value_dim))
     for request in range(workload.batch_size):
-        for head in range(workload.num_q_heads):
-            keys = k[request][:, head // workload.group_size]
-            values = v[request][:, head // workload.group_size]
-            out[request, :, head] = reference_head(q[request, :, head], keys, values, workload.window)
+        for kv_head in range(workload.num_kv_heads):
+            heads = slice(kv_head * workload.group_size, (kv_head + 1) * workload.group_size)
+            keys, values = k[request][:, kv_head], v[request][:, kv_head]
+            out[request, :, heads] = reference_heads(q[request, :, heads], keys, values, workload.window)
     return out
 
 

@@ -148,17 +148,17 @@ class Oracle:
 
     def notes(self) -> list[str]:
         """What was searched, how the point's own rule does, and who refused."""
-        own, best = self.own, self.best
+        own, best, point = self.own, self.best, self.resolved.point
         notes = [
             f"{self.simulations} simulations; {self.found.label} of split counts: {self.found.cuts}, "
             f"{self.found.latency_s * 1e6:.2f} us; fastest of all: {best.label}"
         ]
         if own is not None:
             lost = f"{self.regret(own) - 1:.1%}" if own is not best else "nothing"
-            notes.append(f"{self.resolved.point.policy} cuts {own.cuts} and loses {lost}")
+            notes.append(f"its own rule cuts {own.cuts} and loses {lost}")
         if self.refused:
             notes.append(f"do not take this: {', '.join(name for name, _ in self.refused)}")
-        return notes
+        return [f"{point.device} {point.policy}: {note}" for note in notes]
 
 
 def oracle(

@@ -49,7 +49,8 @@ class RegretMap:
 
     def records(self) -> list[Row]:
         """One flat record per policy and cell; refused ones have an error and None for numbers."""
-        known = self.table.astype(object).where(self.table.notna(), None)
+        table = self.table.convert_dtypes()  # whole numbers stay whole beside missing ones
+        known = table.astype(object).where(table.notna(), None)
         return [{str(key): value for key, value in row.items()} for row in known.to_dict("records")]
 
     def worst(self, count: int = 10) -> pd.DataFrame:

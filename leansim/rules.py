@@ -36,7 +36,7 @@ def known_rules(resolved: Resolved) -> list[Rule]:
     Left out are rules of kernels for the other kind of KV cache (MLA or not) or for another vendor's
     GPUs, and partitioners that cannot be made without options.
     """
-    found: dict[Partitioner, Rule] = {}
+    found: dict[str, Rule] = {}
     elsewhere = set()
     for kernel_name in catalog.names("kernel"):
         kernel = catalog.kernel(kernel_name)
@@ -47,9 +47,8 @@ def known_rules(resolved: Resolved) -> list[Rule]:
             elsewhere.add(spec.name)
             continue
         partitioner = make(spec.name, spec.options)
-        users = found[partitioner].used_by if partitioner in found else ()
-        name = found[partitioner].name if partitioner in found else rule_name(spec)
-        found[partitioner] = Rule(name, partitioner, (*users, kernel_name))
+        same = found.get(repr(partitioner), Rule(rule_name(spec), partitioner))
+        found[repr(partitioner)] = replace(same, used_by=(*same.used_by, kernel_name))
     used = {rule.name.partition("(")[0] for rule in found.values()}
     for name in partitioners():
         if name in _TOOLS or name in elsewhere | used:
@@ -58,7 +57,7 @@ def known_rules(resolved: Resolved) -> list[Rule]:
             partitioner = make(name)
         except PartitionerError:
             continue
-        found.setdefault(partitioner, Rule(name, partitioner))
+        found.setdefault(repr(partitioner), Rule(name, partitioner))
     return sorted(found.values(), key=lambda rule: rule.name)
 
 

@@ -64,7 +64,7 @@ class SplitCurve:
                     "num_splits": count,
                     "latency_us": f"{latency * 1e6:.2f}",
                     "over_best": f"{latency / self.best_s:.3f}",
-                    "": " ".join(mark for mark, true in marks.items() if true) or None,
+                    "mark": " ".join(mark for mark, true in marks.items() if true) or None,
                     "picked_by": ", ".join(pickers) or None,
                 }
             )

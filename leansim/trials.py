@@ -28,7 +28,7 @@ class Bench:
         """Take a resolved point's workload, kernel and device, and its partitioner as one of many."""
         self.resolved, self.engine = resolved, engine
         self.simulations = 0
-        self._known: dict[Partitioner, float] = {}
+        self._known: dict[str, float] = {}  # by repr: options need not be hashable
 
     @property
     def grid(self) -> TileGrid:
@@ -58,15 +58,13 @@ class Bench:
 
         Raises as `simulation`.
         """
-        if partitioner in self._known:
-            return self._known[partitioner]
+        if (label := repr(partitioner)) in self._known:
+            return self._known[label]
         resolved = replace(self.resolved, partitioner=partitioner)
         program = self._lowered(resolved)
         if below < math.inf and program_floor_s(program) >= below:
             return math.inf
-        latency = self._executed(resolved, program).result.latency_s
-        self._known[partitioner] = latency
-        return latency
+        return self._executed(resolved, program).result.latency_s
 
     def bound(self) -> Bound:
         """What no schedule of this kernel can beat for this workload."""
@@ -86,5 +84,5 @@ class Bench:
     def _executed(self, resolved: Resolved, program: Program) -> Simulation:
         self.simulations += 1
         simulation = Simulation(resolved, program, execute(program, self.engine))
-        self._known[resolved.partitioner] = simulation.result.latency_s
+        self._known[repr(resolved.partitioner)] = simulation.result.latency_s
         return simulation

@@ -54,7 +54,7 @@ def test_oracle_prints_policies_regret_and_bound(tmp_path: Path) -> None:
         "regret",
     ]
     assert any(line.startswith("bound (") for line in lines)
-    assert "fa2 cuts 1 and loses " in done.stdout
+    assert "h100_sxm fa2: its own rule cuts 1 and loses " in done.stdout
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"results.csv", "table.md", "manifest.json"}
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
@@ -79,12 +79,14 @@ def test_splits_draws_the_curve(tmp_path: Path) -> None:
     assert [row["num_splits"] for row in rows if row["kind"] == "count"] == ["1", "2", "8"]
 
 
-def test_explain_prints_a_paragraph() -> None:
+def test_explain_prints_a_paragraph(tmp_path: Path) -> None:
     done = leansim("explain", *FA2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fa2 on h100_sxm, batch 2 x 6,144 tokens")
     assert "CTAs on 132 SMs" in done.stdout
-    record = json.loads(leansim("explain", *FA2, "--format", "json").stdout)[0]
+    again = leansim("explain", *FA2, "--format", "json", "-o", "out", cwd=tmp_path)
+    record = json.loads(again.stdout)[0]
+    assert record["text"] in (tmp_path / "out" / "table.md").read_text()
     assert record["text"] == done.stdout.strip()
 
 

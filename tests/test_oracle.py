@@ -164,7 +164,7 @@ def test_rows_and_records_tell_the_same() -> None:
     for record, row in zip(records, rows, strict=False):
         assert float(row["latency_us"]) == pytest.approx(record["latency_s"] * 1e6, abs=0.006)
         assert record["regret"] >= 1.0
-    assert found.notes()[0].startswith(f"{found.simulations} simulations")
+    assert found.notes()[0].startswith(f"h100_sxm fa2: {found.simulations} simulations")
 
 
 # -- split rules -----------------------------------------------------------------------------------

@@ -215,9 +215,12 @@ def test_a_single_token_returns_its_value() -> None:
 def test_reference_by_hand() -> None:
     """Equal scores average the visible values: 1..4 for the last token, 1..3 for the one before."""
     k, v = np.zeros((4, 2)), np.arange(1.0, 5.0)[:, None]
-    q = np.ones((2, 2))
-    np.testing.assert_allclose(numerics.reference_head(q, k, v)[:, 0], [2.0, 2.5])
-    np.testing.assert_allclose(numerics.reference_head(q, k, v, window=2)[:, 0], [2.5, 3.5])
+    q = np.ones((2, 3, 2))
+    wanted = np.array([[2.0] * 3, [2.5] * 3])
+    np.testing.assert_allclose(numerics.reference_heads(q, k, v)[..., 0], wanted)
+    np.testing.assert_allclose(
+        numerics.reference_heads(q, k, v, window=2)[..., 0], [[2.5] * 3, [3.5] * 3]
+    )
 
 
 def test_every_query_row_has_one_owner() -> None:

@@ -50,7 +50,7 @@ def test_rules_pick_what_their_host_code_picks() -> None:
     rows = {row["num_splits"]: row for row in curve.rows()}
     assert rows[1]["over_best"] == f"{curve.latencies_s[0] / curve.best_s:.3f}"
     assert "fa2" in rows[1]["picked_by"]
-    assert rows[curve.best][""].startswith("best")
+    assert rows[curve.best]["mark"].startswith("best")
 
 
 def test_rules_that_refuse_are_named() -> None:
