@@ -211,7 +211,7 @@ def test_sweep_stores_refusals_and_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_interrupting_a_sweep_loses_no_finished_point(tmp_path: Path) -> None:
-    heavy = SWEEP.replace("[1, 8]", "[32, 64, 128, 256]").replace(", lean_aiter", "")
+    heavy = SWEEP.replace("[1, 8]", "[512, 1024, 2048, 4096]").replace(", lean_aiter", "")
     (tmp_path / "s.yaml").write_text(heavy)
     command = [sys.executable, "-m", "leansim", "sweep", "s.yaml", "-o", "out", "-j", "1", "--no-plots"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
