@@ -211,7 +211,9 @@ def test_sweep_stores_refusals_and_is_not_repeated(tmp_path: Path) -> None:
 
 
 def test_interrupting_a_sweep_loses_no_finished_point(tmp_path: Path) -> None:
-    heavy = SWEEP.replace("[1, 8]", "[512, 1024, 2048, 4096]").replace(", lean_aiter", "")
+    batches = list(range(1024, 6145, 512))  # enough to be at it still when the signal comes
+    heavy = SWEEP.replace("[1, 8]", str(batches)).replace(", lean_aiter", "")
+    total = len(batches) * 3 * 3 * 2
     (tmp_path / "s.yaml").write_text(heavy)
     command = [sys.executable, "-m", "leansim", "sweep", "s.yaml", "-o", "out", "-j", "1", "--no-plots"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
@@ -222,9 +224,9 @@ def test_interrupting_a_sweep_loses_no_finished_point(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 130, rest
     assert "the same command goes on" in rest
     kept = len(pd.read_parquet(tmp_path / "out" / "results.parquet"))
-    assert 0 < kept < 72
+    assert 0 < kept < total
     done = leansim("sweep", "s.yaml", "-o", "out", "--no-plots", cwd=tmp_path)
-    assert f"{72 - kept} simulated, {kept} already there" in done.stdout
+    assert f"{total - kept} simulated, {kept} already there" in done.stdout
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -138,7 +138,8 @@ def test_borrowed_parts_admit_it() -> None:
     """L40S and H200 stand on siblings; only what was read on the part itself may say so."""
     assert load("l40s").source_counts()["measured"] == 0
     h200 = load("h200_sxm").sources
-    assert {key for key, text in h200.items() if text.startswith("measured")} == {"dram_efficiency"}
+    assert not {key for key, text in h200.items() if text.startswith("measured")}
+    assert "measured slope" in h200["dram_efficiency"], "read on the part, then scaled by its sibling"
 
 
 @pytest.mark.parametrize(("name", "dtype", "clock_hz", "flop_per_s"), PEAKS)
@@ -170,7 +171,7 @@ def test_a100_has_no_fp8() -> None:
 def test_long_reads_stay_in_the_measured_range(name: str) -> None:
     device = load(name)
     low, high = LONG_READ[name]
-    if device.sources["dram_efficiency"].startswith("fitted"):
+    if not device.sources["dram_efficiency"].startswith("measured"):
         low *= LEAST_OF_LONG_READS
     for size, fraction in device.dram_efficiency:
         reached = device.achievable_dram_bytes_per_s(size)
