@@ -216,7 +216,13 @@ def test_interrupting_a_sweep_loses_no_finished_point(tmp_path: Path) -> None:
     total = len(batches) * 3 * 3 * 2
     (tmp_path / "s.yaml").write_text(heavy)
     command = [sys.executable, "-m", "leansim", "sweep", "s.yaml", "-o", "out", "-j", "1", "--no-plots"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    # A job in the background ignores the signal, and hands that on to what it starts.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stderr is not None
         assert "points" in process.stderr.readline()  # at least a tenth is done
         process.send_signal(signal.SIGINT)
