@@ -98,7 +98,8 @@ class Kernel(SourcedSpec):
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
     masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first
     tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
-    latent cache (MLA).
+    latent cache (MLA). With `quantises_query` an 8-bit cache is met by an 8-bit query, whatever the
+    call's own.
     """
 
     partitioner: PartitionerChoice
@@ -111,6 +112,7 @@ class Kernel(SourcedSpec):
     kv_stages: Count
     partial_dtype: DType
     latent_kv: bool = False
+    quantises_query: bool = False
     combine: Combine | None = None
 
     merge_splits_in_flight: Count = 1
@@ -137,6 +139,7 @@ class Kernel(SourcedSpec):
             "pipeline",
             "partial_dtype",
             "latent_kv",
+            "quantises_query",
             "empty_ctas",
             "prefetches_items",
         }

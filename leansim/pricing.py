@@ -134,10 +134,15 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     )
 
 
+def query_dtype(workload: Workload, kernel: Kernel) -> str:
+    """Element type of the query inside the kernel, and so of its tensor instructions."""
+    eight_bit = workload.kv_dtype == "fp8" and kernel.quantises_query
+    return "fp8" if eight_bit else workload.q_dtype
+
+
 def tensor_flop_per_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     """Tensor rate of one SM as the kernel's instructions reach it, FLOP/s."""
-    workload = grid.workload
-    dtype = workload.kv_dtype if workload.kv_dtype == workload.q_dtype else workload.q_dtype
+    dtype = query_dtype(grid.workload, kernel)
     rate = device.tensor_flop_per_s_per_sm(dtype)
     if rate is None:
         raise PairingError(f"device {device.name!r} has no tensor throughput for {dtype}")
@@ -153,7 +158,8 @@ def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     """
     reads = (kernel.prologue_loads + 1) * l2_latency_s(device)
     overhead = kernel.segment_overhead_s.get(device.arch, 0.0)
-    q_bytes = grid.tile_rows * grid.workload.head_dim * DTYPE_BYTES[grid.workload.q_dtype]
+    itemsize = DTYPE_BYTES[query_dtype(grid.workload, kernel)]
+    q_bytes = grid.tile_rows * grid.workload.head_dim * itemsize
     return overhead + reads + kernel.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
 
 

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
+from leansim import catalog, pricing
 from leansim.lowering import DRIFT_CLASSES, FEW_BYTES, REQUESTS_PER_SCAN, lower
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.program import Phase
 from leansim.schedule import CombineKind, Schedule
-from leansim.tiling import TileGrid
+from leansim.tiling import TileGrid, tile_grid
+from leansim.workload import Workload
 
 PACE = 65_536 / (3176 * NS)  # bytes/s of one CTA that nothing holds up
 
@@ -285,3 +287,20 @@ def test_rows_without_partials_cost_the_combine_kernel_nothing() -> None:
         result = run(schedule, kernel=toy_kernel(combine=combine))
         assert ns((result.cta_end - result.cta_begin)[3:]) == [took, 200.0]
         assert result.program.bytes_of(Phase.COMBINE) == 520
+
+
+def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
+    """FlashAttention-3 computes in 8 bits over an 8-bit cache, whatever the call's query; FA2 does not."""
+    device = catalog.device("h100_sxm")
+    costs = []
+    for q_dtype in ("bfloat16", "fp8"):
+        workload = Workload.uniform(
+            4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128, kv_dtype="fp8", q_dtype=q_dtype
+        )
+        kernel = catalog.kernel("sglang_fa3")
+        assert pricing.query_dtype(workload, kernel) == "fp8"
+        grid = tile_grid(workload, kernel, device)
+        costs.append(pricing.tile_cost(grid, kernel, device, hit_share=0.0))
+    assert costs[0] == costs[1]
+    plain = Workload.uniform(4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128)
+    assert pricing.query_dtype(plain, catalog.kernel("sglang_fa3")) == "bfloat16"
