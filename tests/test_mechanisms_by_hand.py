@@ -290,7 +290,7 @@ def test_rows_without_partials_cost_the_combine_kernel_nothing() -> None:
 
 
 def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
-    """FlashAttention-3 computes in 8 bits over an 8-bit cache, whatever the call's query; FA2 does not."""
+    """FlashAttention-3 computes in 8 bits over an 8-bit cache, whatever the call's query."""
     device = catalog.device("h100_sxm")
     costs = []
     for q_dtype in ("bfloat16", "fp8"):
