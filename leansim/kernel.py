@@ -9,10 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from leansim.spec import Count, DType, Fraction, Positive, SourcedSpec, Spec
-
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
 
 def _named(value: Any) -> Any:

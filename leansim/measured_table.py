@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
-from leansim.spec import DTYPE_BYTES, Count, DType, Positive, SourcedSpec, Spec
+from leansim.spec import DTYPE_BYTES, Count, DType, NotNegative, Positive, SourcedSpec, Spec
 from leansim.workload import Cache, Launch, Workload
 
-NotNegative = Annotated[float, Field(ge=0)]
 Range = tuple[Count, Count]
 IntLike = npt.NDArray[np.int64] | int
 

@@ -83,6 +83,33 @@ class Schedule:
         if self.combine in IN_LAUNCH:
             self._check_progress()
 
+    @classmethod
+    def from_pieces(
+        cls,
+        grid: TileGrid,
+        pieces: tuple[IntArray, ...],
+        num_ctas: int,
+        combine: CombineKind,
+        *,
+        num_splits: int | None = None,
+        partials: IntArray | None = None,
+        dispatch: Dispatch = "grid",
+    ) -> Schedule:
+        """Build a schedule from what each CTA was to do, where some of it may come to nothing.
+
+        `pieces` are (cta, output_tile, start, stop), `[n]` each, sorted by CTA. A piece that does not
+        start below its stop is left out; CTAs that are left with none are launched and declared empty.
+        """
+        cta, output_tile, start, stop = pieces
+        filled = start < stop
+        if not filled.all():
+            cta, output_tile, start, stop = (column[filled] for column in pieces)
+        busy = int(np.count_nonzero(changes(cta))) if len(cta) else 0
+        return cls(
+            grid, cta, output_tile, start, stop, num_ctas, combine,
+            num_splits, num_ctas - busy, partials, dispatch,
+        )  # fmt: skip
+
     def _own(self, name: str, values: object) -> None:
         """Keep a read-only copy of an array."""
         array = np.array(values, dtype=np.int64)

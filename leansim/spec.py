@@ -48,7 +48,9 @@ TokenCount = Annotated[
     int, Field(ge=1, le=2**40), BeforeValidator(parse_tokens), WithJsonSchema(_TOKEN_SCHEMA)
 ]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**40), BeforeValidator(refuse_truth)]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from corruption import altered
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernels import device_for, suited
@@ -37,15 +37,6 @@ def schedule_of(kernel: str, workload: Workload, device: str = H100) -> Schedule
 @cache
 def ragged(kernel: str = "lean") -> Schedule:
     return schedule_of(kernel, RAGGED)
-
-
-def altered(schedule: Schedule, **columns: Any) -> Schedule:
-    """A copy whose constructor did not see the change."""
-    twin = copy.copy(schedule)
-    vars(twin).update(columns)
-    for cached in ("by_tile", "is_host", "merges", "is_partial"):
-        vars(twin).pop(cached, None)
-    return twin
 
 
 # Verification

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corruption import altered
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -258,15 +258,6 @@ def test_lower_precisions_are_close_and_not_exact(precision: Any, atol: float) -
 
 
 # A replay that does not do its work is noticed
-
-
-def altered(schedule: Schedule, **columns: Any) -> Schedule:
-    """A copy whose constructor did not see the change."""
-    twin = copy.copy(schedule)
-    vars(twin).update(columns)
-    for cached in ("by_tile", "is_host", "merges", "is_partial"):
-        vars(twin).pop(cached, None)
-    return twin
 
 
 SPLIT = Workload((90, 41), 4, 2, head_dim=8)

@@ -94,8 +94,8 @@ def fill_rates(
 ) -> None:
     """Write into `rate[:n]` the bytes/ps of one transfer of each of `n` groups.
 
-    Progressive filling: the common level rises to the next limit, or to where DRAM is full (groups
-    that use it stop) or L2 is full (all stop). Plain loops over plain arrays, so that a compiled
+    Progressive filling: the common level rises to the next limit, or to where DRAM or L2 is full and
+    the groups that use it stop. Plain loops over plain arrays, so that a compiled
     engine can compile this very function. Sums run in the order of the groups.
     """
     for i in range(n):

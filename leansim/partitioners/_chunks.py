@@ -57,17 +57,11 @@ def chunked_schedule(
     output_tile = ((request * grid.heads + head) * grid.row_blocks + row_block).ravel()
     cta = (np.arange(len(request)) + head * padded_batch).ravel()
     start, stop = chunk_span(grid, output_tile, np.tile(chunk, grid.heads), chunk_tokens)
-    filled = start < stop
-    num_ctas = padded_batch * grid.heads
-    return Schedule(
-        grid=grid,
-        cta=cta[filled],
-        output_tile=output_tile[filled],
-        start=start[filled],
-        stop=stop[filled],
-        num_ctas=num_ctas,
-        combine="kernel" if merged else "none",
+    return Schedule.from_pieces(
+        grid,
+        (cta, output_tile, start, stop),
+        padded_batch * grid.heads,
+        "kernel" if merged else "none",
         num_splits=int(chunks.max()),
-        num_empty_ctas=num_ctas - int(np.count_nonzero(filled)),
         partials=chunks[grid.request] if merged else None,
     )

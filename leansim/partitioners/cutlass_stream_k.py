@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from leansim.device import Device
-from leansim.partitioners.stream_k import Deal, cut
-from leansim.schedule import Schedule, changes
+from leansim.partitioners.stream_k import Deal, cut, merged_in_launch
+from leansim.schedule import Schedule
 from leansim.tiling import IntArray, TileGrid
 
 MIN_TILES_PER_CTA = 2
@@ -139,15 +139,4 @@ class CutlassStreamK:
         if plan.sk_tiles:
             dealt = stream_k_segments(lengths[: plan.sk_tiles], plan.sk_ctas)
             columns = tuple(map(np.concatenate, zip(dealt, columns, strict=True)))
-        cta, tile, start, stop = columns
-        num_ctas = first_dp_cta + plan.dp_tiles
-        return Schedule(
-            grid=grid,
-            cta=cta,
-            output_tile=tile,
-            start=start,
-            stop=stop,
-            num_ctas=num_ctas,
-            combine="last" if len(tile) > tiles else "none",
-            num_empty_ctas=num_ctas - int(np.count_nonzero(changes(cta))),
-        )
+        return merged_in_launch(grid, columns, first_dp_cta + plan.dp_tiles, merger="last")

@@ -182,17 +182,12 @@ def deal(
     length = -(-count // splits[request])
     start = np.minimum(split * length, count)
     stop = np.minimum(start + length, count)
-    filled = start < stop
-    return Schedule(
-        grid=grid,
-        cta=np.flatnonzero(filled),
-        output_tile=tile[filled],
-        start=start[filled],
-        stop=stop[filled],
-        num_ctas=len(request),
-        combine="kernel" if num_splits > 1 else "none",
+    return Schedule.from_pieces(
+        grid,
+        (np.arange(len(request)), tile, start, stop),
+        len(request),
+        "kernel" if num_splits > 1 else "none",
         num_splits=num_splits,
-        num_empty_ctas=int(np.count_nonzero(~filled)),
         partials=np.where(splits > 1, splits, 0)[grid.request],
         dispatch=dispatch,
     )

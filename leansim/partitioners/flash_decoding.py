@@ -81,17 +81,12 @@ def equal_splits(grid: TileGrid, splits: int) -> Schedule:
     first, count = grid.first_kv_tile[tile], grid.num_kv_tiles[tile]
     start = np.clip(borders[split] - first, 0, count)
     stop = np.clip(borders[split + 1] - first, 0, count)
-    filled = start < stop
-    return Schedule(
-        grid=grid,
-        cta=index[filled],
-        output_tile=tile[filled],
-        start=start[filled],
-        stop=stop[filled],
-        num_ctas=len(index),
-        combine="kernel",
+    return Schedule.from_pieces(
+        grid,
+        (index, tile, start, stop),
+        len(index),
+        "kernel",
         num_splits=splits,
-        num_empty_ctas=int(np.count_nonzero(~filled)),
         partials=np.full(grid.num_output_tiles, splits, dtype=np.int64),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from leansim.device import Device
 from leansim.errors import PartitionerError
-from leansim.schedule import Schedule, changes
+from leansim.schedule import Schedule
 from leansim.tiling import IntArray, TileGrid
 
 OVERHEAD_BLOCKS = 5
@@ -103,18 +103,13 @@ class FlashMla:
         cta, tile = cta.ravel()[order], tile.ravel()[order]
         start, stop = np.repeat(start, columns)[order], np.repeat(stop, columns)[order]
         stop = np.minimum(stop, grid.num_kv_tiles[tile])
-        filled = start < stop
         partials = np.where(plan.num_splits > 1, plan.num_splits, 0)[grid.request]
-        return Schedule(
-            grid=grid,
-            cta=cta[filled],
-            output_tile=tile[filled],
-            start=start[filled],
-            stop=stop[filled],
-            num_ctas=parts * columns,
-            combine="kernel",
+        return Schedule.from_pieces(
+            grid,
+            (cta, tile, start, stop),
+            parts * columns,
+            "kernel",
             num_splits=int(plan.num_splits.max()),
-            num_empty_ctas=parts * columns - int(np.count_nonzero(changes(cta[filled]))),
             partials=partials,
         )
 

@@ -15,7 +15,7 @@ from leansim.device import Device
 from leansim.errors import PartitionerError
 from leansim.partitioners._chunks import chunk_span
 from leansim.partitioners._least_loaded import Pieces, causal_end, deal
-from leansim.schedule import Schedule, changes
+from leansim.schedule import Schedule
 from leansim.tiling import IntArray, TileGrid
 
 TASK_TILE_ROWS = (128, 16)
@@ -140,15 +140,4 @@ def work_lists(
             f"a cooperative launch of {num_ctas} CTAs needs as many slots, found {grid.slots}"
         )
     start, stop = chunk_span(grid, output_tile, piece, limit)
-    filled = start < stop
-    busy = int(np.count_nonzero(changes(cta[filled])))
-    return Schedule(
-        grid=grid,
-        cta=cta[filled],
-        output_tile=output_tile[filled],
-        start=start[filled],
-        stop=stop[filled],
-        num_ctas=num_ctas,
-        combine="kernel",
-        num_empty_ctas=num_ctas - busy,
-    )
+    return Schedule.from_pieces(grid, (cta, output_tile, start, stop), num_ctas, "kernel")

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from leansim.device import Device
 from leansim.errors import PartitionerError
-from leansim.partitioners.stream_k import Deal, cut, host_schedule, small_work_grid
+from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, small_work_grid
 from leansim.schedule import Schedule
 from leansim.tiling import TileGrid
 
@@ -74,4 +74,4 @@ class LeanAiter:
             cta, *rest = cut(Deal(int(tiles.sum()), ctas).borders, tiles, mine)
             parts.append((cta + xcd * ctas, *rest))
         columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-        return host_schedule(grid, columns, max(plan.num_ctas, ctas * self.num_xcds), plan.num_splits)
+        return merged_in_launch(grid, columns, max(plan.num_ctas, ctas * self.num_xcds), plan.num_splits)

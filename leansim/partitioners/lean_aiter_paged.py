@@ -14,7 +14,7 @@ from pydantic import Field
 
 from leansim.device import Device
 from leansim.errors import PartitionerError
-from leansim.partitioners.stream_k import Deal, cut, host_schedule
+from leansim.partitioners.stream_k import Deal, cut, merged_in_launch
 from leansim.schedule import Schedule
 from leansim.tiling import TileGrid
 
@@ -58,4 +58,4 @@ class LeanAiterPaged:
         order = np.lexsort((grid.row_block, grid.request, grid.head))
         line = Deal(grid.total_kv_tiles, plan.num_ctas)
         segments = cut(line.borders, grid.num_kv_tiles[order], order)
-        return host_schedule(grid, segments, plan.num_ctas, plan.num_splits(tiles_per_head))
+        return merged_in_launch(grid, segments, plan.num_ctas, plan.num_splits(tiles_per_head))

@@ -18,7 +18,7 @@ from leansim.partitioners.stream_k import (
     MAX_SPLITS_PER_HEAD,
     Deal,
     cut,
-    host_schedule,
+    merged_in_launch,
     small_work_grid,
 )
 from leansim.schedule import Schedule
@@ -68,10 +68,8 @@ class LeanAttention:
             )
         cta, tile, start, stop = cut(deal.borders, tiles, np.arange(grid.num_output_tiles))
         stop = np.minimum(stop, grid.num_kv_tiles[tile])
-        real = start < stop
         planned = deal.num_splits(grid.call_kv_tiles) if self.lengths == "longest" else None
-        segments = (cta[real], tile[real], start[real], stop[real])
-        return host_schedule(grid, segments, deal.num_ctas, planned)
+        return merged_in_launch(grid, (cta, tile, start, stop), deal.num_ctas, planned)
 
     def _deal(self, total: int, tiles_per_head: int, grid: TileGrid) -> Deal:
         if self.num_ctas is not None:

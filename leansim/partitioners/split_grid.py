@@ -46,19 +46,13 @@ def fixed_splits(
     """
     order = issue_order(grid, splits, fastest_first)
     start, stop = (border.ravel()[order] for border in borders)
-    filled = start < stop
-    tile = order[filled] // splits
-    split = len(tile) > grid.num_output_tiles
-    return Schedule(
-        grid=grid,
-        cta=np.flatnonzero(filled),
-        output_tile=tile,
-        start=start[filled],
-        stop=stop[filled],
-        num_ctas=len(order),
-        combine=combine if split or partials is not None else "none",
+    split = np.count_nonzero(start < stop) > grid.num_output_tiles
+    return Schedule.from_pieces(
+        grid,
+        (np.arange(len(order)), order // splits, start, stop),
+        len(order),
+        combine if split or partials is not None else "none",
         num_splits=splits,
-        num_empty_ctas=int(np.count_nonzero(~filled)),
         partials=partials,
         dispatch=dispatch,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -67,23 +68,19 @@ def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, 
     return cta, order[position], low - begin, high - begin
 
 
-def host_schedule(
+def merged_in_launch(
     grid: TileGrid,
-    segments: tuple[IntArray, ...],
+    pieces: tuple[IntArray, ...],
     num_ctas: int,
     num_splits: int | None = None,
+    merger: Literal["host", "last"] = "host",
 ) -> Schedule:
-    """Build a schedule whose host CTAs merge in the launch; CTAs that got nothing are declared."""
-    cta, tile, start, stop = segments
-    split = len(tile) > grid.num_output_tiles
-    return Schedule(
-        grid=grid,
-        cta=cta,
-        output_tile=tile,
-        start=start,
-        stop=stop,
-        num_ctas=num_ctas,
-        combine="host" if split else "none",
-        num_splits=num_splits,
-        num_empty_ctas=num_ctas - int(np.count_nonzero(changes(cta))),
+    """Build a schedule whose CTAs merge in the launch, where an output tile has several segments.
+
+    `pieces` are as in `Schedule.from_pieces`.
+    """
+    _, _, start, stop = pieces
+    split = np.count_nonzero(start < stop) > grid.num_output_tiles
+    return Schedule.from_pieces(
+        grid, pieces, num_ctas, merger if split else "none", num_splits=num_splits
     )

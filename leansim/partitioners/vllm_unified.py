@@ -87,18 +87,12 @@ class VllmUnified:
         first, blocks = query_blocks(grid)
         place = first[grid.request] + grid.row_block + blocks * grid.head
         cta = place[:, None] + blocks * grid.heads * number
-        filled = np.flatnonzero((start < stop).ravel())
-        order = filled[np.argsort(cta.ravel()[filled])]
-        num_ctas = blocks * grid.heads * splits
-        return Schedule(
-            grid=grid,
-            cta=cta.ravel()[order],
-            output_tile=order // splits,
-            start=start.ravel()[order],
-            stop=stop.ravel()[order],
-            num_ctas=num_ctas,
-            combine="kernel" if in_3d else "none",
+        order = np.argsort(cta.ravel())
+        return Schedule.from_pieces(
+            grid,
+            (cta.ravel()[order], order // splits, start.ravel()[order], stop.ravel()[order]),
+            blocks * grid.heads * splits,
+            "kernel" if in_3d else "none",
             num_splits=splits,
-            num_empty_ctas=num_ctas - len(order),
             partials=-(-lens // tokens) if in_3d else None,
         )
