@@ -93,8 +93,7 @@ def _files(kind: Kind) -> Iterator[Path]:
 def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
     if name.endswith((".yaml", ".yml")):
         return _read_spec(cls, kind, Path(name), ())
-    for folder in config_folders() if os.sep not in name else ():
-        path = folder / f"{kind}s" / f"{name}.yaml"  # asked for by name: sweeps do this for each point
+    for path in _candidates(kind, name, os.environ.get("LEANSIM_CONFIGS", "")):
         try:
             modified = _modified(kind, path)
         except OSError:
@@ -102,6 +101,13 @@ def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
         spec: _Spec = _read_shipped(cls, kind, path, modified)
         return spec
     raise UnknownNameError(kind, name, names(kind))
+
+
+@cache
+def _candidates(kind: Kind, name: str, _configs: str) -> tuple[Path, ...]:
+    """Where a name may stand, first choice first. Kept: a sweep asks for each of its points."""
+    folders = config_folders() if os.sep not in name else []
+    return tuple(folder / f"{kind}s" / f"{name}.yaml" for folder in folders)
 
 
 @cache

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from leansim import pricing
 from leansim.device import Device
-from leansim.errors import OutOfRangeError, PairingError
+from leansim.errors import PairingError
 from leansim.kernel import Kernel
 from leansim.occupancy import occupancy
-from leansim.program import MOST_PS, FloatArray, FlowKind, Launch, Phase, Program, picoseconds
-from leansim.schedule import IN_LAUNCH, Schedule, changes
+from leansim.program import (
+    MOST_PS,
+    PS_PER_S,
+    FlowKind,
+    Launch,
+    Phase,
+    Program,
+    out_of_range,
+    picoseconds,
+)
+from leansim.schedule import IN_LAUNCH, BoolArray, Schedule, changes
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid
 
@@ -25,17 +36,16 @@ FEW_BYTES = 4096
 REQUESTS_PER_SCAN = 31
 DRIFT_CLASSES = 8
 _NONE = -1
-_COLUMNS = (
-    "kind",
-    "latency_ps",
-    "bytes",
-    "flow",
-    "wait_counter",
-    "wait_target",
-    "signal_counter",
-    "segment",
-)
-_NONE_AT_FIRST = ("wait_counter", "signal_counter", "segment")
+# Columns of phases and what each holds where nothing is put: as narrow as they can be, there are many.
+_COLUMNS: dict[str, tuple[type[np.signedinteger[Any]], int]] = {
+    "kind": (np.int8, 0),
+    "latency_ps": (np.int64, 0),
+    "bytes": (np.int64, 0),
+    "flow": (np.int8, STORE),
+    "wait_counter": (np.int32, _NONE),
+    "wait_target": (np.int32, 0),
+    "signal_counter": (np.int32, _NONE),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +56,7 @@ class _Phases:
     border: IntArray
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what overflows is refused at the end
 def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     """Price a schedule. Raises `PairingError` where kernel and schedule do not fit the device.
 
@@ -82,8 +93,8 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         num_sms=grid.num_sms,
         dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
         launch_ps=gap_ps,
-        dram_bytes_per_ps=peak / picoseconds(1.0),
-        l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / picoseconds(1.0),
+        dram_bytes_per_ps=peak / PS_PER_S,
+        l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / PS_PER_S,
         dram_saturation_exponent=device.dram_saturation_exponent,
         drift_ps=_drift_ps(grid, kernel, device, cost),
     )
@@ -100,7 +111,7 @@ def _in_range(program: Program) -> Program:
     fixed = float(program.latency_ps.sum(dtype=np.float64))
     longest = fixed + float(program.bytes.sum()) * 100.0 / slowest if rates_ok else np.inf
     if not (program.latency_ps.min() >= 0 and longest < MOST_PS):
-        raise OutOfRangeError("the numbers of this device and kernel make times no clock could count")
+        raise out_of_range()
     return program
 
 
@@ -112,16 +123,15 @@ def _flows(
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
-    tokens = int((grid.kv_end - grid.kv_begin).sum())
-    loaded = tokens / (grid.total_kv_tiles * grid.tile_tokens)
-    on_chip_ps = picoseconds(1.0) / device.sm_load_bytes_per_s
+    loaded = grid.total_tokens / (grid.total_kv_tiles * grid.tile_tokens)
+    on_chip_ps = PS_PER_S / device.sm_load_bytes_per_s
     kv = FlowKind(
         "kv",
-        max_bytes_per_ps=cost.max_bytes_per_s / picoseconds(1.0),
-        sm_ps_per_byte=cost.sm_s * picoseconds(1.0) / cost.tile_bytes,
+        max_bytes_per_ps=cost.max_bytes_per_s / PS_PER_S,
+        sm_ps_per_byte=cost.sm_s * PS_PER_S / cost.tile_bytes,
         dram_share=loaded * (1.0 - hit_share),
         l2_share=loaded,
-        offered_bytes_per_ps=cost.offered_bytes_per_s / picoseconds(1.0),
+        offered_bytes_per_ps=cost.offered_bytes_per_s / PS_PER_S,
     )
     on_chip = FlowKind(
         "on_chip",
@@ -136,77 +146,99 @@ def _flows(
 
 def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> _Phases:
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
-    peers = schedule.segments_of_tile[schedule.output_tile] - 1
     merges = schedule.merges
-    per_segment = 2 + merges.astype(np.int64)
-    before = np.cumsum(per_segment) - per_segment
-    total = int(per_segment.sum()) + schedule.num_ctas
-    stream_at = before + schedule.cta + 1
-    edges = np.append(before, per_segment.sum())
-    launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
-    columns = _blank(total)
+    places = _Places.of(schedule, merges)
+    columns = _blank(places.total)
 
-    def put(at: IntArray, kind: Phase, **values: IntArray | int) -> None:
+    def put(at: IntArray | slice, kind: Phase, **values: IntArray | int) -> None:
         columns["kind"][at] = kind
         for name, value in values.items():
             columns[name][at] = value
 
-    empty_bytes = _empty_cta_bytes(schedule, kernel)
+    put(places.launch, Phase.LAUNCH, latency_ps=_arrival_ps(schedule, kernel, device, cost))
+    if (empty_bytes := _empty_cta_bytes(schedule, kernel)) is not None:
+        columns["bytes"][places.launch] = empty_bytes
+        columns["latency_ps"][places.launch] += _store_ps(empty_bytes, device)
     put(
-        launch_at,
-        Phase.LAUNCH,
-        latency_ps=_arrival_ps(schedule, kernel, device, cost) + _store_ps(empty_bytes, device),
-        bytes=empty_bytes,
-        flow=STORE,
-    )
-    tiles = schedule.stop - schedule.start
-    every = np.arange(schedule.num_segments)
-    put(
-        stream_at,
+        places.stream,
         Phase.STREAM,
         latency_ps=_ramp_ps(schedule, kernel, device, cost),
-        bytes=tiles * cost.tile_bytes,
+        bytes=(schedule.stop - schedule.start) * cost.tile_bytes,
         flow=KV,
-        segment=every,
     )
     rows = schedule.grid.rows[schedule.output_tile]
     partial_bytes = rows * pricing.partial_row_bytes(schedule.grid.workload, kernel)
-    put(
-        stream_at[merges] + 1,
-        Phase.MERGE,
-        wait_counter=schedule.output_tile[merges],
-        wait_target=peers[merges],
-        latency_ps=_picoseconds(
-            pricing.merge_latency_s(device, peers[merges], kernel.merge_splits_in_flight)
-        ),
-        bytes=(partial_bytes * peers)[merges],
-        flow=ON_CHIP,
-        segment=every[merges],
-    )
+    if len(places.merge):
+        tile = schedule.output_tile[merges]
+        peers = schedule.segments_of_tile[tile] - 1
+        put(
+            places.merge,
+            Phase.MERGE,
+            wait_counter=tile,
+            wait_target=peers,
+            latency_ps=_picoseconds(
+                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight)
+            ),
+            bytes=partial_bytes[merges] * peers,
+            flow=ON_CHIP,
+        )
     published = schedule.is_partial & ~merges
-    signals = published & (schedule.combine in IN_LAUNCH)
     stored = np.where(published, partial_bytes, rows * _output_row_bytes(schedule))
     moved = stored + rows * pricing.query_row_bytes(schedule.grid.workload)
     few = moved < FEW_BYTES
     put(
-        stream_at + per_segment - 1,
+        places.write,
         Phase.WRITE,
-        latency_ps=np.where(signals, picoseconds(pricing.release_s(device)), 0)
-        + np.where(few, _store_ps(moved, device), 0),
+        latency_ps=np.where(few, _store_ps(moved, device), 0),
         bytes=moved,
         flow=np.where(few, STORE, ROWS),
-        signal_counter=np.where(signals, schedule.output_tile, _NONE),
-        segment=every,
     )
-    return _Phases(columns, np.append(launch_at, total))
+    if schedule.combine in IN_LAUNCH:
+        columns["signal_counter"][places.write] = np.where(published, schedule.output_tile, _NONE)
+        columns["latency_ps"][places.write] += published * picoseconds(pricing.release_s(device))
+    return _Phases(columns, places.border)
 
 
-def _ramp_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where the phases of each kind stand, `total` in all, and the borders of the CTAs."""
+
+    launch: IntArray | slice
+    stream: IntArray | slice
+    merge: IntArray
+    write: IntArray | slice
+    border: IntArray
+    total: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, merges: BoolArray) -> _Places:
+        """Two phases per segment, three where it merges, and one before them per CTA."""
+        one_each = schedule.num_segments == schedule.num_ctas and not schedule.num_empty_ctas
+        if one_each and not merges.any():
+            border = np.arange(0, 3 * schedule.num_ctas + 1, 3)
+            launch, stream, write = (slice(first, None, 3) for first in range(3))
+            return cls(launch, stream, border[:0], write, border, 3 * schedule.num_ctas)
+        per_segment = 2 + merges.astype(np.int64)
+        edges = np.zeros(schedule.num_segments + 1, dtype=np.int64)
+        np.cumsum(per_segment, out=edges[1:])
+        at = edges[:-1] + schedule.cta + 1
+        launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
+        total = int(edges[-1]) + schedule.num_ctas
+        return cls(
+            launch_at, at, at[merges] + 1, at + per_segment - 1, np.append(launch_at, total), total
+        )
+
+
+def _ramp_ps(
+    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
+) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
-    fixed = np.full(schedule.num_segments, pricing.prologue_s(schedule.grid, kernel, device))
-    prefetched = schedule.dispatch == "queue" and kernel.prefetches_items
-    fixed[schedule.cta < schedule.grid.slots if prefetched else slice(None)] += cost.fill_s
-    return _picoseconds(fixed * (1.0 - device.latency_spread))
+    prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
+    near = 1.0 - device.latency_spread
+    if not (schedule.dispatch == "queue" and kernel.prefetches_items):
+        return picoseconds((prologue_s + cost.fill_s) * near)
+    first = schedule.cta < schedule.grid.slots  # behind them, the fill is over when a CTA is through
+    return _picoseconds((prologue_s + first * cost.fill_s) * near)
 
 
 def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
@@ -220,14 +252,19 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     return _picoseconds(2.0 * device.latency_spread * ramp * distance)
 
 
-def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
+def _arrival_ps(
+    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
+) -> IntArray | int:
     """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
 
     That is an atomic, and a walk over the requests between this item and the last one of the same
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
+    computes = kernel.empty_ctas == "compute" and schedule.num_empty_ctas > 0
+    if not computes and schedule.dispatch == "grid":
+        return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if kernel.empty_ctas == "compute" and schedule.num_empty_ctas:
+    if computes:
         empty = np.diff(schedule.segments_of_cta) == 0
         arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device) + cost.compute_s)
     if schedule.dispatch == "queue":
@@ -246,12 +283,13 @@ def _store_ps(size: IntArray, device: Device) -> IntArray:
     return _picoseconds(size / device.sm_load_bytes_per_s)
 
 
-def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
+def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    empty: IntArray = (np.diff(schedule.segments_of_cta) == 0).astype(np.int64)
-    writes = kernel.empty_ctas != "return" and schedule.combine == "kernel"
-    rows = int(schedule.grid.rows.max()) if writes else 0
-    written: IntArray = empty * (rows * pricing.partial_row_bytes(schedule.grid.workload, kernel))
+    if kernel.empty_ctas == "return" or schedule.combine != "kernel" or not schedule.num_empty_ctas:
+        return None
+    empty = np.diff(schedule.segments_of_cta) == 0
+    row_bytes = pricing.partial_row_bytes(schedule.grid.workload, kernel)
+    written: IntArray = empty * (int(schedule.grid.rows.max()) * row_bytes)
     return written
 
 
@@ -280,25 +318,16 @@ def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Phas
     reads = np.add.reduceat(splits_of_row, starts)
     rows = np.minimum(len(splits_of_row) - starts, rows_per_cta)
     n = len(starts)
-    launch_ps = np.full(n, picoseconds(device.cta_launch_s))
     row_bytes = pricing.partial_row_bytes(workload, kernel)
-    blank, zero = np.full(n, _NONE), np.zeros(n, dtype=np.int64)
     stored = np.where(most > 0, rows * _output_row_bytes(schedule), 0)
-    table = {
-        "kind": (zero + Phase.LAUNCH, zero + Phase.COMBINE, zero + Phase.WRITE),
-        "latency_ps": (
-            launch_ps,
-            _picoseconds(pricing.combine_latency_s(device, combine, most)),
-            _store_ps(stored, device),
-        ),
-        "bytes": (zero, reads * row_bytes, stored),
-        "flow": (zero + STORE, zero + ON_CHIP, zero + STORE),
-        "wait_counter": (blank,) * 3,
-        "wait_target": (zero,) * 3,
-        "signal_counter": (blank,) * 3,
-        "segment": (blank,) * 3,
-    }
-    columns = {name: np.stack(values, axis=1).ravel() for name, values in table.items()}
+    columns = _blank(3 * n)
+    kind, latency_ps, size = columns["kind"], columns["latency_ps"], columns["bytes"]
+    kind[0::3], kind[1::3], kind[2::3] = Phase.LAUNCH, Phase.COMBINE, Phase.WRITE
+    latency_ps[0::3] = picoseconds(device.cta_launch_s)
+    latency_ps[1::3] = _picoseconds(pricing.combine_latency_s(device, combine, most))
+    latency_ps[2::3] = _store_ps(stored, device)
+    size[1::3], size[2::3] = reads * row_bytes, stored
+    columns["flow"][1::3] = ON_CHIP
     return _Phases(columns, np.arange(n + 1) * 3)
 
 
@@ -318,19 +347,14 @@ def _output_row_bytes(schedule: Schedule) -> int:
 
 def _blank(size: int) -> dict[str, IntArray]:
     """Columns for phases that do nothing yet."""
-    return {
-        name: np.full(size, _NONE, dtype=np.int64)
-        if name in _NONE_AT_FIRST
-        else np.zeros(size, np.int64)
-        for name in _COLUMNS
-    }
+    return {name: np.full(size, blank, dtype) for name, (dtype, blank) in _COLUMNS.items()}
 
 
 def _joined(arrays: list[IntArray]) -> IntArray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _picoseconds(seconds: FloatArray) -> IntArray:
-    if not np.all(np.abs(seconds) < MOST_PS / picoseconds(1.0)):
-        raise OutOfRangeError("the numbers of this device and kernel make times no clock could count")
-    return np.rint(seconds * picoseconds(1.0)).astype(np.int64)
+def _picoseconds(seconds: npt.NDArray[np.floating[Any]]) -> IntArray:
+    """Round seconds to whole picoseconds; what no clock could count comes out negative."""
+    rounded: IntArray = np.rint(seconds * PS_PER_S).astype(np.int64)
+    return rounded

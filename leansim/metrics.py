@@ -109,7 +109,7 @@ def summarise(result: Result, schedule: Schedule, device: Device, cost: TileCost
         num_waves=schedule.num_waves,
         wave_efficiency=schedule.wave_efficiency,
         tail_s=tail_s(result),
-        kv_bytes=int((grid.kv_end - grid.kv_begin).sum()) * workload.kv_bytes_per_token,
+        kv_bytes=grid.total_tokens * workload.kv_bytes_per_token,
         q_bytes=q_bytes,
         o_bytes=workload.o_bytes,
         partial_bytes=partial_bytes(result, workload, q_bytes),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from leansim.errors import OutOfRangeError
 from leansim.tiling import IntArray
 
 FloatArray = npt.NDArray[np.float64]
@@ -28,13 +30,25 @@ class Phase(IntEnum):
     COMBINE = 4
 
 
+# A quarter of what 64 bits hold, about two weeks: sums of times stay exact.
+MOST_PS = 2**60
+
+
+def out_of_range() -> OutOfRangeError:
+    """Return the error of a time that picoseconds in 64 bits cannot hold."""
+    return OutOfRangeError("the numbers of this device and kernel make times no clock could count")
+
+
 def picoseconds(seconds: float) -> int:
-    """Round seconds to whole picoseconds, the engine's unit of time."""
+    """Round seconds to whole picoseconds, the engine's unit of time. Raises `OutOfRangeError`."""
+    if not abs(seconds) < MOST_PS / PS_PER_S:
+        raise out_of_range()
     return round(seconds * PS_PER_S)
 
 
-# A quarter of what 64 bits hold, about two weeks: sums of times stay exact.
-MOST_PS = 2**60
+def total_where(mask: npt.NDArray[np.bool_], values: IntArray) -> int:
+    """Sum the values where a mask is true (a product is four times as fast as picking them out)."""
+    return int((values * mask).sum()) if mask.any() else 0
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,6 @@ class Program:
     wait_counter: IntArray
     wait_target: IntArray
     signal_counter: IntArray
-    segment: IntArray
     num_counters: int
     num_sms: int
     dispatch_interval_ps: int
@@ -117,6 +130,17 @@ class Program:
         """The launch that streams KV."""
         return next(launch for launch in self.launches if launch.name == "attention")
 
+    @cached_property
+    def segment(self) -> IntArray:
+        """Segment of the schedule that each phase belongs to, -1 for none."""
+        launch = self.attention
+        first, last = self.phase_of_cta[[launch.first_cta, launch.last_cta]]
+        kind = self.kind[first:last]
+        segment = np.full(self.num_phases, -1, dtype=np.int64)
+        number = np.cumsum(kind == Phase.STREAM) - 1
+        segment[first:last] = np.where(kind == Phase.LAUNCH, -1, number)
+        return segment
+
     @property
     def max_ctas_per_sm(self) -> int:
         """Most CTAs that share an SM in any launch."""
@@ -125,7 +149,7 @@ class Program:
     @property
     def shared_bytes(self) -> int:
         """Bytes that move as flows."""
-        return int(self.bytes[self.flow >= 0].sum())
+        return sum(total_where(self.flow == flow, self.bytes) for flow in range(len(self.flows)))
 
     @property
     def num_events(self) -> int:
@@ -140,16 +164,20 @@ class Program:
 
     def bytes_of(self, kind: Phase) -> int:
         """Bytes worked through by all phases of a kind, masked ones included."""
-        return int(self.bytes[self.kind == kind].sum())
+        return total_where(self.kind == kind, self.bytes)
 
     @property
     def l2_bytes(self) -> float:
         """Bytes that pass L2."""
-        shares = np.array([*(flow.l2_share for flow in self.flows), 1.0])
-        return float((self.bytes * shares[self.flow]).sum())
+        stored = total_where(self.flow < 0, self.bytes)
+        return stored + self._shared_bytes([flow.l2_share for flow in self.flows])
 
     @property
     def dram_bytes(self) -> float:
         """Bytes that come from DRAM."""
-        shares = np.array([*(flow.dram_share for flow in self.flows), 0.0])
-        return float((self.bytes * shares[self.flow]).sum())
+        return self._shared_bytes([flow.dram_share for flow in self.flows])
+
+    def _shared_bytes(self, shares: list[float]) -> float:
+        """Bytes of every flow times a share of it."""
+        used = [(flow, share) for flow, share in enumerate(shares) if share]
+        return sum((share * total_where(self.flow == flow, self.bytes) for flow, share in used), 0.0)

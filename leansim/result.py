@@ -7,8 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
-from leansim.program import Launch, Phase, Program
+from leansim.program import Launch, Phase, Program, total_where
 from leansim.tiling import IntArray
+
+_PHASES = {phase.name.lower(): phase for phase in Phase}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +76,11 @@ class Result:
         """
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
-        # Sums of picoseconds below 2**53, so floating point is exact.
-        took = np.bincount(kind, weights=self.end[at] - ready, minlength=len(Phase))
-        ramp = np.bincount(kind, weights=self.moving[at] - ready, minlength=len(Phase))[Phase.STREAM]
-        spent = {phase.name.lower(): int(took[phase]) for phase in Phase}
-        spent["stream"] -= int(ramp)
-        spent |= {"ramp": int(ramp), "wait": int((ready - self.begin[at]).sum())}
+        took = self.end[at] - ready
+        spent = {name: total_where(kind == phase, took) for name, phase in _PHASES.items()}
+        spent["ramp"] = total_where(kind == Phase.STREAM, self.moving[at] - ready)
+        spent["stream"] -= spent["ramp"]
+        spent["wait"] = int((ready - self.begin[at]).sum())
         index = self.program.launches.index(launch)
         window = self.launch_end[index] - self.launch_begin[index]
         spent["idle"] = window * self.program.slots(launch) - sum(spent.values())

@@ -103,45 +103,78 @@ class TileGrid:
         return np.tile(np.arange(self.row_blocks), self.batch_size * self.heads)
 
     @cached_property
+    def rows_of_block(self) -> IntArray:
+        """Valid query rows of each row block of a head."""
+        left: IntArray = self.rows_per_head - np.arange(self.row_blocks) * self.tile_rows
+        return np.minimum(left, self.tile_rows)
+
+    @cached_property
     def rows(self) -> IntArray:
         """Valid query rows of each output tile."""
-        left: IntArray = self.rows_per_head - self.row_block * self.tile_rows
-        return np.minimum(left, self.tile_rows)
+        return self._of_tiles(self.rows_of_block)
+
+    def _of_tiles(self, of_block: IntArray) -> IntArray:
+        """Spread what row blocks have, `[row blocks]` or `[batch, row blocks]`, over the heads."""
+        shape = (self.batch_size, self.heads, self.row_blocks)
+        by_request = of_block[:, None] if of_block.ndim > 1 else of_block
+        return np.broadcast_to(by_request, shape).reshape(-1)
 
     def query_index(self, row: IntArray) -> IntArray:
         """New token (0 .. query_len-1) that a row of a head belongs to; packed rows are token-major."""
         return row // self.workload.group_size if self.packed else row
 
     @cached_property
+    def _seen(self) -> tuple[IntArray, IntArray]:
+        """First token that any row of a row block attends to, and the one after the last.
+
+        `[batch, row blocks]` each; causal among the new tokens, and the same for every head.
+        """
+        block = np.arange(self.row_blocks) * self.tile_rows
+        lens = self.context_lens[:, None]
+        last = self.query_index(block + self.rows_of_block - 1)
+        end: IntArray = lens - (self.workload.query_len - 1 - last)
+        if self.workload.window is None:
+            return np.zeros_like(end), end
+        position: IntArray = lens - self.workload.query_len + self.query_index(block)
+        return np.maximum(0, position - self.workload.window + 1), end
+
+    @cached_property
+    def _tiles_seen(self) -> tuple[IntArray, IntArray]:
+        """The KV tile with the first of those tokens, and how many tiles hold them."""
+        begin, end = self._seen
+        first: IntArray = begin // self.tile_tokens
+        return first, -(-end // self.tile_tokens) - first
+
+    @cached_property
     def kv_end(self) -> IntArray:
         """Token after the last that any row of the output tile attends to (causal among new)."""
-        last = self.query_index(self.row_block * self.tile_rows + self.rows - 1)
-        return self.context_lens[self.request] - (self.workload.query_len - 1 - last)
+        return self._of_tiles(self._seen[1])
 
     @cached_property
     def kv_begin(self) -> IntArray:
         """First token that any row of the output tile attends to."""
-        if self.workload.window is None:
-            return np.zeros(self.num_output_tiles, dtype=np.int64)
-        first = self.query_index(self.row_block * self.tile_rows)
-        position: IntArray = self.context_lens[self.request] - self.workload.query_len + first
-        return np.maximum(0, position - self.workload.window + 1)
+        return self._of_tiles(self._seen[0])
 
     @cached_property
     def first_kv_tile(self) -> IntArray:
         """Index in the context of the first KV tile of each output tile; segments count from it."""
-        return self.kv_begin // self.tile_tokens
+        return self._of_tiles(self._tiles_seen[0])
 
     @cached_property
     def num_kv_tiles(self) -> IntArray:
         """KV tiles of each output tile."""
-        last: IntArray = -(-self.kv_end // self.tile_tokens)
-        return last - self.first_kv_tile
+        return self._of_tiles(self._tiles_seen[1])
+
+    @cached_property
+    def total_tokens(self) -> int:
+        """KV tokens that all output tiles attend to."""
+        begin, end = self._seen
+        return int((end - begin).sum()) * self.heads
 
     @cached_property
     def total_kv_tiles(self) -> int:
         """KV tiles of all output tiles."""
-        return int(self.num_kv_tiles.sum())
+        return int(self._tiles_seen[1].sum()) * self.heads
 
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""

@@ -63,8 +63,8 @@ def program_of(
     counters = [*(step.wait[0] for step in steps), *(step.signal for step in steps)]
     fits = [ctas_per_sm] * len(launches) if isinstance(ctas_per_sm, int) else ctas_per_sm
 
-    def column(values: Sequence[int]) -> np.ndarray:
-        return np.array(values, dtype=np.int64)
+    def column(values: Sequence[int], dtype: type[np.signedinteger] = np.int64) -> np.ndarray:
+        return np.array(values, dtype)
 
     return Program(
         launches=tuple(
@@ -73,14 +73,13 @@ def program_of(
         ),
         flows=tuple(flows),
         phase_of_cta=np.cumsum([0, *(len(cta) for cta in ctas)]),
-        kind=column([step.kind for step in steps]),
+        kind=column([step.kind for step in steps], np.int8),
         latency_ps=column([step.latency_ps for step in steps]),
         bytes=column([step.size for step in steps]),
-        flow=column([step.flow for step in steps]),
-        wait_counter=column([step.wait[0] for step in steps]),
-        wait_target=column([step.wait[1] for step in steps]),
-        signal_counter=column([step.signal for step in steps]),
-        segment=np.full(len(steps), -1),
+        flow=column([step.flow for step in steps], np.int8),
+        wait_counter=column([step.wait[0] for step in steps], np.int32),
+        wait_target=column([step.wait[1] for step in steps], np.int32),
+        signal_counter=column([step.signal for step in steps], np.int32),
         num_counters=max(counters) + 1,
         num_sms=num_sms,
         dispatch_interval_ps=interval_ps,

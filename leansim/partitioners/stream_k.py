@@ -62,7 +62,7 @@ def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, 
     both = np.sort(np.concatenate((borders, ends)), kind="stable")  # borders hold 0 already
     points = both[changes(both)]
     low, high = points[:-1], points[1:]
-    cta = np.searchsorted(borders, low, side="right") - 1
+    cta = np.repeat(np.arange(len(borders) - 1), np.diff(np.searchsorted(points, borders)))
     position = np.searchsorted(ends, low, side="right")
     begin = (ends - tiles)[position]
     return cta, order[position], low - begin, high - begin
