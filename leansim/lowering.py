@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -75,19 +77,19 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         fits.append(("combine", _combine_ctas_per_sm(kernel, device)))
     parts = [*(_setup_launch(device) for _ in range(kernel.setup_kernels)), *parts]
     fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
-    ctas = np.cumsum([0, *(len(part.border) - 1 for part in parts)]).tolist()
+    ctas = [0, *accumulate(len(part.border) - 1 for part in parts)]
     gaps = [0, *[gap_ps] * (len(parts) - 1)]
     if schedule.combine == "kernel":
         assert kernel.combine is not None
         gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
     launches = [Launch(name, ctas[i], ctas[i + 1], fit, gaps[i]) for i, (name, fit) in enumerate(fits)]
-    offsets = np.cumsum([0, *(len(part.columns["kind"]) for part in parts)])
-    borders = [part.border[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+    offsets = [0, *accumulate(int(part.border[-1]) for part in parts)]
+    borders = [part.border[1:] + offset for part, offset in zip(parts[1:], offsets[1:], strict=False)]
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
         flows=_flows(grid, cost, hit_share, device),
-        phase_of_cta=np.concatenate([*borders, offsets[-1:]]),
+        phase_of_cta=_joined([parts[0].border, *borders]),
         **{name: _joined([part.columns[name] for part in parts]) for name in _COLUMNS},
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
         num_sms=grid.num_sms,
@@ -124,7 +126,6 @@ def _flows(
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
     loaded = grid.total_tokens / (grid.total_kv_tiles * grid.tile_tokens)
-    on_chip_ps = PS_PER_S / device.sm_load_bytes_per_s
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=cost.max_bytes_per_s / PS_PER_S,
@@ -133,15 +134,22 @@ def _flows(
         l2_share=loaded,
         offered_bytes_per_ps=cost.offered_bytes_per_s / PS_PER_S,
     )
+    return kv, *_plain_flows(device.sm_load_bytes_per_s)
+
+
+@lru_cache(maxsize=64)
+def _plain_flows(bytes_per_s: float) -> tuple[FlowKind, FlowKind]:
+    """Partials and rows, at the pace of an SM's loads."""
+    ps_per_byte = PS_PER_S / bytes_per_s
     on_chip = FlowKind(
         "on_chip",
-        max_bytes_per_ps=1.0 / on_chip_ps,
-        sm_ps_per_byte=on_chip_ps,
+        max_bytes_per_ps=1.0 / ps_per_byte,
+        sm_ps_per_byte=ps_per_byte,
         dram_share=0.0,
         l2_share=1.0,
-        offered_bytes_per_ps=1.0 / on_chip_ps,
+        offered_bytes_per_ps=1.0 / ps_per_byte,
     )
-    return kv, on_chip, replace(on_chip, name="rows", dram_share=1.0)
+    return on_chip, replace(on_chip, name="rows", dram_share=1.0)
 
 
 def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> _Phases:
@@ -166,7 +174,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         bytes=(schedule.stop - schedule.start) * cost.tile_bytes,
         flow=KV,
     )
-    rows = schedule.grid.rows[schedule.output_tile]
+    rows = schedule.rows
     partial_bytes = rows * pricing.partial_row_bytes(schedule.grid.workload, kernel)
     if len(places.merge):
         tile = schedule.output_tile[merges]
@@ -179,7 +187,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
             latency_ps=_picoseconds(
                 pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight)
             ),
-            bytes=partial_bytes[merges] * peers,
+            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
             flow=ON_CHIP,
         )
     published = schedule.is_partial & ~merges
@@ -247,9 +255,10 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    ramp = pricing.prologue_s(grid, kernel, device) + cost.fill_s
-    distance = (np.arange(grid.num_sms) % DRIFT_CLASSES + 0.5) / DRIFT_CLASSES
-    return _picoseconds(2.0 * device.latency_spread * ramp * distance)
+    ramp_s = pricing.prologue_s(grid, kernel, device) + cost.fill_s
+    distance = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
+    drift_ps = _picoseconds(2.0 * device.latency_spread * ramp_s * distance)
+    return np.resize(drift_ps, grid.num_sms)
 
 
 def _arrival_ps(

@@ -47,8 +47,8 @@ def picoseconds(seconds: float) -> int:
 
 
 def total_where(mask: npt.NDArray[np.bool_], values: IntArray) -> int:
-    """Sum the values where a mask is true (a product is four times as fast as picking them out)."""
-    return int((values * mask).sum()) if mask.any() else 0
+    """Sum the values where a mask is true: a product is four times as fast as picking them out."""
+    return int(np.einsum("i,i", values, mask))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from leansim.program import Launch, Phase, Program, total_where
 from leansim.tiling import IntArray
 
-_PHASES = {phase.name.lower(): phase for phase in Phase}
+_PHASES = tuple(phase.name.lower() for phase in Phase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,9 @@ class Result:
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
         took = self.end[at] - ready
-        spent = {name: total_where(kind == phase, took) for name, phase in _PHASES.items()}
+        spent = dict.fromkeys(_PHASES, 0)
+        for phase in range(int(kind.max()) + 1):
+            spent[_PHASES[phase]] = total_where(kind == phase, took)
         spent["ramp"] = total_where(kind == Phase.STREAM, self.moving[at] - ready)
         spent["stream"] -= spent["ramp"]
         spent["wait"] = int((ready - self.begin[at]).sum())

@@ -161,11 +161,12 @@ class Schedule:
 
     def _check_ctas(self) -> None:
         """CTAs are in order and none is silently empty."""
-        if np.any(np.diff(self.cta) < 0):
+        steps = np.diff(self.cta)
+        if np.any(steps < 0):
             raise ScheduleError("segments must be sorted by CTA")
         if self.cta[0] < 0 or self.cta[-1] >= self.num_ctas:
             raise ScheduleError(f"CTA indices must lie in [0, {self.num_ctas})")
-        busy = int(np.count_nonzero(np.diff(self.cta))) + 1
+        busy = int(np.count_nonzero(steps)) + 1
         if self.num_ctas - busy != self.num_empty_ctas:
             raise ScheduleError(
                 f"{self.num_ctas - busy} of {self.num_ctas} CTAs have no segment, "
@@ -179,7 +180,10 @@ class Schedule:
             tile = int(np.flatnonzero(split)[0])
             raise ScheduleError(f"output tile {tile} has {counts[tile]} segments and no combiner")
         default = np.where(split, counts, 0)
-        partials = default if self.partials is None else np.asarray(self.partials, dtype=np.int64)
+        if self.partials is None:
+            self._own("partials", default)
+            return
+        partials = np.asarray(self.partials, dtype=np.int64)
         if self.combine == "none" and partials.any():
             raise ScheduleError("there are partials and no combiner")
         if partials.shape != counts.shape or np.any((partials < counts) & ((partials > 0) | split)):
@@ -260,20 +264,28 @@ class Schedule:
         return np.equal(self.start, 0)
 
     @cached_property
+    def rows(self) -> IntArray:
+        """Valid query rows of each segment's output tile; `[]` where all tiles have the same."""
+        alike = self.grid.row_blocks == 1
+        return self.grid.rows_of_block.reshape(()) if alike else self.grid.rows[self.output_tile]
+
+    @cached_property
     def merges(self) -> BoolArray:
         """Whether a segment's CTA waits for the other segments of its output tile and merges them."""
+        if self.combine not in IN_LAUNCH:
+            return np.zeros(self.num_segments, dtype=np.bool_)
         merger = self.is_host
         if self.combine == "last":
             last = np.zeros(self.grid.num_output_tiles, dtype=np.int64)
             np.maximum.at(last, self.output_tile, np.arange(self.num_segments))
             merger = np.equal(last[self.output_tile], np.arange(self.num_segments))
-        elif self.combine != "host":
-            merger = np.zeros(self.num_segments, dtype=np.bool_)
         return merger & (self.segments_of_tile[self.output_tile] > 1)
 
     @cached_property
     def is_partial(self) -> BoolArray:
         """Whether a segment's result goes through a partial instead of straight to the output."""
+        if self.combine == "none":
+            return np.zeros(self.num_segments, dtype=np.bool_)
         assert self.partials is not None
         return np.greater(self.partials[self.output_tile], 0)
 

@@ -48,7 +48,6 @@ def level(limits: Sequence[tuple[float, float]], capacity: float) -> float:
     return math.inf
 
 
-@lru_cache(maxsize=256)
 def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> tuple[FloatArray, IntArray]:
     """Most bytes/ps of one transfer of each kind, for everything that can run on an SM at once.
 
@@ -56,17 +55,21 @@ def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> tuple[FloatArray, I
     cannot tell apart (same pace, same work) count together. A kind is held to its own pace and to
     the level at which its SM is full.
     """
+    return _sm_limits(tuple((flow.max_bytes_per_ps, flow.sm_ps_per_byte) for flow in flows), max_ctas)
+
+
+@lru_cache(maxsize=1024)
+def _sm_limits(demands: tuple[tuple[float, float], ...], max_ctas: int) -> tuple[FloatArray, IntArray]:
     radix = max_ctas + 1
-    demands = [(flow.max_bytes_per_ps, flow.sm_ps_per_byte) for flow in flows]
     unlike = list(dict.fromkeys(demands))
-    table = np.zeros((radix ** len(unlike), len(flows)))
+    table = np.zeros((radix ** len(unlike), len(demands)))
     for counts in itertools.product(range(radix), repeat=len(unlike)):
         if not 0 < sum(counts) <= max_ctas:
             continue
         wants = [(pace, n * work) for (pace, work), n in zip(unlike, counts, strict=True) if n]
         height = level(wants, 1.0)
         code = sum(n * radix**k for k, n in enumerate(counts))
-        table[code] = [min(flow.max_bytes_per_ps, height) for flow in flows]
+        table[code] = [min(pace, height) for pace, _ in demands]
     table.flags.writeable = False
     return table, np.array([radix ** unlike.index(demand) for demand in demands], dtype=np.int64)
 
