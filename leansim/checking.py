@@ -371,7 +371,7 @@ def _batches(workload: Workload, seed: int) -> Iterator[tuple[int, ...]]:
     The last has 256 others: schedules of little work follow other rules than those of much.
     """
     rng = np.random.default_rng(seed)
-    lens = np.array(workload.context_lens)
+    lens = workload.lens
     longest = workload.max_context_len or 2 * int(lens.max())
     batches = [lens, *(rng.permutation(lens) for _ in range(3)), np.r_[lens, lens]]
     for num_mates in (len(lens), len(lens), len(lens), 256):

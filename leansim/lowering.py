@@ -258,7 +258,7 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     ramp_s = pricing.prologue_s(grid, kernel, device) + cost.fill_s
     distance = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
     drift_ps = _picoseconds(2.0 * device.latency_spread * ramp_s * distance)
-    return np.resize(drift_ps, grid.num_sms)
+    return drift_ps[np.arange(grid.num_sms) % DRIFT_CLASSES]
 
 
 def _arrival_ps(

@@ -279,7 +279,8 @@ def _context_lens(point: Point) -> list[int]:
         raise WorkloadError(f"workload: wanted batch_size beside {given[0]}")
     if point.trace is not None:
         trace = read_trace(find_trace(point.trace))
-        return [int(n) for n in sample_in_flight(trace, point.batch_size, point.seed)]
+        lens: list[int] = sample_in_flight(trace, point.batch_size, point.seed).tolist()
+        return lens
     assert point.context_len is not None
     if point.context_len_cv is None:
         return [point.context_len] * point.batch_size

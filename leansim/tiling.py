@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
@@ -45,11 +45,11 @@ class TileGrid:
     tile_order: Literal["backward", "forward"] = "backward"
     num_xcds: int = 1
     mma_efficiency: float | None = None
-    context_lens: IntArray = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        lens = np.asarray(self.workload.context_lens, dtype=np.int64)
-        object.__setattr__(self, "context_lens", lens)
+    @property
+    def context_lens(self) -> IntArray:
+        """KV tokens of each request, `[batch]`."""
+        return self.workload.lens
 
     @property
     def batch_size(self) -> int:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -78,9 +78,10 @@ class Trace:
         return len(self.input_len)
 
 
-def builtin_traces() -> list[str]:
+@cache
+def builtin_traces() -> tuple[str, ...]:
     """Return the names of the samples that come with leansim."""
-    return sorted(path.stem for path in BUILTIN_FOLDER.glob("*.csv"))
+    return tuple(sorted(path.stem for path in BUILTIN_FOLDER.glob("*.csv")))
 
 
 def find_trace(name_or_path: str | Path) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from leansim.errors import WorkloadError, suggestion
 from leansim.spec import DTYPE_BYTES, DTYPES
@@ -127,11 +129,17 @@ class Workload:
         """Head dimension of V and of the output."""
         return self.head_dim if self.head_dim_v is None else self.head_dim_v
 
-    @property
+    @cached_property
+    def lens(self) -> npt.NDArray[np.int64]:
+        """`context_lens` as an array, `[batch]`."""
+        lens = np.array(self.context_lens, dtype=np.int64)
+        lens.flags.writeable = False
+        return lens
+
+    @cached_property
     def call_context_len(self) -> int:
         """The longest context the call is told about."""
-        longest = max(self.context_lens)
-        return longest if self.max_context_len is None else self.max_context_len
+        return int(self.lens.max()) if self.max_context_len is None else self.max_context_len
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -145,16 +153,15 @@ class Workload:
             return context_len
         return min(context_len, self.window + self.query_len - 1)
 
-    @cached_property
-    def _requests_by_len(self) -> Counter[int]:
-        """How many requests have each length: batches repeat lengths, and big ones are common."""
-        return Counter(self.context_lens)
+    @property
+    def visible_lens(self) -> npt.NDArray[np.int64]:
+        """The same of each request, `[batch]`."""
+        return np.minimum(self.lens, self.visible_tokens(MOST_TOKENS))
 
     @cached_property
     def kv_bytes(self) -> int:
         """Distinct KV bytes the batch must read."""
-        tokens = sum(count * self.visible_tokens(n) for n, count in self._requests_by_len.items())
-        return tokens * self.num_kv_heads * self.kv_bytes_per_token
+        return int(self.visible_lens.sum()) * self.num_kv_heads * self.kv_bytes_per_token
 
     @property
     def q_bytes(self) -> int:
@@ -171,11 +178,9 @@ class Workload:
     @cached_property
     def flop(self) -> int:
         """Multiply-adds of QK and PV counted as two operations each, nothing padded."""
-        limit = self.window or max(self.context_lens)
-        scores = sum(
-            count * sum(min(n - j, limit) for j in range(self.query_len))  # what each new token sees
-            for n, count in self._requests_by_len.items()
-        )
+        limit = self.window or MOST_TOKENS
+        seen = (np.minimum(self.lens - j, limit) for j in range(self.query_len))  # by each new token
+        scores = sum(int(tokens.sum()) for tokens in seen)
         return 2 * scores * self.num_q_heads * (self.head_dim + self.value_dim)
 
     def describe(self) -> str:

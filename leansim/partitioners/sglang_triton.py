@@ -73,7 +73,7 @@ class SglangTriton:
         load = grid.workload
         if load.query_len > 1:
             raise PartitionerError("sglang_triton decodes one new token per request")
-        lens = np.array([load.visible_tokens(n) for n in load.context_lens], dtype=np.int64)
+        lens = load.visible_lens
         groups = head_groups(load.num_q_heads, load.num_kv_heads)
         splits, most = self._counts(lens, grid, groups)
         tokens = split_tokens(lens, splits)[grid.request]
