@@ -190,7 +190,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
             bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
             flow=ON_CHIP,
         )
-    published = schedule.is_partial & ~merges
+    published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
     stored = np.where(published, partial_bytes, rows * _output_row_bytes(schedule))
     moved = stored + rows * pricing.query_row_bytes(schedule.grid.workload)
     few = moved < FEW_BYTES

@@ -284,8 +284,6 @@ class Schedule:
     @cached_property
     def is_partial(self) -> BoolArray:
         """Whether a segment's result goes through a partial instead of straight to the output."""
-        if self.combine == "none":
-            return np.zeros(self.num_segments, dtype=np.bool_)
         assert self.partials is not None
         return np.greater(self.partials[self.output_tile], 0)
 
