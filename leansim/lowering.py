@@ -66,6 +66,8 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
     ctas = np.cumsum([0, *(len(part.border) - 1 for part in parts)]).tolist()
     gaps = [0, *[gap_ps] * (len(parts) - 1)]
+    if grid.starts_early and kernel.setup_kernels:
+        gaps[kernel.setup_kernels] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
     if schedule.combine == "kernel":
         assert kernel.combine is not None
         gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
@@ -112,8 +114,7 @@ def _flows(
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
-    tokens = int((grid.kv_end - grid.kv_begin).sum())
-    loaded = tokens / (grid.total_kv_tiles * grid.tile_tokens)
+    loaded = grid.loaded_share
     on_chip_ps = picoseconds(1.0) / device.sm_load_bytes_per_s
     kv = FlowKind(
         "kv",
@@ -206,7 +207,9 @@ def _ramp_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.T
     fixed = np.full(schedule.num_segments, pricing.prologue_s(schedule.grid, kernel, device))
     prefetched = schedule.dispatch == "queue" and kernel.prefetches_items
     fixed[schedule.cta < schedule.grid.slots if prefetched else slice(None)] += cost.fill_s
-    return _picoseconds(fixed * (1.0 - device.latency_spread))
+    if schedule.grid.starts_early and kernel.setup_kernels:
+        fixed[schedule.cta < schedule.grid.slots] -= kernel.segment_overhead_s.get(device.arch, 0.0)
+    return _picoseconds(np.maximum(fixed, 0.0) * (1.0 - device.latency_spread))
 
 
 def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
@@ -215,7 +218,7 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    ramp = pricing.prologue_s(grid, kernel, device) + cost.fill_s
+    ramp = max(0.0, pricing.prologue_s(grid, kernel, device) + cost.fill_s)
     distance = (np.arange(grid.num_sms) % DRIFT_CLASSES + 0.5) / DRIFT_CLASSES
     return _picoseconds(2.0 * device.latency_spread * ramp * distance)
 
@@ -227,7 +230,7 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricin
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if kernel.empty_ctas == "compute" and schedule.num_empty_ctas:
+    if (schedule.grid.empty_ctas or kernel.empty_ctas) == "compute" and schedule.num_empty_ctas:
         empty = np.diff(schedule.segments_of_cta) == 0
         arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device) + cost.compute_s)
     if schedule.dispatch == "queue":
@@ -237,7 +240,9 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device, cost: pricin
         scanned = (np.cumsum(changes(request)) - 1) // REQUESTS_PER_SCAN
         if scanned[-1] and len(scanned) == schedule.num_ctas:
             scanned[slots:] -= scanned[:-slots].copy()
-            arrival += scanned * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
+            # A kernel built for splits looks up how many each request has as well.
+            looks = 2 if schedule.combine == "kernel" else 1
+            arrival += scanned * looks * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
     return arrival
 
 
@@ -249,7 +254,7 @@ def _store_ps(size: IntArray, device: Device) -> IntArray:
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
     empty: IntArray = (np.diff(schedule.segments_of_cta) == 0).astype(np.int64)
-    writes = kernel.empty_ctas != "return" and schedule.combine == "kernel"
+    writes = (schedule.grid.empty_ctas or kernel.empty_ctas) != "return" and schedule.combine == "kernel"
     rows = int(schedule.grid.rows.max()) if writes else 0
     written: IntArray = empty * (rows * pricing.partial_row_bytes(schedule.grid.workload, kernel))
     return written

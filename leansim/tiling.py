@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError, suggestion
-from leansim.kernel import Kernel, Only, TileVariant
+from leansim.kernel import EmptyCtas, Kernel, Only, TileVariant
 from leansim.occupancy import Occupancy, occupancy
 from leansim.spec import DTYPE_BYTES
 from leansim.workload import Workload
@@ -32,8 +32,10 @@ class TileGrid:
     Output tile `t` is (request, head, row block), row block fastest, request slowest. `heads` are
     KV heads when the group's query heads are packed into the rows of a tile, else query heads. A
     KV tile is `tile_tokens` long; the first and last of an output tile may be partly masked.
+    Where tiles are `shifted`, the first begins with the first token that a window leaves visible.
     `ctas_per_sm` is how many CTAs of the kernel fit on an SM of the device, `num_sms` its SMs;
-    `mma_efficiency` is that of the compiled instance where it differs from the kernel's.
+    `mma_efficiency`, `first_mma_efficiency`, `overlaps`, `starts_early` and `empty_ctas` are those of
+    the compiled instance (see `TileVariant`).
     """
 
     workload: Workload
@@ -45,6 +47,11 @@ class TileGrid:
     tile_order: Literal["backward", "forward"] = "backward"
     num_xcds: int = 1
     mma_efficiency: float | None = None
+    first_mma_efficiency: float | None = None
+    overlaps: bool = True
+    starts_early: bool = False
+    empty_ctas: EmptyCtas | None = None
+    shifted: bool = False
     context_lens: IntArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,14 +135,19 @@ class TileGrid:
         return np.maximum(0, position - self.workload.window + 1)
 
     @cached_property
+    def tiling_begin(self) -> IntArray:
+        """Token that the KV tiles of each output tile count from."""
+        return self.kv_begin if self.shifted else np.zeros_like(self.kv_begin)
+
+    @cached_property
     def first_kv_tile(self) -> IntArray:
-        """Index in the context of the first KV tile of each output tile; segments count from it."""
-        return self.kv_begin // self.tile_tokens
+        """Index of the first KV tile of each output tile from `tiling_begin`; segments count from it."""
+        return (self.kv_begin - self.tiling_begin) // self.tile_tokens
 
     @cached_property
     def num_kv_tiles(self) -> IntArray:
         """KV tiles of each output tile."""
-        last: IntArray = -(-self.kv_end // self.tile_tokens)
+        last: IntArray = -(-(self.kv_end - self.tiling_begin) // self.tile_tokens)
         return last - self.first_kv_tile
 
     @cached_property
@@ -143,11 +155,16 @@ class TileGrid:
         """KV tiles of all output tiles."""
         return int(self.num_kv_tiles.sum())
 
+    @cached_property
+    def loaded_share(self) -> float:
+        """Share of the tokens of all KV tiles that are loaded, the rest being masked."""
+        return int((self.kv_end - self.kv_begin).sum()) / (self.total_kv_tiles * self.tile_tokens)
+
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""
-        first = self.first_kv_tile[output_tile]
-        low = np.maximum((first + start) * self.tile_tokens, self.kv_begin[output_tile])
-        high = np.minimum((first + stop) * self.tile_tokens, self.kv_end[output_tile])
+        first, begin = self.first_kv_tile[output_tile], self.tiling_begin[output_tile]
+        low = np.maximum(begin + (first + start) * self.tile_tokens, self.kv_begin[output_tile])
+        high = np.minimum(begin + (first + stop) * self.tile_tokens, self.kv_end[output_tile])
         loaded: IntArray = high - low
         return loaded
 
@@ -179,6 +196,11 @@ def tile_grid(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
         tile_order=kernel.tile_order,
         num_xcds=device.num_xcds,
         mma_efficiency=variant.mma_efficiency,
+        first_mma_efficiency=variant.first_mma_efficiency,
+        overlaps=variant.overlaps,
+        starts_early=variant.starts_early,
+        empty_ctas=variant.empty_ctas,
+        shifted=kernel.window_tiles == "shifted",
     )
 
 
@@ -228,12 +250,20 @@ def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device
     return (
         (only.archs is None or device.arch in only.archs)
         and (only.kv_dtypes is None or workload.kv_dtype in only.kv_dtypes)
-        and (only.window is None or only.window == (workload.window is not None))
+        and (only.window is None or only.window == is_local(workload))
         and (only.max_query_len is None or workload.query_len <= only.max_query_len)
         and (only.max_rows is None or workload.query_len * group <= only.max_rows)
         and (only.max_context_len is None or workload.call_context_len <= only.max_context_len)
         and (only.groups is None or workload.group_size in only.groups)
     )
+
+
+def is_local(workload: Workload) -> bool:
+    """Whether a sliding window hides anything of the longest context of the call.
+
+    FlashAttention drops a window that does not (flash-attention hopper/flash_api.cpp, mha_fwd).
+    """
+    return workload.window is not None and workload.window < workload.call_context_len
 
 
 def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
