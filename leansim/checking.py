@@ -268,10 +268,10 @@ def count_cover(schedule: Schedule) -> Cover:
     """Count what the segments cover, from the workload; O(KV tiles) time and memory."""
     grid, tile = schedule.grid, schedule.output_tile
     begin, end = _token_bounds(grid)
-    first = begin // grid.tile_tokens
-    count = -(-end // grid.tile_tokens) - first
-    low = np.maximum((first[tile] + schedule.start) * grid.tile_tokens, begin[tile])
-    high = np.minimum((first[tile] + schedule.stop) * grid.tile_tokens, end[tile])
+    origin = begin if grid.shifted else begin // grid.tile_tokens * grid.tile_tokens
+    count = -(-(end - origin) // grid.tile_tokens)
+    low = np.maximum(origin[tile] + schedule.start * grid.tile_tokens, begin[tile])
+    high = np.minimum(origin[tile] + schedule.stop * grid.tile_tokens, end[tile])
     tokens = np.bincount(tile, weights=high - low, minlength=len(begin)).astype(np.int64)
     assert schedule.partials is not None
     return Cover(

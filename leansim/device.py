@@ -48,6 +48,7 @@ class Device(SourcedSpec):
     l2_latency_s: Positive
     l2_far_latency_s: Positive
     l2_resident_fraction: Fraction
+    l2_lost_fraction: Positive | None = None
 
     sm_load_bytes_per_clk: Positive
     tensor_flop_per_clk_per_sm: dict[Literal["bfloat16", "float16", "fp8"], Positive]

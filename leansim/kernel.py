@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field
 
 from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
+EmptyCtas = Literal["return", "write", "compute"]
+
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
@@ -43,12 +45,31 @@ class Only(Spec):
     groups: tuple[Count, ...] | None = None
 
 
-class TileVariant(Spec):
+class Traits(Spec):
+    """Where a compiled instance differs from the rest of its kernel.
+
+    `mma_efficiency` and `empty_ctas` stand for the kernel's. Where output is added up in two levels,
+    which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
+    `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
+    does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
+    setup kernel runs.
+    """
+
+    mma_efficiency: Fraction | None = None
+    first_mma_efficiency: Fraction | None = None
+    overlaps: bool = True
+    starts_early: bool = False
+    empty_ctas: EmptyCtas | None = None
+
+
+PLAIN = Traits()
+
+
+class TileVariant(Traits):
     """One compiled instance: its head dim, its tile, and what a CTA of it occupies.
 
     Without `smem_bytes` a CTA holds its Q tile and `kv_stages` K and V tiles (K alone of a latent
-    cache). `mma_efficiency` is for an instance that differs from its kernel's. `only` says when the
-    kernel's host code takes this instance.
+    cache). `only` says when the kernel's host code takes this instance.
     """
 
     head_dim: Count
@@ -57,7 +78,6 @@ class TileVariant(Spec):
     threads: Count
     registers_per_thread: dict[str, Count]
     smem_bytes: Count | None = None
-    mma_efficiency: Fraction | None = None
     only: Only = Only()
 
 
@@ -96,7 +116,9 @@ class Kernel(SourcedSpec):
     masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first
     tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
     latent cache (MLA). With `quantises_query` an 8-bit cache is met by an 8-bit query, whatever the
-    call's own.
+    call's own. Loading warps that transpose 8-bit values on their way move `transpose_bytes_per_s` of V.
+    KV tiles count from the first token of the context, or, where `window_tiles` are `shifted`, from the
+    first token that a sliding window leaves visible.
     """
 
     partitioner: PartitionerChoice
@@ -105,6 +127,7 @@ class Kernel(SourcedSpec):
     kv_dtypes: tuple[DType, ...]
     pack_gqa: Literal["always", "single_query", "never"]
     tile_order: Literal["backward", "forward"]
+    window_tiles: Literal["aligned", "shifted"] = "aligned"
     pipeline: Literal["single_buffered", "multi_stage"]
     kv_stages: Count
     partial_dtype: DType
@@ -114,7 +137,7 @@ class Kernel(SourcedSpec):
 
     merge_splits_in_flight: Count = 1
     prefetches_items: bool = False
-    empty_ctas: Literal["return", "write", "compute"] = "write"
+    empty_ctas: EmptyCtas = "write"
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive
@@ -123,6 +146,7 @@ class Kernel(SourcedSpec):
     q_tile_copies: Annotated[int, Field(ge=0)] = 0
     batch_scan_s: dict[str, NotNegative] = Field(default_factory=dict)
     segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
+    transpose_bytes_per_s: dict[str, Positive] = Field(default_factory=dict)
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
@@ -133,6 +157,7 @@ class Kernel(SourcedSpec):
             "kv_dtypes",
             "pack_gqa",
             "tile_order",
+            "window_tiles",
             "pipeline",
             "partial_dtype",
             "latent_kv",

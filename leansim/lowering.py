@@ -14,7 +14,7 @@ import numpy.typing as npt
 from leansim import pricing
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import Kernel
+from leansim.kernel import EmptyCtas, Kernel
 from leansim.occupancy import occupancy
 from leansim.program import (
     MOST_PS,
@@ -79,6 +79,8 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
     ctas = [0, *accumulate(len(part.border) - 1 for part in parts)]
     gaps = [0, *[gap_ps] * (len(parts) - 1)]
+    if grid.traits.starts_early and kernel.setup_kernels:
+        gaps[kernel.setup_kernels] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
     if schedule.combine == "kernel":
         assert kernel.combine is not None
         gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
@@ -125,7 +127,7 @@ def _flows(
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
-    loaded = grid.total_tokens / (grid.total_kv_tiles * grid.tile_tokens)
+    loaded = grid.loaded_share
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=cost.max_bytes_per_s / PS_PER_S,
@@ -243,10 +245,16 @@ def _ramp_ps(
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
     near = 1.0 - device.latency_spread
-    if not (schedule.dispatch == "queue" and kernel.prefetches_items):
-        return picoseconds((prologue_s + cost.fill_s) * near)
-    first = schedule.cta < schedule.grid.slots  # behind them, the fill is over when a CTA is through
-    return _picoseconds((prologue_s + first * cost.fill_s) * near)
+    prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
+    early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
+    if not (prefetches or early):
+        return picoseconds(max(0.0, prologue_s + cost.fill_s) * near)
+    first = schedule.cta < schedule.grid.slots
+    # Behind the first, what a queue prefetches is there when a CTA is through; before a setup kernel is
+    # over, the first have got ready.
+    fill_s = cost.fill_s * (first if prefetches else 1.0)
+    ready_s = kernel.segment_overhead_s.get(device.arch, 0.0) * (first if early else 0.0)
+    return _picoseconds(np.maximum(prologue_s + fill_s - ready_s, 0.0) * near)
 
 
 def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
@@ -255,7 +263,7 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    ramp_s = pricing.prologue_s(grid, kernel, device) + cost.fill_s
+    ramp_s = max(0.0, pricing.prologue_s(grid, kernel, device) + cost.fill_s)
     distance = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
     drift_ps = _picoseconds(2.0 * device.latency_spread * ramp_s * distance)
     return drift_ps[np.arange(grid.num_sms) % DRIFT_CLASSES]
@@ -269,7 +277,7 @@ def _arrival_ps(
     That is an atomic, and a walk over the requests between this item and the last one of the same
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
-    computes = kernel.empty_ctas == "compute" and schedule.num_empty_ctas > 0
+    computes = _empty_ctas(schedule, kernel) == "compute" and schedule.num_empty_ctas > 0
     if not computes and schedule.dispatch == "grid":
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
@@ -283,7 +291,9 @@ def _arrival_ps(
         scanned = (np.cumsum(changes(request)) - 1) // REQUESTS_PER_SCAN
         if scanned[-1] and len(scanned) == schedule.num_ctas:
             scanned[slots:] -= scanned[:-slots].copy()
-            arrival += scanned * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
+            # A kernel built for splits looks up how many each request has as well.
+            looks = 2 if schedule.combine == "kernel" else 1
+            arrival += scanned * looks * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
     return arrival
 
 
@@ -292,9 +302,15 @@ def _store_ps(size: IntArray, device: Device) -> IntArray:
     return _picoseconds(size / device.sm_load_bytes_per_s)
 
 
+def _empty_ctas(schedule: Schedule, kernel: Kernel) -> EmptyCtas:
+    """What CTAs without KV tiles do in the instance that runs."""
+    return schedule.grid.traits.empty_ctas or kernel.empty_ctas
+
+
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    if kernel.empty_ctas == "return" or schedule.combine != "kernel" or not schedule.num_empty_ctas:
+    writes = schedule.combine == "kernel" and _empty_ctas(schedule, kernel) != "return"
+    if not (writes and schedule.num_empty_ctas):
         return None
     empty = np.diff(schedule.segments_of_cta) == 0
     row_bytes = pricing.partial_row_bytes(schedule.grid.workload, kernel)

@@ -26,7 +26,8 @@ IntLike = npt.NDArray[np.int64] | int
 class Calls:
     """Attention calls, as the harness sees them: `[n]` each, or numbers for a single call.
 
-    `query_bytes` are the bytes of Q, `kv_token_bytes` those of K and V of the new tokens.
+    `query_bytes` are the bytes of Q, `kv_token_bytes` those of K and V of the new tokens, `kv_bytes`
+    those of all KV that is read.
     """
 
     kernel: npt.NDArray[np.str_] | str
@@ -35,6 +36,7 @@ class Calls:
     group_size: IntLike
     query_bytes: IntLike
     kv_token_bytes: IntLike
+    kv_bytes: IntLike = 0
     kv_dtype: npt.NDArray[np.str_] | str = "bfloat16"
     head_dim: IntLike = 128
     windowed: npt.NDArray[np.bool_] | bool = False
@@ -50,6 +52,7 @@ class Calls:
             workload.group_size,
             workload.q_bytes,
             new_tokens * workload.kv_bytes_per_token,
+            workload.kv_bytes,
             workload.kv_dtype,
             workload.head_dim,
             workload.window is not None,
@@ -66,6 +69,7 @@ class When(Spec):
     min_group_size: Count = 1
     min_batch_size: Count = 1
     min_kv_heads: Count = 1
+    min_kv_bytes: Annotated[int, Field(ge=0)] = 0
 
 
 class HarnessTerm(SourcedSpec):
@@ -104,6 +108,7 @@ class HarnessTerm(SourcedSpec):
             (np.asarray(calls.group_size) >= when.min_group_size)
             & (np.asarray(calls.batch_size) >= when.min_batch_size)
             & (np.asarray(calls.num_kv_heads) >= when.min_kv_heads)
+            & (np.asarray(calls.kv_bytes) >= when.min_kv_bytes)
         )
         if when.window is not None:
             there &= np.equal(calls.windowed, when.window)

@@ -138,6 +138,7 @@ def calls_of(rows: pd.DataFrame) -> Calls:
         group_size=heads // kv_heads,
         query_bytes=batch * heads * head_dim * q_bytes,
         kv_token_bytes=batch * kv_heads * head_dim * 2 * kv_bytes,
+        kv_bytes=kv_bytes_of(rows),
         kv_dtype=rows["kv_dtype"].to_numpy(dtype=str),
         head_dim=head_dim,
         windowed=rows["window"].to_numpy() > 0,

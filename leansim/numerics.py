@@ -158,11 +158,12 @@ def segment_attention(
     q, k, v = inputs
     tokens, _ = row_owners(grid, output_tile)
     position = (len(k) - grid.workload.query_len + tokens)[:, None]
-    base, size = int(grid.first_kv_tile[output_tile]), grid.tile_tokens
+    size = grid.tile_tokens
+    base = int(grid.tiling_begin[output_tile] + grid.first_kv_tile[output_tile] * size)
     begin, end = int(grid.kv_begin[output_tile]), int(grid.kv_end[output_tile])
     partial = empty(len(q), v.shape[-1], accumulator(precision))
     for tile in reversed(kv_tiles) if grid.tile_order == "backward" else kv_tiles:
-        low, high = max((base + tile) * size, begin), min((base + tile + 1) * size, end)
+        low, high = max(base + tile * size, begin), min(base + (tile + 1) * size, end)
         key = np.arange(low, high)
         mask = key <= position
         if grid.workload.window is not None:

@@ -21,13 +21,16 @@ from leansim.workload import Workload
 FloatArray = npt.NDArray[np.float64]
 # Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
 WARPGROUP_ROWS = 64
+# Page-table entries of 4 B in a cache line.
+PAGES_PER_LINE = 32
 
 
 @dataclass(frozen=True)
 class TileCost:
     """One full KV tile on one CTA that has its SM to itself.
 
-    `tile_s` is the time per tile in a long run, `fill_s` what a run costs beyond its tiles, `sm_s`
+    `tile_s` is the time per tile in a long run, `fill_s` what a run costs beyond its tiles (below 0
+    where the first is cheaper than the others), `sm_s`
     the time its SM has for nothing else, `compute_s` what QK, softmax and PV take, `tensor_s` QK and
     PV. `offered_bytes_per_s` is what its loads in flight would bring from an unloaded memory (Little).
     """
@@ -74,11 +77,13 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
 def kept_share(footprint_bytes: float, device: Device) -> float:
     """Share of a buffer still in L2 when it is read again after `footprint_bytes` of others.
 
-    All of it below `l2_resident_fraction` of L2, none above twice that, linear between (assumed shape;
-    the fraction from replayed decode latencies).
+    All of it below `l2_resident_fraction` of L2, none above `l2_lost_fraction` (twice the former where
+    nothing is known), linear between (assumed shape; the fractions from replayed decode latencies or
+    streams).
     """
-    full = device.l2_resident_fraction * device.l2_bytes
-    return min(1.0, max(0.0, 2.0 - footprint_bytes / full))
+    full = device.l2_resident_fraction
+    none = device.l2_lost_fraction or 2.0 * full
+    return min(1.0, max(0.0, (none - footprint_bytes / device.l2_bytes) / (none - full)))
 
 
 def kv_latency_s(device: Device, hit_share: float) -> float:
@@ -89,12 +94,13 @@ def kv_latency_s(device: Device, hit_share: float) -> float:
 def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) -> TileCost:
     """Price a full KV tile.
 
-    Tensor time counts every row of the tile, valid or not, at the kernel's share of the dense rate;
-    softmax is one exp per score plus `softmax_fma_per_score` FP32 operations. With single-buffered
-    K and V (FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles
-    take n * (max(V load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV). With
-    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load. A load is one
-    latency plus its bytes at the SM's load rate; a latent cache has no V to load.
+    Tensor time counts every row of the tile, valid or not, at the kernel's share of the dense rate. With
+    single-buffered K and V (FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV)
+    n tiles take n * (max(V load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV). With
+    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load, of the last load what
+    is not masked. A load is one latency plus its bytes at the SM's load rate; a latent cache has no V
+    to load. The loader of an 8-bit cache paces the loop where it transposes more slowly than the rest
+    computes; a single tile then takes what the loader takes and no more.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -104,15 +110,11 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     rate = tensor_flop_per_s(grid, kernel, device)
     qk_s = 2 * rows * tokens * load.head_dim / rate
     pv_s = 2 * rows * tokens * load.value_dim / rate
-    exp_s = rows * tokens / device.exp_per_clk_per_sm * device.clk_s
-    fma_clk = rows * tokens * kernel.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
-    softmax_s = exp_s + fma_clk * device.clk_s
+    softmax_s, shown_s = softmax_time_s(grid, kernel, device)
     latency = kv_latency_s(device, hit_share)
     k_s = latency + k_bytes / device.sm_load_bytes_per_s
     v_s = latency + v_bytes / device.sm_load_bytes_per_s if v_bytes else 0.0
-    overlap = kernel.softmax_overlap.get(device.arch, 0.0) if rows > WARPGROUP_ROWS else 0.0
-    exposed = 1.0 - overlap
-    compute_s = max(softmax_s, qk_s + exposed * softmax_s + pv_s)
+    compute_s = max(softmax_s, qk_s + shown_s + pv_s)
     transfer_s = (k_bytes + v_bytes) / device.sm_load_bytes_per_s
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
@@ -120,9 +122,12 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         in_flight = max(k_bytes, v_bytes)
     else:
         load_s = latency + transfer_s
+        fill_s = latency + grid.loaded_share * transfer_s
         in_flight = kernel.kv_stages * (k_bytes + v_bytes)
-        tile_s = max(compute_s, load_s / kernel.kv_stages, transfer_s)
-        fill_s = load_s
+        loader_s = transpose_s(grid, kernel, device, latency)
+        tile_s = max(compute_s, loader_s, load_s / kernel.kv_stages, transfer_s)
+        saved_s = (qk_s + pv_s) * cheaper_first_tile(grid)
+        fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) - saved_s
     return TileCost(
         tile_bytes=k_bytes + v_bytes,
         tile_s=tile_s,
@@ -132,6 +137,46 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         tensor_s=qk_s + pv_s,
         offered_bytes_per_s=in_flight / latency,
     )
+
+
+def softmax_time_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[float, float]:
+    """Softmax of one KV tile, and what of it no tensor work hides, s.
+
+    One exp per score and `softmax_fma_per_score` FP32 operations. Two warpgroups or more take turns.
+    """
+    scores = grid.tile_rows * grid.tile_tokens
+    exp_s = scores / device.exp_per_clk_per_sm * device.clk_s
+    fma_clk = scores * kernel.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
+    softmax_s = exp_s + fma_clk * device.clk_s
+    hides = grid.tile_rows > WARPGROUP_ROWS and grid.traits.overlaps
+    overlap = kernel.softmax_overlap.get(device.arch, 0.0) if hides else 0.0
+    return softmax_s, (1.0 - overlap) * softmax_s
+
+
+def cheaper_first_tile(grid: TileGrid) -> float:
+    """Share of a tile's tensor time that the first KV tile is spared.
+
+    Adding up in two levels begins with the second, whose predecessor's output is there to be added
+    to (vllm-project/flash-attention hopper/utils.h, gemm: not where the accumulator starts at zero).
+    """
+    first, others = grid.traits.first_mma_efficiency, grid.traits.mma_efficiency
+    return 0.0 if first is None or others is None else 1.0 - others / first
+
+
+def transpose_s(grid: TileGrid, kernel: Kernel, device: Device, latency_s: float) -> float:
+    """Time the loading warps need for a tile of 8-bit KV, s: 0 where they transpose nothing.
+
+    FlashAttention-3 needs V with tokens innermost. Its loading warps look up the tile's pages (a read
+    from memory, unless the entries lie in the cache line of the tile before), wait for V, and pass it
+    through registers (hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, copy_Vt_to_V). Only then do they
+    load more.
+    """
+    workload, arch = grid.workload, device.arch
+    if DTYPE_BYTES[workload.kv_dtype] != 1 or arch not in kernel.transpose_bytes_per_s:
+        return 0.0
+    lines = grid.tile_tokens / (workload.page_tokens * PAGES_PER_LINE)
+    v_bytes = grid.tile_tokens * workload.value_dim
+    return min(1.0, lines) * latency_s + v_bytes / kernel.transpose_bytes_per_s[arch]
 
 
 def query_dtype(workload: Workload, kernel: Kernel) -> str:
@@ -146,7 +191,7 @@ def tensor_flop_per_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     rate = device.tensor_flop_per_s_per_sm(dtype)
     if rate is None:
         raise PairingError(f"device {device.name!r} has no tensor throughput for {dtype}")
-    return rate * (grid.mma_efficiency or per_arch(kernel.mma_efficiency, kernel, device))
+    return rate * (grid.traits.mma_efficiency or per_arch(kernel.mma_efficiency, kernel, device))
 
 
 def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError, suggestion
-from leansim.kernel import Kernel, Only, TileVariant
+from leansim.kernel import PLAIN, Kernel, Only, TileVariant, Traits
 from leansim.occupancy import Occupancy, occupancy
 from leansim.spec import DTYPE_BYTES
 from leansim.workload import Workload
@@ -32,8 +32,9 @@ class TileGrid:
     Output tile `t` is (request, head, row block), row block fastest, request slowest. `heads` are
     KV heads when the group's query heads are packed into the rows of a tile, else query heads. A
     KV tile is `tile_tokens` long; the first and last of an output tile may be partly masked.
+    Where tiles are `shifted`, the first begins with the first token that a window leaves visible.
     `ctas_per_sm` is how many CTAs of the kernel fit on an SM of the device, `num_sms` its SMs;
-    `mma_efficiency` is that of the compiled instance where it differs from the kernel's.
+    `traits` are those of the compiled instance.
     """
 
     workload: Workload
@@ -44,7 +45,8 @@ class TileGrid:
     packed: bool = True
     tile_order: Literal["backward", "forward"] = "backward"
     num_xcds: int = 1
-    mma_efficiency: float | None = None
+    traits: Traits = PLAIN
+    shifted: bool = False
 
     @property
     def context_lens(self) -> IntArray:
@@ -124,7 +126,7 @@ class TileGrid:
         return row // self.workload.group_size if self.packed else row
 
     @cached_property
-    def _seen(self) -> tuple[IntArray, IntArray]:
+    def kv_span(self) -> tuple[IntArray, IntArray]:
         """First token that any row of a row block attends to, and the one after the last.
 
         `[batch, row blocks]` each; causal among the new tokens, and the same for every head.
@@ -141,23 +143,29 @@ class TileGrid:
     @cached_property
     def _tiles_seen(self) -> tuple[IntArray, IntArray]:
         """The KV tile with the first of those tokens, and how many tiles hold them."""
-        begin, end = self._seen
-        first: IntArray = begin // self.tile_tokens
-        return first, -(-end // self.tile_tokens) - first
+        begin, end = self.kv_span
+        origin = begin if self.shifted else np.zeros_like(begin)
+        first: IntArray = (begin - origin) // self.tile_tokens
+        return first, -(-(end - origin) // self.tile_tokens) - first
 
     @cached_property
     def kv_end(self) -> IntArray:
         """Token after the last that any row of the output tile attends to (causal among new)."""
-        return self._of_tiles(self._seen[1])
+        return self._of_tiles(self.kv_span[1])
 
     @cached_property
     def kv_begin(self) -> IntArray:
         """First token that any row of the output tile attends to."""
-        return self._of_tiles(self._seen[0])
+        return self._of_tiles(self.kv_span[0])
+
+    @cached_property
+    def tiling_begin(self) -> IntArray:
+        """Token that the KV tiles of each output tile count from."""
+        return self.kv_begin if self.shifted else np.zeros_like(self.kv_begin)
 
     @cached_property
     def first_kv_tile(self) -> IntArray:
-        """Index in the context of the first KV tile of each output tile; segments count from it."""
+        """Index of the first KV tile of each output tile from `tiling_begin`; segments count from it."""
         return self._of_tiles(self._tiles_seen[0])
 
     @cached_property
@@ -168,7 +176,7 @@ class TileGrid:
     @cached_property
     def total_tokens(self) -> int:
         """KV tokens that all output tiles attend to."""
-        begin, end = self._seen
+        begin, end = self.kv_span
         return int((end - begin).sum()) * self.heads
 
     @cached_property
@@ -176,11 +184,16 @@ class TileGrid:
         """KV tiles of all output tiles."""
         return int(self._tiles_seen[1].sum()) * self.heads
 
+    @cached_property
+    def loaded_share(self) -> float:
+        """Share of the tokens of all KV tiles that are loaded, the rest being masked."""
+        return self.total_tokens / (self.total_kv_tiles * self.tile_tokens)
+
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""
-        first = self.first_kv_tile[output_tile]
-        low = np.maximum((first + start) * self.tile_tokens, self.kv_begin[output_tile])
-        high = np.minimum((first + stop) * self.tile_tokens, self.kv_end[output_tile])
+        first, begin = self.first_kv_tile[output_tile], self.tiling_begin[output_tile]
+        low = np.maximum(begin + (first + start) * self.tile_tokens, self.kv_begin[output_tile])
+        high = np.minimum(begin + (first + stop) * self.tile_tokens, self.kv_end[output_tile])
         loaded: IntArray = high - low
         return loaded
 
@@ -211,7 +224,8 @@ def tile_grid(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
         packed=is_packed(kernel, workload),
         tile_order=kernel.tile_order,
         num_xcds=device.num_xcds,
-        mma_efficiency=variant.mma_efficiency,
+        traits=variant,
+        shifted=kernel.window_tiles == "shifted",
     )
 
 
@@ -261,12 +275,20 @@ def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device
     return (
         (only.archs is None or device.arch in only.archs)
         and (only.kv_dtypes is None or workload.kv_dtype in only.kv_dtypes)
-        and (only.window is None or only.window == (workload.window is not None))
+        and (only.window is None or only.window == is_local(workload))
         and (only.max_query_len is None or workload.query_len <= only.max_query_len)
         and (only.max_rows is None or workload.query_len * group <= only.max_rows)
         and (only.max_context_len is None or workload.call_context_len <= only.max_context_len)
         and (only.groups is None or workload.group_size in only.groups)
     )
+
+
+def is_local(workload: Workload) -> bool:
+    """Whether a sliding window hides anything of the longest context of the call.
+
+    FlashAttention drops a window that does not (flash-attention hopper/flash_api.cpp, mha_fwd).
+    """
+    return workload.window is not None and workload.window < workload.call_context_len
 
 
 def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:

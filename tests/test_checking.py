@@ -198,7 +198,8 @@ def test_partials_without_a_combiner_fail() -> None:
 def test_a_wrong_window_of_the_grid_fails_the_cover() -> None:
     schedule = schedule_of("lean", Workload((600,), 2, 2, 64, window=300))
     grid = dataclasses.replace(schedule.grid)
-    vars(grid)["kv_begin"] = np.zeros(grid.num_output_tiles, dtype=np.int64)
+    begin, end = schedule.grid.kv_span
+    vars(grid)["kv_span"] = np.zeros_like(begin), end
     assert grid.num_kv_tiles.tolist() == [3, 3]
     wrong = make("lean_attention")(grid, catalog.device(H100))
     assert not count_cover(wrong).exact

@@ -14,6 +14,7 @@ import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 from leansim import catalog, pricing
+from leansim.kernel import Traits
 from leansim.lowering import DRIFT_CLASSES, FEW_BYTES, REQUESTS_PER_SCAN, lower
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
@@ -304,3 +305,110 @@ def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
     assert costs[0] == costs[1]
     plain = Workload.uniform(4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128)
     assert pricing.query_dtype(plain, catalog.kernel("sglang_fa3")) == "bfloat16"
+
+
+# -- what compiled instances differ in -------------------------------------------------------------
+
+
+def test_a_kernel_built_for_splits_looks_twice_at_each_31_requests() -> None:
+    """As the walk above, with a combine kernel behind it: 50 ns more a look, not 25."""
+    kernel = toy_kernel(batch_scan_s={"sm_90": 25 * NS})
+    grid = grid_of((256,) * 40, 1)
+    partials = np.zeros(grid.num_output_tiles, dtype=np.int64)
+    schedule = whole(grid, dispatch="queue", combine="kernel", partials=partials)
+    program = lower(schedule, kernel, toy())
+    last = program.launches[0].last_cta
+    launches = program.latency_ps[program.kind == Phase.LAUNCH][:last]
+    assert ns(launches[29:38]) == [60.0] * 2 + [110.0] * 5 + [60.0] * 2
+
+
+def test_an_instance_without_overlap_shows_all_of_its_softmax() -> None:
+    """As the second warpgroup above that hides half of it: 1024 + 3328 + 1024, not 3712."""
+    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2, softmax_overlap={"sm_90": 0.5})
+    grid = replace(grid_of((256,), 1), tile_rows=128)
+    assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + 3712
+    alone = replace(grid, traits=Traits(overlaps=False))
+    assert ns(run(whole(alone), kernel=kernel).makespan_ps) == 2016.0 + 5376
+
+
+def test_the_first_tile_is_cheaper_where_output_is_added_up_in_two_levels() -> None:
+    """QK and PV take 512 each at the whole rate and 1024 at half of it; softmax takes 1664.
+
+    Later tiles take 2048 + 1664 = 3712, the first 1024 less: n tiles 3712 n - 1024, beside the 2016 of
+    launch, reads, the first load and the output.
+    """
+    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2)
+    for tiles in (1, 3):
+        grid = replace(
+            grid_of((256 * tiles,), 1), traits=Traits(mma_efficiency=0.5, first_mma_efficiency=1.0)
+        )
+        assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + 3712 * tiles - 1024
+
+
+def test_a_masked_tile_fills_the_pipeline_with_what_is_loaded() -> None:
+    """A quarter of a tile loaded: a latency of 488 and 256 of 1024 ns of transfer, not 1512."""
+    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2)
+    full, quarter = (run(whole(grid_of((n,), 1)), kernel=kernel).makespan_ps for n in (256, 64))
+    assert ns(full - quarter) == 768.0
+
+
+def test_the_loader_of_an_8_bit_cache_sets_the_pace_where_it_is_the_slower() -> None:
+    """256 tokens of 64 B of V at 4 B/ns take 4096 ns, and looking up 256 pages of one token a latency.
+
+    32 pages of 64 tokens lie in a line, so that a tile needs an eighth of one: an eighth of a latency.
+    """
+    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2, transpose_bytes_per_s={"sm_90": 4.0 / NS})
+    device = toy()
+    for page_tokens, share in ((1, 1.0), (64, 1 / 8)):
+        grid = grid_of((512,), 1, kv_dtype="fp8", page_tokens=page_tokens)
+        cost = pricing.tile_cost(grid, kernel, device, hit_share=0.0)
+        assert cost.tile_s == pytest.approx(4096 * NS + share * device.dram_latency_s)
+        assert cost.tile_s > cost.compute_s
+    plain = pricing.tile_cost(grid_of((512,), 1), kernel, device, hit_share=0.0)
+    assert plain.tile_s < 4096 * NS
+
+
+def test_shifted_tiles_begin_with_the_window() -> None:
+    """300 tokens, a window of 128: 172 to 299 lie in two tiles of 256, or in one that begins at 172."""
+    grid = grid_of((300,), 1, window=128)
+    assert (grid.first_kv_tile.tolist(), grid.num_kv_tiles.tolist()) == ([0], [2])
+    shifted = replace(grid, shifted=True)
+    assert (shifted.first_kv_tile.tolist(), shifted.num_kv_tiles.tolist()) == ([0], [1])
+    zero, one = np.array([0]), np.array([1])
+    assert shifted.tokens(zero, zero, one).tolist() == [128]
+    assert grid.tokens(zero, zero, one).tolist() == [256 - 172]
+
+
+def test_a_window_that_hides_nothing_takes_the_instance_without() -> None:
+    """FlashAttention-3 drops a window as long as the longest context."""
+    kernel, device = catalog.kernel("vllm_fa3"), catalog.device("h100_sxm")
+    rows = {
+        window: tile_grid(
+            Workload.uniform(2, 128, num_q_heads=8, num_kv_heads=1, head_dim=64, window=window),
+            kernel,
+            device,
+        ).tile_rows
+        for window in (None, 127, 128)
+    }
+    assert rows == {None: 64, 127: 192, 128: 64}
+
+
+def test_the_first_wave_gets_ready_behind_a_setup_kernel_that_lets_it_start_early() -> None:
+    """Setup 200, then a gap of 300 instead of 700, and 6 CTAs on 5 slots.
+
+    A segment's overhead of 1000 is spared the first wave: 500 + 4680, then 4680 + 1000.
+    """
+    gaps = {"graph": 700 * NS, "stream": 1900 * NS, "pdl": 300 * NS}
+    kernel = toy_kernel(setup_kernels=1, segment_overhead_s={"sm_90": 1000 * NS})
+    grid = replace(grid_of((256,) * 6, 1), traits=Traits(starts_early=True))
+    result = run(whole(grid), toy(kernel_gap_s=gaps), kernel)
+    assert ns(result.cta_end[1:]) == [5180.0] * 5 + [5180.0 + 5680.0]
+
+
+def test_what_a_replay_finds_in_l2() -> None:
+    """All of it up to half of L2, none from 0.75 on, half at 0.625; without that, none from 1 on."""
+    device = toy(l2_bytes=1000, l2_resident_fraction=0.5, l2_lost_fraction=0.75)
+    kept = [pricing.kept_share(size, device) for size in (500, 625, 750, 2000)]
+    assert kept == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    device = toy(l2_bytes=1000, l2_resident_fraction=0.5, l2_lost_fraction=None)
+    assert pricing.kept_share(750, device) == pytest.approx(0.5)

@@ -91,6 +91,7 @@ def toy_kernel(combine: dict[str, Any] | None = None, **changes: Any) -> Kernel:
         "setup_kernels": 0,
         "merge_splits_in_flight": 1,
         "empty_ctas": "write",
+        "transpose_bytes_per_s": {},
         "prefetches_items": False,
     }
     assert set(update | changes) <= set(Kernel.model_fields)

@@ -30,7 +30,7 @@ def _border(grid: TileGrid, output_tile: IntArray, number: IntArray, chunk_token
     """KV tile at which chunk `number` starts: the nearest one that leaves each neighbour a tile."""
     begin, tiles = grid.kv_begin[output_tile], grid.num_kv_tiles[output_tile]
     chunks = -(-(grid.kv_end[output_tile] - begin) // chunk_tokens)
-    hidden = begin - grid.first_kv_tile[output_tile] * grid.tile_tokens
+    hidden = begin - grid.tiling_begin[output_tile] - grid.first_kv_tile[output_tile] * grid.tile_tokens
     middle = hidden + number * chunk_tokens
     nearest = (2 * middle + grid.tile_tokens) // (2 * grid.tile_tokens)
     enough = tiles >= chunks

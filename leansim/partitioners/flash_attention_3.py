@@ -16,7 +16,7 @@ from pydantic import Field
 
 from leansim.device import Device
 from leansim.schedule import Dispatch, Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.tiling import IntArray, TileGrid, is_local
 
 MAX_SPLITS = 128
 PREPARED_REQUESTS = 992
@@ -88,16 +88,10 @@ def loaded_kv_tiles(grid: TileGrid) -> int:
     the left and none to the right).
     """
     tokens = grid.workload.call_context_len
-    if is_local(grid):
+    if is_local(grid.workload):
         assert grid.workload.window is not None
         tokens = min(tokens, grid.workload.window + grid.tile_rows)
     return -(-tokens // grid.tile_tokens)
-
-
-def is_local(grid: TileGrid) -> bool:
-    """Whether a sliding window cuts anything off (flash-attention hopper/flash_api.cpp, mha_fwd)."""
-    window = grid.workload.window
-    return window is not None and window < grid.workload.call_context_len
 
 
 def call_num_splits(grid: TileGrid, batch_size: int) -> int:
@@ -114,7 +108,7 @@ def call_num_splits(grid: TileGrid, batch_size: int) -> int:
         num_sms=grid.num_sms,
         row_blocks=row_blocks,
         kv_head_bytes=load.call_context_len * load.kv_bytes_per_token,
-        masked=load.query_len > 1 or is_local(grid),
+        masked=load.query_len > 1 or is_local(grid.workload),
     )
 
 
@@ -206,7 +200,7 @@ class FlashAttention3:
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut all output tiles into the same number of splits."""
         splits = self.num_splits or call_num_splits(grid, grid.batch_size)
-        causal = grid.workload.query_len > 1 and not is_local(grid)
+        causal = grid.workload.query_len > 1 and not is_local(grid.workload)
         queue = is_persistent(device.arch, varlen=False, split=splits > 1, causal=causal)
         return deal(
             grid,
@@ -238,6 +232,6 @@ class FlashAttention3Varlen:
         splits = dynamic_splits(kv_tiles, grid.row_blocks, grid.heads, grid.num_sms, bound)
         queue = is_persistent(device.arch, varlen=True, split=bound > 1, causal=False)
         order = np.arange(grid.batch_size)
-        if queue and self.sort and not is_local(grid):
+        if queue and self.sort and not is_local(grid.workload):
             order = longest_first(kv_tiles, splits)
         return deal(grid, splits, bound, order, "queue" if queue else "grid")
