@@ -82,7 +82,7 @@ class Result:
             spent[_PHASES[phase]] = total_where(kind == phase, took)
         spent["ramp"] = total_where(kind == Phase.STREAM, self.moving[at] - ready)
         spent["stream"] -= spent["ramp"]
-        spent["wait"] = int((ready - self.begin[at]).sum())
+        spent["wait"] = int((ready - self.begin[at]).sum()) if self.program.num_counters else 0
         index = self.program.launches.index(launch)
         window = self.launch_end[index] - self.launch_begin[index]
         spent["idle"] = window * self.program.slots(launch) - sum(spent.values())

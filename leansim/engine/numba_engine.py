@@ -56,7 +56,10 @@ class _Records(NamedTuple):
 
 
 class _Counters(NamedTuple):
-    """Counters of the program, and the first slot that waits on each (-1: none)."""
+    """Counters of the program, and the first slot that waits on each (-1: none).
+
+    Most programs have none; that is asked before a phase's own are looked up, which costs a cache miss.
+    """
 
     value: Any
     waiter: Any
@@ -125,6 +128,8 @@ def _end_moves(phases: _Phases, slots: _Slots, memory: Memory) -> int:
 @jit
 def _must_wait(slot: int, phases: _Phases, slots: _Slots, counters: _Counters) -> bool:
     """Whether a slot's phase waits for a counter; then it is listed there."""
+    if not len(counters.value):
+        return False
     at = slots.phase[slot]
     counter = phases.wait_counter[at]
     if counter < 0 or counters.value[counter] >= phases.wait_target[at]:
@@ -155,8 +160,9 @@ def _signal(counter: int, phases: _Phases, slots: _Slots, counters: _Counters) -
 
 @jit
 def _begin_latency(
-    now: int, slot: int, phases: _Phases, records: _Records, slots: _Slots, memory: Memory
-) -> bool:
+    now: int, slot: int, phases: _Phases, records: _Records, slots: _Slots, counters: _Counters,
+    memory: Memory,
+) -> bool:  # fmt: skip
     """Begin the fixed part of a slot's phase; returns whether there is one to sit out.
 
     Phases behind it that nothing outside can touch are recorded at once.
@@ -169,12 +175,9 @@ def _begin_latency(
     if not delay:
         return False
     then = now + delay
-    while (
-        (phases.flow[at] < 0 or phases.size[at] == 0)
-        and phases.signal_counter[at] < 0
-        and at + 1 < slots.last[slot]
-        and phases.wait_counter[at + 1] < 0
-    ):
+    while at + 1 < slots.last[slot] and (phases.flow[at] < 0 or phases.size[at] == 0):
+        if len(counters.value) and (phases.signal_counter[at] >= 0 or phases.wait_counter[at + 1] >= 0):
+            break
         records.moving[at] = records.end[at] = then
         at += 1
         records.begin[at] = records.ready[at] = then
@@ -195,7 +198,7 @@ def _advance(
         if slots.stage[slot] == _WAITING:
             if _must_wait(slot, phases, slots, counters):
                 return
-            if _begin_latency(now, slot, phases, records, slots, memory):
+            if _begin_latency(now, slot, phases, records, slots, counters, memory):
                 return
         if slots.stage[slot] == _LATENCY:
             records.moving[at] = now
@@ -204,7 +207,7 @@ def _advance(
                 begin_transfer(slot, phases.flow[at], phases.size[at], memory)
                 return
         records.end[at] = now
-        if phases.signal_counter[at] >= 0:
+        if len(counters.value) and phases.signal_counter[at] >= 0:
             _signal(phases.signal_counter[at], phases, slots, counters)
         slots.phase[slot] = at + 1
         if at + 1 == slots.last[slot]:
