@@ -316,8 +316,7 @@ def point_from_row(row: dict[str, str], source: str) -> Point:
     A column named after an option of the row's partitioner sets it. Raises `ConfigError`.
     """
     given = {key: value.strip() for key, value in row.items() if value is not None and value.strip()}
-    fields: dict[str, Any] = {POINT_KEYS[key]: v for key, v in given.items() if key in POINT_KEYS}
-    fields = {Point.model_fields[name].alias or name: value for name, value in fields.items()}
+    fields: dict[str, Any] = {key: value for key, value in given.items() if key in POINT_KEYS}
     options = {key: value for key, value in given.items() if key not in POINT_KEYS}
     if options and "kernel" in fields:
         kernel_name, _, partitioner_name = fields["kernel"].partition("+")

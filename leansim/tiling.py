@@ -68,18 +68,18 @@ class TileGrid:
         """Heads the grid counts."""
         return self.workload.num_kv_heads if self.packed else self.workload.num_q_heads
 
-    @property
+    @cached_property
     def rows_per_head(self) -> int:
         """Query rows of one request and one counted head."""
         group = self.workload.group_size if self.packed else 1
         return self.workload.query_len * group
 
-    @property
+    @cached_property
     def row_blocks(self) -> int:
         """Row blocks of one request and one counted head."""
         return math.ceil(self.rows_per_head / self.tile_rows)
 
-    @property
+    @cached_property
     def num_output_tiles(self) -> int:
         """All output tiles."""
         return self.batch_size * self.heads * self.row_blocks
