@@ -1,7 +1,8 @@
 """Measurements of one's own, held against predictions: points with a time, or FlashInfer's benchmark.
 
-A CSV of points has the columns of `predict` (`harness` too) and `measured_us`. What FlashInfer's
-benchmark writes is told by its columns; only plain paged decode of recorded lengths is read.
+A CSV of points has the columns of `predict` (`harness` too) and `measured_us`, as `leansim measure`
+writes it. What FlashInfer's benchmark writes is told by its columns; only plain paged decode of
+recorded lengths is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.points import point_from_row, resolve
+from leansim.measurements import FIT_EVERY, digest
+from leansim.points import POINT_KEYS, point_from_row, resolve
 from leansim.points_csv import Outcome, PointTable, Row, read_csv, read_points
 from leansim.predicting import HARNESS, predict_rows
 
@@ -19,11 +21,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURED = "measured_us"
+# What `leansim measure` writes beside a point: its time and spread, how it was checked, what the compiled
+# kernel takes, and the machine.
+MACHINE_COLUMNS = (
+    "gpu", "driver", "cuda", "torch", "triton", "leansim", "commit",
+    "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w",
+)  # fmt: skip
+MEASUREMENT_COLUMNS = (
+    MEASURED, "spread_us", "min_us", "samples", "calls", "buffers", "row_error", "input_seed",
+    "registers", "spills", "smem_bytes", "resident_ctas_per_sm", *MACHINE_COLUMNS,
+)  # fmt: skip
 # Columns by which FlashInfer's benchmark is known; times are in milliseconds.
 FLASHINFER_COLUMNS = frozenset(
     {"routine", "median_time", "backend", "batch_size", "s_qo", "s_kv", "num_qo_heads",
      "num_kv_heads", "head_dim_qk", "head_dim_vo", "q_dtype", "kv_dtype", "page_size"}
 )  # fmt: skip
+_SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner"}
 _ROUTINE = "BatchDecodeWithPagedKVCacheWrapper"
 _BACKENDS = {
     "fa2": "flashinfer_decode",
@@ -59,7 +72,7 @@ def measured_points(
 
     table, left_out = _points_of(str(file), device)
     measured = _times(table)
-    rows = [{key: value for key, value in row.items() if key != MEASURED} for row in table.rows]
+    rows = [point_cells(row) for row in table.rows]
     found: list[Outcome] = []
     progress(0, len(rows))
     predictions = predict_rows(rows, table.source, jobs)
@@ -78,12 +91,26 @@ def measured_points(
     return frame
 
 
+def point_cells(row: Row) -> Row:
+    """What of a row describes the point, its harness included."""
+    return {key: value for key, value in row.items() if key not in MEASUREMENT_COLUMNS}
+
+
+def is_for_fitting(row: Row) -> bool:
+    """Whether a measured point is of the fifth that constants may be fitted to: by hash of its workload.
+
+    Kernels and devices have no part in it, so that a shape is fitted or tested under all of them.
+    """
+    shape = [f"{key}={row[key].strip()}" for key in sorted(row) if row[key].strip() and key in _SHAPE]
+    return digest(",".join(shape)) % FIT_EVERY == 0
+
+
 def _points_of(source: str, device: str | None) -> tuple[PointTable, dict[str, int]]:
     """The file as points with `measured_us`, and how many rows were left out, by reason."""
     columns, numbered = read_csv(source)
     if columns_missing := sorted(FLASHINFER_COLUMNS - set(columns)):
         if MEASURED in columns and "device" in columns:
-            return read_points(source, also=(HARNESS, MEASURED)), {}
+            return read_points(source, also=(HARNESS, *MEASUREMENT_COLUMNS)), {}
         near_flashinfer = len(columns_missing) < len(FLASHINFER_COLUMNS) / 2
         missing = columns_missing if near_flashinfer else sorted({MEASURED, "device"} - set(columns))
         wanted = (
@@ -185,7 +212,7 @@ def _record(row: Row, source: str, outcome: Mapping[str, Any], measured_us: floa
         "kv_dtype": workload.kv_dtype,
         "cache": workload.cache,
         "kv_bytes": workload.kv_bytes,
-        "fit": False,
+        "fit": is_for_fitting(row),
         "refused": "",
         "measured_s": measured_us / 1e6,
         "kernel_s": latency_s - harness_s,

@@ -15,8 +15,7 @@ from typing import Any
 from leansim.errors import PairingError
 from leansim.gpu import toolkit
 from leansim.gpu.launching import Meta, attention_meta, combine_meta
-from leansim.kernel import Kernel
-from leansim.tiling import TileGrid
+from leansim.points import Resolved
 
 _REGISTERS = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -32,15 +31,16 @@ class Resources:
     ptx: str
 
 
-def attention_resources(grid: TileGrid, kernel: Kernel, in_launch: bool, arch: str) -> Resources:
-    """Compile the attention kernel of a grid for an architecture such as `sm_90`."""
-    load = grid.workload
-    return compiled("attention", attention_meta(grid, kernel, in_launch), load.q_dtype, arch)
+def resources_of(resolved: Resolved, in_launch: bool) -> Resources:
+    """Compile the attention kernel that a point takes, for the architecture of its device."""
+    meta = attention_meta(resolved.grid, resolved.kernel, resolved.device, in_launch)
+    return compiled("attention", meta, resolved.workload.q_dtype, resolved.device.arch)
 
 
-def combine_resources(grid: TileGrid, kernel: Kernel, arch: str) -> Resources:
-    """Compile the combine kernel of a grid for an architecture such as `sm_90`."""
-    return compiled("combine", combine_meta(grid, kernel), grid.workload.q_dtype, arch)
+def combine_resources(resolved: Resolved) -> Resources:
+    """Compile the combine kernel that a point takes, for the architecture of its device."""
+    meta = combine_meta(resolved.grid, resolved.kernel)
+    return compiled("combine", meta, resolved.workload.q_dtype, resolved.device.arch)
 
 
 def compiled(name: str, meta: Meta, dtype: str, arch: str) -> Resources:

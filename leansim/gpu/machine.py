@@ -16,11 +16,8 @@ from leansim import __version__, catalog
 from leansim.device import Device
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
+from leansim.own_measurements import MACHINE_COLUMNS
 
-COLUMNS = (
-    "gpu", "driver", "cuda", "torch", "triton", "leansim", "commit",
-    "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w",
-)  # fmt: skip
 _QUERY = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 _STALE_S = 10.0
 # Share by which a device's memory may differ from the catalog's: firmware keeps some of it.
@@ -36,8 +33,8 @@ class Machine:
         self._asked: tuple[float, dict[str, str]] = (-_STALE_S, {})
 
     def columns(self) -> dict[str, str]:
-        """Values of `COLUMNS`; clocks are as found a few seconds ago at most."""
-        return dict.fromkeys(COLUMNS, "") | self._versions | self._smi()
+        """Values of `MACHINE_COLUMNS`; clocks are as found a few seconds ago at most."""
+        return dict.fromkeys(MACHINE_COLUMNS, "") | self._versions | self._smi()
 
     @cached_property
     def _versions(self) -> dict[str, str]:

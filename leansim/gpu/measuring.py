@@ -8,24 +8,19 @@ from typing import Any
 
 from leansim import catalog
 from leansim.calibration import chain
-from leansim.errors import GpuError
+from leansim.errors import GpuError, LeansimError
 from leansim.gpu.execution import Execution, Fit
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
-from leansim.gpu.machine import COLUMNS as MACHINE_COLUMNS
 from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
-from leansim.own_measurements import MEASURED
+from leansim.own_measurements import MEASURED, MEASUREMENT_COLUMNS, point_cells
 from leansim.points import Resolved, point_from_row, resolve
 from leansim.workload import Workload
 
 # The kernel that the others are based on: what is measured must be what runs.
 BASE = "triton_fa2"
-RESULT_COLUMNS = (
-    MEASURED, "spread_us", "min_us", "samples", "calls", "buffers", "row_error", "input_seed",
-    "num_splits", "num_ctas", "registers", "spills", "smem_bytes", "resident_ctas_per_sm",
-    *MACHINE_COLUMNS,
-)  # fmt: skip
+RESULT_COLUMNS = (*MEASUREMENT_COLUMNS, "num_splits", "num_ctas")
 # A cold call's KV has been evicted by the others after this many times L2.
 _EVICTED_AFTER = 4
 _LARGEST_POOL = 16 * 2**30
@@ -45,7 +40,19 @@ class Measurer:
 
         Interpreted, the point is checked and its times stay empty. Raises a `LeansimError`.
         """
-        item = resolve(point_from_row(dict(row), source))
+        try:
+            return self._measured(row, source)
+        except LeansimError:
+            raise
+        except Exception as error:  # of the driver, the compiler or the allocator: anything at all
+            self.last = None
+            if not self.tools.interpreted:
+                self.tools.torch.cuda.empty_cache()
+            reason = (str(error).splitlines() or [""])[0]
+            raise GpuError(f"the device gave up: {type(error).__name__}: {reason}") from error
+
+    def _measured(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
+        item = resolve(point_from_row(point_cells(dict(row)), source))
         check_kernel(item.point.kernel)
         if not self.tools.interpreted:
             self._check_device(item)
