@@ -15,29 +15,26 @@ if TYPE_CHECKING:
     from leansim.gpu.toolkit import Toolkit
     from leansim.points_csv import Row
 
-HELP = """Measure schedules on the NVIDIA GPU of this machine, with leansim's own Triton kernels.
-
-Once, on Linux with an NVIDIA driver:
-
-    pip install 'leansim-attention[gpu]'
-
-Then, in this order:
-
-    leansim measure micro -o micro.csv
-
-    leansim measure campaign -o points.csv --budget-s 540
-
-    leansim validate --points points.csv
-
-    leansim calibrate CALIBRATION.yaml
-
-`micro` takes about a minute. `campaign` measures uniform and ragged batches under triton_fa2,
-triton_flash_decoding and triton_lean; the same command goes on where it stopped. A CSV of points of your own
-(columns as for `predict`; kernels triton_*, or triton_lean+PARTITIONER) is measured row by row.
-
-Every output is checked against float64 attention. Clocks and settings stay as they are. Without a GPU,
-`leansim measure campaign --interpret -o rehearsal.csv` rehearses: kernels run in Triton's interpreter on tiny
-shapes, are checked, and nothing is timed. docs/measuring.md says what the numbers mean."""
+# A paragraph is a line: the terminal wraps it. The backslash keeps rich from reading a style.
+HELP = "\n\n".join(
+    (
+        "Measure schedules on this machine's NVIDIA GPU, with leansim's own Triton kernels.",
+        "Once, on Linux with an NVIDIA driver:",
+        r"    pip install 'leansim-attention\[gpu]'",
+        "Then, in this order:",
+        "    leansim measure micro -o micro.csv",
+        "    leansim measure campaign -o points.csv --budget-s 540",
+        "    leansim validate --points points.csv",
+        "`micro` takes about a minute. `campaign` measures uniform and ragged batches under "
+        "triton_fa2, triton_flash_decoding and triton_lean; the same command goes on where it stopped. "
+        "A CSV of points of your own (columns as for `predict`; kernels triton_*, or one of them under "
+        "any partitioner, as in triton_lean+lean_aiter) is measured row by row.",
+        "Every output is checked against float64 attention. Clocks and settings stay as they are.",
+        "Without a GPU, `leansim measure campaign --interpret -o rehearsal.csv` runs the kernels in "
+        "Triton's interpreter on tiny shapes, checks them, and times nothing. docs/measuring.md says "
+        "what the numbers mean and how to fit constants to them.",
+    )
+)
 WORDS = ("campaign", "micro")
 
 
@@ -61,6 +58,7 @@ def measure(
         int | None, typer.Option("--input-seed", min=0, help="seed of the inputs; new ones by default")
     ] = None,
 ) -> None:
+    """Measure points, a campaign of them, or the machine's own mechanisms (see `HELP`)."""
     if out is None:
         raise ConfigError("command line", [Problem("--out", "nothing", "wanted a file: -o OUT.csv")])
     if what not in WORDS and not what.lower().endswith(".csv"):
@@ -84,11 +82,9 @@ def measure(
 
 
 def _points(what: str) -> list[Row]:
-    from leansim.own_measurements import MEASUREMENT_COLUMNS  # noqa: PLC0415
-    from leansim.points_csv import read_points  # noqa: PLC0415
+    from leansim.measured_points import read_measured  # noqa: PLC0415
 
-    table = read_points(what, also=MEASUREMENT_COLUMNS)
-    return [dict(row) for row in table.records]
+    return [dict(row) for row in read_measured(what).records]
 
 
 def _device(tools: Toolkit, name: str | None) -> str:
@@ -109,9 +105,10 @@ def _micro(tools: Toolkit, device: str, out: Path) -> None:
 
     count = 0
     with MeasuredFile(out, micro.COLUMNS, fresh=True) as file:
-        for count, row in enumerate(micro.Micro(tools, catalog.device(device)).rows(), start=1):
+        for row in micro.Micro(tools, catalog.device(device)).rows():
             file.add(row)
-    print(f"{count} {_verb(tools)} of {device} in {out}")
+            count += 1
+    print(f"{count} micro-measurements as on {device} in {out}: {_verb(tools)}")
 
 
 def _measure_rows(
@@ -136,7 +133,9 @@ def _measure_rows(
             for done, total in measured(rows, measure_row, file, budget_s, complain):
                 progress(done, total)
     except KeyboardInterrupt:
-        print(f"interrupted; what is finished is kept in {out}, the same command goes on", file=sys.stderr)
+        print(
+            f"interrupted; what is finished is kept in {out}, the same command goes on", file=sys.stderr
+        )
         raise typer.Exit(130) from None
     left = len(rows) - done - complain.count
     print(

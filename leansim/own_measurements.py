@@ -12,31 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.measurements import FIT_EVERY, digest
-from leansim.points import POINT_KEYS, point_from_row, resolve
-from leansim.points_csv import Outcome, PointTable, Row, read_csv, read_points
-from leansim.predicting import HARNESS, predict_rows
+from leansim.measured_points import MEASURED, is_for_fitting, point_cells, read_measured, times_us
+from leansim.points import point_from_row, resolve
+from leansim.points_csv import HARNESS, Outcome, PointTable, Row, read_csv
+from leansim.predicting import predict_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURED = "measured_us"
-# What `leansim measure` writes beside a point: its time and spread, how it was checked, what the compiled
-# kernel takes, and the machine.
-MACHINE_COLUMNS = (
-    "gpu", "driver", "cuda", "torch", "triton", "leansim", "commit",
-    "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w",
-)  # fmt: skip
-MEASUREMENT_COLUMNS = (
-    MEASURED, "spread_us", "min_us", "samples", "calls", "buffers", "row_error", "input_seed",
-    "registers", "spills", "smem_bytes", "resident_ctas_per_sm", *MACHINE_COLUMNS,
-)  # fmt: skip
 # Columns by which FlashInfer's benchmark is known; times are in milliseconds.
 FLASHINFER_COLUMNS = frozenset(
     {"routine", "median_time", "backend", "batch_size", "s_qo", "s_kv", "num_qo_heads",
      "num_kv_heads", "head_dim_qk", "head_dim_vo", "q_dtype", "kv_dtype", "page_size"}
 )  # fmt: skip
-_SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner"}
 _ROUTINE = "BatchDecodeWithPagedKVCacheWrapper"
 _BACKENDS = {
     "fa2": "flashinfer_decode",
@@ -71,7 +59,7 @@ def measured_points(
     import pandas as pd  # noqa: PLC0415 - slow to import
 
     table, left_out = _points_of(str(file), device)
-    measured = _times(table)
+    measured = times_us(table)
     rows = [point_cells(row) for row in table.rows]
     found: list[Outcome] = []
     progress(0, len(rows))
@@ -91,26 +79,12 @@ def measured_points(
     return frame
 
 
-def point_cells(row: Row) -> Row:
-    """What of a row describes the point, its harness included."""
-    return {key: value for key, value in row.items() if key not in MEASUREMENT_COLUMNS}
-
-
-def is_for_fitting(row: Row) -> bool:
-    """Whether a measured point is of the fifth that constants may be fitted to: by hash of its workload.
-
-    Kernels and devices have no part in it, so that a shape is fitted or tested under all of them.
-    """
-    shape = [f"{key}={row[key].strip()}" for key in sorted(row) if row[key].strip() and key in _SHAPE]
-    return digest(",".join(shape)) % FIT_EVERY == 0
-
-
 def _points_of(source: str, device: str | None) -> tuple[PointTable, dict[str, int]]:
     """The file as points with `measured_us`, and how many rows were left out, by reason."""
     columns, numbered = read_csv(source)
     if columns_missing := sorted(FLASHINFER_COLUMNS - set(columns)):
         if MEASURED in columns and "device" in columns:
-            return read_points(source, also=(HARNESS, *MEASUREMENT_COLUMNS)), {}
+            return read_measured(source), {}
         near_flashinfer = len(columns_missing) < len(FLASHINFER_COLUMNS) / 2
         missing = columns_missing if near_flashinfer else sorted({MEASURED, "device"} - set(columns))
         wanted = (
@@ -174,23 +148,6 @@ def _flashinfer_point(row: Mapping[str, str], device: str) -> Row:
 def _dtype(name: str) -> str:
     plain = name.removeprefix("torch.")
     return "fp8" if plain.startswith(("float8", "fp8")) else plain
-
-
-def _times(table: PointTable) -> list[float]:
-    """`measured_us` of each row. Raises `ConfigError` for what is no time."""
-    times, problems = [], []
-    for line, row in zip(table.lines, table.rows, strict=True):
-        text = row.get(MEASURED, "")
-        try:
-            time_us = float(text)
-        except ValueError:
-            time_us = 0.0
-        if not 0.0 < time_us < float("inf"):
-            problems.append(Problem(MEASURED, repr(text), "wanted a time in microseconds", line, 1))
-        times.append(time_us)
-    if problems:
-        raise ConfigError(table.source, problems)
-    return times
 
 
 def _record(row: Row, source: str, outcome: Mapping[str, Any], measured_us: float) -> dict[str, Any]:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "leansim"
 ROOT = "leansim"
 
 # From the bottom up. A module imports from rows above its own line here only, never from its own
-# row or a later one. `partitioners`, `engine` and `gpu` stand for all their modules: a new partitioner is
-# one new file, and nothing else.
+# row or a later one. `partitioners`, `engine` and `gpu` stand for all their modules: a new
+# partitioner is one new file, and nothing else.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (ROOT, "errors"),
     ("strict_yaml", "spec"),
@@ -32,7 +32,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("points",),
     ("config", "measurements", "calibration", "rules", "searching"),
     ("api", "testing", "points_csv"),
-    ("executors", "trials", "reasons"),
+    ("executors", "trials", "reasons", "measured_points"),
+    ("fitted_rows",),
     ("predicting", "fitting", "oracle", "spreading"),
     ("cluster", "own_measurements", "splits", "buckets", "invariance"),
     ("sweeps", "validation", "gpu"),

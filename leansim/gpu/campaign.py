@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
+from leansim.measured_points import MEASUREMENT_COLUMNS
 from leansim.measurements import digest
-from leansim.own_measurements import MEASUREMENT_COLUMNS
 from leansim.points_csv import Row, read_csv
 from leansim.traces import builtin_traces
 
@@ -75,7 +75,9 @@ def _ragged() -> list[dict[str, Any]]:
     """Requests in flight in the built-in traces, `RAGGED_SHAPES` by hash."""
     shapes = [
         _shape(heads, 128, trace=trace, batch_size=batch, seed=seed)
-        for trace, heads, batch, seed in product(builtin_traces(), HEADS[1:], RAGGED_BATCHES, RAGGED_SEEDS)
+        for trace, heads, batch, seed in product(
+            builtin_traces(), HEADS[1:], RAGGED_BATCHES, RAGGED_SEEDS
+        )
     ]
     order = sorted(shapes, key=lambda shape: digest("ragged" + repr(sorted(shape.items()))))
     return order[:RAGGED_SHAPES]
@@ -178,4 +180,3 @@ def measured(
             continue
         done += 1
         yield done, len(rows)
-

@@ -63,7 +63,8 @@ def compiled(name: str, meta: Meta, dtype: str, arch: str) -> Resources:
 
 _POINTERS = {
     "pages": "*i32", "first_segment": "*i32", "last_segment": "*i32", "segments": "*i32",
-    "merged_rows": "*i32", "flags": "*i32", "failed": "*i32", "partial_o": "*fp32", "partial_lse": "*fp32",
+    "merged_rows": "*i32", "flags": "*i32", "failed": "*i32",
+    "partial_o": "*fp32", "partial_lse": "*fp32",
 }  # fmt: skip
 _DATA = ("q", "k", "v", "out")
 _TYPES = {"bfloat16": "*bf16", "float16": "*fp16"}

@@ -6,6 +6,7 @@ fresh random inputs, outputs and partials poisoned first.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from leansim.errors import GpuError, ScheduleError
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.launching import Meta, attention_meta, combine_meta
 from leansim.gpu.toolkit import Toolkit
-from leansim.gpu.worklist import WorkList, one_at_a_time, work_list
+from leansim.gpu.worklist import one_at_a_time, work_list
 from leansim.kernel import Kernel
 from leansim.occupancy import occupancy
 from leansim.schedule import Schedule
@@ -141,7 +142,7 @@ class Execution:
         tolerance = _INTERPRETED_TOLERANCE if self.tools.interpreted else TOLERANCE
         most = tolerance[self.inputs.workload.q_dtype]
         if not error <= most:
-            found = "rows that were never written" if error != error else f"a row {error:.2%} off"
+            found = "rows that were never written" if math.isnan(error) else f"a row {error:.2%} off"
             raise GpuError(f"the kernels' output is not attention: found {found}; wanted {most:.2%}")
         return error
 

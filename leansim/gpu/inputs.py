@@ -68,7 +68,9 @@ def draw(torch: Any, workload: Workload, device: str, seed: int, buffers: int = 
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info()
         if needed > (1.0 - _KEPT_FREE) * free:
-            raise GpuError(f"found {free / 1e9:.1f} GB free; wanted {needed / 1e9:.1f} GB for KV and more")
+            raise GpuError(
+                f"found {free / 1e9:.1f} GB free; wanted {needed / 1e9:.1f} GB for KV and more"
+            )
     random = torch.Generator(device=device).manual_seed(seed)
     dtype = getattr(torch, workload.kv_dtype)
     per_request = pages_of(workload)
@@ -83,7 +85,9 @@ def draw(torch: Any, workload: Workload, device: str, seed: int, buffers: int = 
     q = torch.randn(q_shape, generator=random, dtype=q_dtype, device=device)
     table, last, tail = _page_table(workload, per_request, buffers, pages, seed)
     at = torch.from_numpy(last).to(device)
-    outside = torch.arange(workload.page_tokens, device=device) >= torch.from_numpy(tail).to(device)[:, None]
+    outside = (
+        torch.arange(workload.page_tokens, device=device) >= torch.from_numpy(tail).to(device)[:, None]
+    )
     for pool in (k, v):
         pool[pages] = float("nan")
         pool[at] = pool[at].masked_fill(outside[:, :, None, None], float("nan"))
@@ -92,7 +96,9 @@ def draw(torch: Any, workload: Workload, device: str, seed: int, buffers: int = 
 
 def _check_call(load: Workload) -> None:
     if load.latent_kv:
-        raise PairingError("the Triton kernels read K and V of their own; the workload's are latent (MLA)")
+        raise PairingError(
+            "the Triton kernels read K and V of their own; the workload's are latent (MLA)"
+        )
     if load.q_dtype != load.kv_dtype or load.q_dtype not in DTYPES:
         found = f"{load.q_dtype} Q and {load.kv_dtype} KV"
         raise PairingError(f"the Triton kernels take both in {' or '.join(DTYPES)}, found {found}")
@@ -129,7 +135,9 @@ def reference(torch: Any, inputs: Inputs, buffer: int = 0) -> Any:
         heads = max(1, _AT_ONCE_BYTES // per_head)
         for first in range(0, load.num_kv_heads, heads):
             some = slice(first, first + heads)
-            k, v = (pool[pages, :, some].flatten(0, 1)[:tokens].double() for pool in (inputs.k, inputs.v))
+            k, v = (
+                pool[pages, :, some].flatten(0, 1)[:tokens].double() for pool in (inputs.k, inputs.v)
+            )
             scores = torch.einsum("qhgd,nhd->hqgn", q[request, :, some], k) * load.head_dim**-0.5
             scores.masked_fill_(hidden[None, :, None, :], float("-inf"))
             out[request, :, some] = torch.einsum("hqgn,nhd->qhgd", scores.softmax(-1), v)

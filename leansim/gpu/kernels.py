@@ -15,9 +15,8 @@ from leansim.gpu import worklist
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 SEGMENT_COLUMNS = tl.constexpr(worklist.SEGMENT_COLUMNS)
-TILE, REQUEST, HEAD, FIRST_ROW, ROWS, KV_BEGIN, KV_END, FIRST_TILE, TILES, SLOT, PEERS, FIRST_SLOT, CONTEXT = (
-    tl.constexpr(worklist.SEGMENT.index(name)) for name in worklist.SEGMENT
-)  # fmt: skip
+(TILE, REQUEST, HEAD, FIRST_ROW, ROWS, KV_BEGIN, KV_END, FIRST_TILE, TILES, SLOT, PEERS, FIRST_SLOT,
+ CONTEXT) = (tl.constexpr(worklist.SEGMENT.index(name)) for name in worklist.SEGMENT)  # fmt: skip
 MERGED_COLUMNS = tl.constexpr(worklist.MERGED_COLUMNS)
 M_FIRST_SLOT, M_SLOTS, M_ROW, M_OUT_ROW = (
     tl.constexpr(worklist.MERGED.index(name)) for name in worklist.MERGED
@@ -110,7 +109,7 @@ def attention(
         my_pages = pages + request.to(tl.int64) * most_pages
 
         m = tl.full([BLOCK_M], -float("inf"), tl.float32)
-        l = tl.zeros([BLOCK_M], tl.float32)  # noqa: E741 - the name it has in every paper
+        l = tl.zeros([BLOCK_M], tl.float32)
         o = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
         at, there, page = _placed(0, first_tile, tiles, my_pages, kv_begin, kv_end, tokens_n,
                                   TILE_TOKENS, BLOCK_N, PAGE_TOKENS, BACKWARD)  # fmt: skip
@@ -140,7 +139,7 @@ def attention(
                 mask=seen[:, None] & (dims_v[None, :] < VALUE_DIM),
                 other=0.0,
             )
-            l = l * kept + tl.sum(p, 1)  # noqa: E741
+            l = l * kept + tl.sum(p, 1)
             p = p.to(v_tile.dtype)
             if WIDEN:
                 p, v_tile = p.to(tl.float32), v_tile.to(tl.float32)
@@ -173,7 +172,7 @@ def attention(
                         lse2 = lse * LOG2_E
                         top = tl.maximum(m, lse2)
                         kept, added = _above(m, top), _above(lse2, top)
-                        l = l * kept + added  # noqa: E741
+                        l = l * kept + added
                         o = o * kept[:, None] + theirs * added[:, None]
                         m = top
             total = tl.where(l > 0, l, 1.0)

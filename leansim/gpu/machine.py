@@ -16,7 +16,7 @@ from leansim import __version__, catalog
 from leansim.device import Device
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
-from leansim.own_measurements import MACHINE_COLUMNS
+from leansim.measured_points import MACHINE_COLUMNS
 
 _QUERY = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 _STALE_S = 10.0
@@ -56,7 +56,9 @@ class Machine:
             return values
         uuid = getattr(self.tools.torch.cuda.get_device_properties(), "uuid", None)
         chosen = [f"--id=GPU-{uuid}"] if uuid else []
-        text = said(["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", *chosen])
+        text = said(
+            ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", *chosen]
+        )
         names = ("driver", "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
         row = next(csv.reader(text.splitlines(), skipinitialspace=True), [])
         values = dict(zip(names, row, strict=True)) if len(row) == len(names) else {}
@@ -96,8 +98,8 @@ def recognised(torch: Any) -> str:
     if not nearest or apart[nearest] > _MEMORY_APART:
         raise GpuError(
             f"found {properties.name} ({properties.multi_processor_count} SMs, "
-            f"{properties.total_memory / 1e9:.0f} GB); wanted a device of configs/devices like it: write "
-            "a file for it and name it with --device"
+            f"{properties.total_memory / 1e9:.0f} GB); wanted a device of configs/devices like it: "
+            "write a file for it and name it with --device"
         )
     return nearest
 

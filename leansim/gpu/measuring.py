@@ -14,7 +14,7 @@ from leansim.gpu.inputs import Inputs, draw, pool_bytes
 from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
-from leansim.own_measurements import MEASURED, MEASUREMENT_COLUMNS, point_cells
+from leansim.measured_points import MEASURED, MEASUREMENT_COLUMNS, point_cells
 from leansim.points import Resolved, point_from_row, resolve
 from leansim.workload import Workload
 
@@ -111,9 +111,8 @@ class Measurer:
     def _check_device(self, item: Resolved) -> None:
         properties = self.tools.torch.cuda.get_device_properties()
         if found := differences(item.device, properties):
-            raise GpuError(
-                f"the point's device is {item.point.device!r}, but the GPU here, {properties.name}, has {found}"
-            )
+            here = f"but the GPU here, {properties.name}, has {found}"
+            raise GpuError(f"the point's device is {item.point.device!r}, {here}")
 
 
 def check_kernel(kernel: str) -> None:

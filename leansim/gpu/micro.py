@@ -18,7 +18,7 @@ from leansim.gpu.launching import power_of_two
 from leansim.gpu.machine import Machine
 from leansim.gpu.timing import L2Flush, Timing, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
-from leansim.own_measurements import MACHINE_COLUMNS
+from leansim.measured_points import MACHINE_COLUMNS
 from leansim.workload import Launch
 
 COLUMNS = (
@@ -67,7 +67,8 @@ class Micro:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Measure everything: values of `COLUMNS`. Raises `GpuError` where a kernel is wrong."""
         for trials in (
-            self._bandwidth, self._residency, self._launch_gap, self._turnover, self._hand_over, self._combine,
+            self._bandwidth, self._residency, self._launch_gap, self._turnover, self._hand_over,
+            self._combine,
         ):  # fmt: skip
             for trial in trials():
                 yield self._row(trial)
@@ -89,8 +90,10 @@ class Micro:
         calls = 1 if trial.cold else calls_for(trial.expected_us)
         flush = self.flush if trial.cold else None
         found = timed(self.tools, trial.call, calls, trial.launch, flush, least_s=0.02)
-        per = (found.median_us, found.spread_us, found.min_us)
-        return Timing(*(us / trial.per for us in per), found.samples, found.calls)
+        median, spread, least = (
+            us / trial.per for us in (found.median_us, found.spread_us, found.min_us)
+        )
+        return Timing(median, spread, least, found.samples, found.calls)
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -117,9 +120,11 @@ class Micro:
         return check
 
     def _bandwidth(self) -> Iterator[Trial]:
-        """DRAM reads: one CTA per SM on 1 to all SMs, then several per SM, with 2 to 64 KiB in flight each."""
+        """DRAM reads: a CTA on 1 to all SMs, then several on each, with 2 to 64 KiB in flight each."""
         shares = (1, 2, 4, 8, 16, 32, 64)
-        ctas = sorted({*(n for n in shares if n < self.sms), *(self.sms * n // 4 for n in (2, 3, 4, 8, 16))})
+        ctas = sorted(
+            {*(n for n in shares if n < self.sms), *(self.sms * n // 4 for n in (2, 3, 4, 8, 16))}
+        )
         for block_bytes in (2**10,) if self.small else tuple(2**i for i in range(11, 17)):
             for count in ctas:
                 most = self.data.numel() * _INT32
@@ -137,7 +142,9 @@ class Micro:
         block_bytes, ctas = (2**10, 2) if self.small else (2**14, 2 * self.sms)
         most = self.data.numel() * _INT32
         for share in shares[:2] if self.small else shares:
-            size = max(block_bytes, min(most, int(share * self.device.l2_bytes)) // block_bytes * block_bytes)
+            size = max(
+                block_bytes, min(most, int(share * self.device.l2_bytes)) // block_bytes * block_bytes
+            )
             for cold in (False, True):
                 yield Trial(
                     "l2_residency", size, "B", "cold" if cold else "warm",
@@ -158,7 +165,9 @@ class Micro:
         launches: tuple[Launch, ...] = ("graph", "stream")
         for launch in launches:
             for ctas in (1, self.sms):
-                yield Trial("launch_gap", ctas, "CTAs", launch, self._nothing(ctas, 4), 3.0, launch=launch)
+                yield Trial(
+                    "launch_gap", ctas, "CTAs", launch, self._nothing(ctas, 4), 3.0, launch=launch
+                )
 
     def _turnover(self) -> Iterator[Trial]:
         """Empty CTAs in more and more waves; with 1,024 threads two fit on an SM, with 128 sixteen."""
@@ -167,7 +176,9 @@ class Micro:
             for waves in _WAVES[:2] if self.small else _WAVES:
                 ctas = waves * per_sm * self.sms
                 series = f"{warps * 32} threads, {per_sm} CTAs per SM"
-                yield Trial("cta_turnover", waves, "waves", series, self._nothing(ctas, warps), 3.0 + waves)
+                yield Trial(
+                    "cta_turnover", waves, "waves", series, self._nothing(ctas, warps), 3.0 + waves
+                )
 
     # -- handing over ------------------------------------------------------------------------------
 
@@ -186,7 +197,16 @@ class Micro:
             if not self.small and seen.tolist() != [rounds, rounds]:
                 raise GpuError(f"found {seen.tolist()} turns of two CTAs; wanted {rounds} of each")
 
-        yield Trial("flag_hand_over", rounds, "rounds", "release to acquire", call, 1e3, per=2 * rounds, check=check)
+        yield Trial(
+            "flag_hand_over",
+            rounds,
+            "rounds",
+            "release to acquire",
+            call,
+            1e3,
+            per=2 * rounds,
+            check=check,
+        )
 
     # -- combining ---------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ _LONGEST_HOLD_S = 0.2
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of one call, us: median, interquartile range and least of `samples` means of `calls` calls."""
+    """Time of one call, us: median, interquartile range and least of `samples` means of `calls`."""
 
     median_us: float
     spread_us: float

@@ -20,7 +20,8 @@ Int32Array = npt.NDArray[np.int32]
 
 # Columns of a segment: its output tile, request, counted head, first row of the head and valid rows;
 # its first token that the tile attends to and the one after its last; its first KV tile in the context
-# and how many; the slot of its partial or -1; how many peers it waits for; the tile's first slot; the request's tokens.
+# and how many; the slot of its partial or -1; how many peers it waits for; the tile's first slot; the
+# request's tokens.
 SEGMENT = (
     "tile", "request", "head", "first_row", "rows", "kv_begin", "kv_end", "first_tile", "tiles",
     "slot", "peers", "first_slot", "context",
@@ -87,9 +88,12 @@ def work_list(schedule: Schedule) -> WorkList:
     merged = _merged_rows(schedule, slots_of_tile, first_slot)
     tables = (border[:-1], border[1:], columns, merged)
     if max(int(columns.max()), len(columns), int(merged.max(initial=0))) > _MOST:
-        raise ScheduleError(f"found {len(columns):,} segments of tokens and rows that int32 cannot count")
+        raise ScheduleError(
+            f"found {len(columns):,} segments of tokens and rows that int32 cannot count"
+        )
     narrow = [np.ascontiguousarray(table, dtype=np.int32) for table in tables]
-    return WorkList(schedule, *narrow, num_slots=int(slots_of_tile.sum()))
+    first, last, segments, rows = narrow
+    return WorkList(schedule, first, last, segments, rows, int(slots_of_tile.sum()))
 
 
 def _slots(schedule: Schedule) -> tuple[IntArray, IntArray]:
