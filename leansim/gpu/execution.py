@@ -79,7 +79,7 @@ class Execution:
         self.lists = {name: self._on_device(getattr(self.work, name)) for name in _LISTS}
 
     def _on_device(self, array: Any) -> Any:
-        return self.tools.torch.from_numpy(array).to(self.where)
+        return self.tools.torch.tensor(array, device=self.where)
 
     def poison(self) -> None:
         """NaN wherever the kernels are to write."""
