@@ -121,11 +121,12 @@ def _measure_rows(
     seed: int | None,
 ) -> None:
     from leansim.gpu.campaign import MeasuredFile, measured  # noqa: PLC0415
-    from leansim.gpu.measuring import RESULT_COLUMNS, Measurer  # noqa: PLC0415
+    from leansim.gpu.measuring import Measurer  # noqa: PLC0415
+    from leansim.measured_points import MEASUREMENT_COLUMNS  # noqa: PLC0415
     from leansim.progress import Progress  # noqa: PLC0415
 
     measurer, complain = Measurer(tools, seed), _Complaints()
-    columns = list(dict.fromkeys([*rows[0], *RESULT_COLUMNS]))
+    columns = list(dict.fromkeys([*rows[0], *MEASUREMENT_COLUMNS]))
     done = 0
     try:
         with MeasuredFile(out, columns, not resume) as file, Progress("measure") as progress:

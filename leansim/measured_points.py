@@ -14,14 +14,15 @@ from leansim.points_csv import HARNESS, PointTable, Row, read_points
 
 MEASURED = "measured_us"
 # What `leansim measure` writes beside a point: its time and spread, how it was checked, what the
-# compiled kernel takes, and the machine.
+# compiled kernel takes, and the machine. None is called as an option of a partitioner.
 MACHINE_COLUMNS = (
     "gpu", "driver", "cuda", "torch", "triton", "leansim", "commit",
     "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w",
 )  # fmt: skip
 MEASUREMENT_COLUMNS = (
     MEASURED, "spread_us", "min_us", "samples", "calls", "buffers", "row_error", "input_seed",
-    "registers", "spills", "smem_bytes", "resident_ctas_per_sm", *MACHINE_COLUMNS,
+    "scheduled_splits", "scheduled_ctas", "registers", "spills", "smem_bytes", "resident_ctas_per_sm",
+    *MACHINE_COLUMNS,
 )  # fmt: skip
 # What a shape is: a row's point without the kernel and the device.
 _SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner", "num_sms"}

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter: against float64 attention, and against the NumPy replay."""
+"""The Triton kernels, interpreted: against float64 attention, and against the NumPy replay."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Execution:
     ) -> None:
         """Allocate and compile. Raises a `LeansimError` for what the kernels cannot run."""
         self.tools, self.schedule, self.kernel, self.device = tools, schedule, kernel, device
-        self.where = "cpu" if tools.interpreted else "cuda"
+        self.where = tools.where
         self.work = one_at_a_time(work_list(schedule)) if tools.interpreted else work_list(schedule)
         self.inputs = inputs
         self.attention = attention_meta(

@@ -20,7 +20,6 @@ from leansim.workload import Workload
 
 # The kernel that the others are based on: what is measured must be what runs.
 BASE = "triton_fa2"
-RESULT_COLUMNS = (*MEASUREMENT_COLUMNS, "num_splits", "num_ctas")
 # A cold call's KV has been evicted by the others after this many times L2.
 _EVICTED_AFTER = 4
 _LARGEST_POOL = 16 * 2**30
@@ -36,7 +35,7 @@ class Measurer:
         self.last: tuple[Workload, int, int, Inputs] | None = None
 
     def measure(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
-        """Measure the point that a row of a CSV describes: values of `RESULT_COLUMNS`.
+        """Measure the point that a row of a CSV describes: values of `MEASUREMENT_COLUMNS`.
 
         Interpreted, the point is checked and its times stay empty. Raises a `LeansimError`.
         """
@@ -61,9 +60,10 @@ class Measurer:
         execution = Execution(self.tools, item.schedule, item.kernel, item.device, inputs)
         execution.poison()
         execution.launch()
-        found: dict[str, Any] = dict.fromkeys(RESULT_COLUMNS, "")
+        found: dict[str, Any] = dict.fromkeys(MEASUREMENT_COLUMNS, "")
         found |= {"row_error": f"{execution.check():.3e}", "input_seed": seed, "buffers": buffers}
-        found |= {"num_splits": item.schedule.num_splits, "num_ctas": item.schedule.num_ctas}
+        schedule = item.schedule
+        found |= {"scheduled_splits": schedule.num_splits, "scheduled_ctas": schedule.num_ctas}
         if execution.fit is not None:
             found |= _resources(execution.fit) | self._times(item, execution, calls, buffers)
         return found | self.machine.columns()
@@ -98,8 +98,8 @@ class Measurer:
         if self.last is None or self.last[:2] != (load, buffers):
             self.last = None  # frees the memory first
             seed = secrets.randbits(31) if self.seed is None else self.seed
-            where = "cpu" if self.tools.interpreted else "cuda"
-            self.last = (load, buffers, seed, draw(self.tools.torch, load, where, seed, buffers))
+            inputs = draw(self.tools.torch, load, self.tools.where, seed, buffers)
+            self.last = (load, buffers, seed, inputs)
         return self.last[2], self.last[3]
 
     def _flush(self, item: Resolved) -> L2Flush:

@@ -56,7 +56,7 @@ class Micro:
         """`device` says how many SMs there are and how large L2 is."""
         self.tools, self.device, self.machine = tools, device, Machine(tools)
         self.small = tools.interpreted
-        self.where = "cpu" if tools.interpreted else "cuda"
+        self.where = tools.where
         self.sms = 2 if self.small else device.num_sms
         size = 2**16 if self.small else 2**30
         values = np.arange(size // _INT32, dtype=np.int32)

@@ -48,7 +48,7 @@ class L2Flush:
 
     def __init__(self, tools: Toolkit, l2_bytes: int) -> None:
         """Allocate four times `l2_bytes`."""
-        self.other = tools.torch.zeros(l2_bytes, dtype=tools.torch.float32, device="cuda")
+        self.other = tools.torch.zeros(l2_bytes, dtype=tools.torch.float32, device=tools.where)
 
     def __call__(self) -> None:
         """Enqueue the read."""

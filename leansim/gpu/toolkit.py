@@ -30,6 +30,11 @@ class Toolkit:
     micro_kernels: Any
     interpreted: bool
 
+    @property
+    def where(self) -> str:
+        """Where tensors live, as torch calls it."""
+        return "cpu" if self.interpreted else "cuda"
+
 
 def load(interpret: bool) -> Toolkit:
     """Load the libraries and the kernels, compiled or interpreted on the CPU.
