@@ -320,8 +320,9 @@ def _problems(
     pairs = []
     for i, (rows, table) in enumerate(zip(config.rows, tables, strict=True)):
         if table is None:
-            yield from _unknown_names(document, i, rows)
-            pairs += [(kernel, str(rows.device)) for kernel in rows.kernels or ()]
+            unknown = list(_unknown_names(document, i, rows))
+            yield from unknown
+            pairs += [(kernel, str(rows.device)) for kernel in rows.kernels or () if not unknown]
             continue
         known = {source: kernel.name for source, kernel in table.kernels.items()}
         for kernel in rows.kernels or known.values():

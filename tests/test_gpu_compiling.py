@@ -24,7 +24,8 @@ device, head_dim = sys.argv[1], int(sys.argv[2])
 found = []
 for in_launch in (False, True):
     item = resolve(point(device=device, kernel="triton_flash_decoding", batch_size=2, context_len=1000,
-                         num_q_heads=8, num_kv_heads=2, head_dim=head_dim, window=512 if in_launch else None))
+                         num_q_heads=8, num_kv_heads=2, head_dim=head_dim,
+                         window=512 if in_launch else None))
     found.append(vars(resources_of(item, in_launch)))
 found.append(vars(combine_resources(item)))
 print(json.dumps(found))

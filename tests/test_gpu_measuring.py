@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from gpu_kit import interpreted, needs_triton
 from gpu_stand_in import CALL_MS, stand_in
 
 from leansim import catalog
+from leansim.api import simulate
+from leansim.calibration import read_calibration
 from leansim.errors import ConfigError, GpuError, LeansimError
+from leansim.fitting import calibrate, write
 from leansim.gpu import micro, timing
 from leansim.gpu.campaign import COLUMNS, KERNELS, MeasuredFile, campaign, measured
 from leansim.gpu.machine import differences, recognised
@@ -27,7 +31,8 @@ from leansim.measured_points import MACHINE_COLUMNS, MEASUREMENT_COLUMNS, is_for
 from leansim.points import point_from_row, resolve
 from leansim.validation import validate_points
 
-POINT = {"device": "h200_sxm", "kernel": "triton_flash_decoding", "batch_size": "1", "context_len": "700",
+POINT = {"device": "h200_sxm", "kernel": "triton_flash_decoding", "batch_size": "1",
+         "context_len": "700",
          "num_q_heads": "4", "num_kv_heads": "1", "head_dim": "64", "q_dtype": "float16",
          "kv_dtype": "float16"}  # fmt: skip
 
@@ -323,8 +328,10 @@ def test_mistakes_on_the_command_line(arguments: tuple[str, ...], complaint: str
 def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
     """In a process that finds no torch, whether it is installed or not."""
     script = (
-        "import sys; sys.modules['torch'] = None\nimport leansim.cli, leansim.gpu.measuring, leansim.gpu.micro\n"
-        f"sys.argv = ['leansim', 'measure', 'micro', '-o', {str(tmp_path / 'x.csv')!r}]\nleansim.cli.main()"
+        "import sys; sys.modules['torch'] = None\n"
+        "import leansim.cli, leansim.gpu.measuring, leansim.gpu.micro\n"
+        f"sys.argv = ['leansim', 'measure', 'micro', '-o', {str(tmp_path / 'x.csv')!r}]\n"
+        "leansim.cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -388,3 +395,110 @@ def test_a_killed_campaign_goes_on(tmp_path: Path) -> None:
 
 def test_errors_of_gpu_modules_are_leansims_own() -> None:
     assert issubclass(GpuError, LeansimError)
+
+
+# -- what becomes of measurements --
+
+ROOT = Path(__file__).resolve().parent.parent
+TRUTH: dict[str, Any] = {
+    "kernel.segment_overhead_s.sm_90": 1.5e-6,
+    "device.dram_efficiency": [[1.0, 0.8]],
+}
+
+
+def as_if_measured(path: Path, shapes: int, slower: float = 1.0) -> None:
+    """Points of the campaign with the times of a simulator whose constants are `TRUTH`."""
+    rows = [row for row in campaign("h200_sxm") if row["batch_size"] in ("1", "4", "8")][: 3 * shapes]
+    with MeasuredFile(path, [*COLUMNS, *MEASUREMENT_COLUMNS]) as file:
+        for row in rows:
+            point = point_from_row(row, "campaign").model_copy(update={"overrides": TRUTH})
+            time_us = simulate(point).result.latency_s * 1e6 * slower
+            file.add({**row, "measured_us": time_us, "gpu": "simulated", "row_error": "1e-3"})
+
+
+def test_constants_are_fitted_to_measured_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the fit fifth is fitted to; what made the times is found, the rest predicted better."""
+    monkeypatch.chdir(tmp_path)
+    for kind in ("kernels", "devices"):
+        shutil.copytree(ROOT / "configs" / kind, tmp_path / "configs" / kind)
+    monkeypatch.setenv("LEANSIM_CONFIGS", str(tmp_path / "configs"))
+    as_if_measured(tmp_path / "points.csv", 60)
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\n"
+        f"rows: [{{points: points.csv, device: h200_sxm, kernels: [{', '.join(KERNELS)}]}}]\n"
+        "constants:\n"
+        "  - {target: device.h200_sxm.dram_efficiency, bounds: [0.7, 0.97]}\n"
+        "  - {target: kernel.triton_fa2.segment_overhead_s.sm_90, bounds: [0, 3.0e-6]}\n"
+    )
+    before = validate_points("points.csv", split="test")
+    fit = calibrate(read_calibration("mine.yaml"), jobs=1)
+    assert len(fit.rows) == len(validate_points("points.csv", split="fit"))
+    assert len(fit.rows) + len(before) == 180
+    assert [c.after for c in fit.constants] == pytest.approx([0.8, 1.5e-6], rel=0.05)
+    assert {path.name for path in write(fit)} == {"triton_fa2.yaml", "h200_sxm.yaml"}
+    assert "own measurements points.csv" in catalog.kernel("triton_fa2").sources["segment_overhead_s"]
+    after = validate_points("points.csv", split="test")
+    assert after["error"].abs().mean() < 0.01 < before["error"].abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ("{table: a100_sxm_vllm, points: p.csv}", "wanted table, or points"),
+        ("{points: p.csv}", "wanted device and kernels beside points"),
+        ("{points: p.csv, device: h300, kernels: [triton_fa2]}", "unknown device 'h300'"),
+        ("{points: p.csv, device: h200_sxm, kernels: [triton_fa]}", "did you mean 'triton_fa2'"),
+        ("{points: p.csv, device: h200_sxm, kernels: [fa3]}", "wanted a constant that changes one of"),
+    ],
+)  # fmt: skip
+def test_a_choice_of_points_that_makes_no_sense(tmp_path: Path, rows: str, complaint: str) -> None:
+    constant = "{target: kernel.triton_fa2.mma_efficiency.sm_90, bounds: [0.1, 1.0]}"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nrows: [{rows}]\nconstants: [{constant}]\n")
+    with pytest.raises(ConfigError, match=complaint):
+        read_calibration(tmp_path / "mine.yaml")
+
+
+def test_the_shipped_calibration_says_what_is_missing() -> None:
+    if (ROOT / "experiments" / "h200" / "points.csv").exists():
+        pytest.skip("it has been measured")
+    shipped = read_calibration(ROOT / "configs" / "calibrations" / "h200_triton.yaml")
+    with pytest.raises(ConfigError, match=r"points\.csv.*wanted a readable CSV"):
+        calibrate(shipped, jobs=1)
+
+
+def experiment(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "experiments" / "h200" / name)
+    return subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@needs_triton
+def test_the_experiment_is_rehearsed(tmp_path: Path) -> None:
+    done = experiment("run.py", "--rehearse", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(read(tmp_path / "points.csv")) == 12
+    assert {row["measurement"] for row in read(tmp_path / "micro.csv")} == MECHANISMS
+    report = experiment("report.py", str(tmp_path))
+    assert report.returncode == 2
+    assert "wanted a time in microseconds" in report.stderr
+
+
+def test_the_report_of_the_experiment(tmp_path: Path) -> None:
+    """Times 25% above the simulator's: each error is negative, and speedups are its own."""
+    as_if_measured(tmp_path / "points.csv", 12, slower=1.25)
+    done = experiment("report.py", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    names = {"points.csv", "RESULTS.md", "errors.csv", "speedups.csv", "speedup.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    overall = [row for row in read(tmp_path / "errors.csv") if row["regime"] == "all"]
+    assert [row["kernel"] for row in overall] == sorted(KERNELS)
+    assert all(float(row["bias"]) < -0.19 for row in overall)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "on simulated" in text
+    assert "within 10% of each other" in text
+    tested = sum(not is_for_fitting(row) for row in read(tmp_path / "points.csv"))
+    assert f"{tested} measurements of {tested // 3} shapes" in text
+    assert experiment("report.py", str(tmp_path / "none")).returncode == 2

@@ -61,8 +61,8 @@ def test_a_segment_by_hand() -> None:
     schedule = Schedule(item.grid, [0, 1], [0, 0], [0, 1], [1, 2], num_ctas=2, combine="host")
     work = work_list(schedule)
     rows = [dict(zip(SEGMENT, row.tolist(), strict=False)) for row in work.segments]
-    common = {"tile": 0, "request": 0, "head": 0, "first_row": 0, "rows": 4, "context": 100, "first_slot": 0,
-              "tiles": 1}  # fmt: skip
+    common = {"tile": 0, "request": 0, "head": 0, "first_row": 0, "rows": 4, "context": 100,
+              "first_slot": 0, "tiles": 1}  # fmt: skip
     host = {"kv_begin": 0, "kv_end": 64, "first_tile": 0, "slot": -1, "peers": 1}
     peer = {"kv_begin": 64, "kv_end": 100, "first_tile": 1, "slot": 0, "peers": 0}
     assert rows == [common | host, common | peer]
@@ -102,7 +102,8 @@ def test_empty_partials_are_written_by_ctas_without_work() -> None:
 
 @pytest.mark.parametrize(
     ("column", "change"),
-    [("first_tile", 1), ("tiles", -1), ("kv_end", -1), ("request", 1), ("head", 1), ("slot", 1), ("peers", -1)],
+    [("first_tile", 1), ("tiles", -1), ("kv_end", -1), ("request", 1), ("head", 1), ("slot", 1),
+     ("peers", -1)],
 )  # fmt: skip
 def test_a_wrong_column_shows(column: str, change: int) -> None:
     """Each number of a segment matters: changed, the output is no longer attention, or nothing comes."""
