@@ -81,3 +81,57 @@ def test_partials_are_published_and_seen_in_order() -> None:
 def test_k_and_v_are_loaded_ahead() -> None:
     """Asynchronous copies into two stages: the page table read a tile ahead lets Triton overlap them."""
     assert compiled("h200_sxm", 128)[0]["ptx"].count("cp.async.c") >= 3 * 16
+
+
+# A driver that knows a target and nothing else: enough for Triton to bind arguments and compile.
+LAUNCH = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Driver:
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+    get_current_device = get_current_stream = lambda self, *_: 0
+    utils = None
+
+driver.set_active(Driver())
+from leansim.gpu import execution, inputs, launching, toolkit
+from leansim.points import point, resolve
+
+class OnTheCpu(toolkit.Toolkit):
+    where = "cpu"
+
+class Compiled(execution.Execution):
+    def _compile(self):
+        given, named = self._arguments(0), execution._keywords(self.attention)
+        return self.tools.kernels.attention.warmup(*given, grid=(len(self.work.first),), **named)
+
+found = toolkit.load(interpret=False)
+tools = OnTheCpu(found.torch, found.triton, found.kernels, found.micro_kernels, False)
+for kernel in ("triton_flash_decoding", "triton_lean"):
+    item = resolve(point(device="h200_sxm", kernel=kernel, batch_size=1, context_len=9000,
+                         num_q_heads=8, num_kv_heads=1, head_dim=128))
+    drawn = inputs.draw(torch, item.workload, "cpu", 0)
+    run = Compiled(tools, item.schedule, item.kernel, item.device, drawn)
+    print(kernel, run.fit.metadata.shared, run.fit.metadata.maxnreg)
+    if len(run.work.merged_rows):
+        named = execution._keywords(launching.combine_meta(item.grid, item.kernel))
+        given = (run.partial_o, run.partial_lse, run.out, run.lists["merged_rows"])
+        print("combine", tools.kernels.combine.warmup(*given, grid=(1,), **named).metadata.num_warps)
+data = torch.zeros(64, dtype=torch.int32)
+micro = tools.micro_kernels
+for warps, size in ((4, 2**13), (8, 2**14)):
+    micro.read.warmup(data, data, 1000, BLOCK=size, num_warps=warps, grid=(3,))
+micro.nothing.warmup(data, num_warps=32, grid=(3,))
+micro.hand_over.warmup(data, data, 1000, 2**20, num_warps=4, grid=(2,))
+"""
+
+
+def test_triton_takes_our_arguments_as_at_a_launch() -> None:
+    """All but the launch itself: what it specialises, and the options it is told."""
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()
+    assert found == ["triton_flash_decoding 71680 168", "combine 1", "triton_lean 71680 168"]

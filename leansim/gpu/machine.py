@@ -54,8 +54,8 @@ class Machine:
         asked_s, values = self._asked
         if self.tools.interpreted or time.monotonic() - asked_s < _STALE_S:
             return values
-        uuid = getattr(self.tools.torch.cuda.get_device_properties(), "uuid", None)
-        chosen = [f"--id=GPU-{uuid}"] if uuid else []
+        uuid = getattr(self.tools.torch.cuda.get_device_properties(), "uuid", "")
+        chosen = [f"--id=GPU-{str(uuid).removeprefix('GPU-')}"] if uuid else []
         text = said(
             ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", *chosen]
         )

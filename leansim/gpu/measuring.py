@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from leansim import catalog
@@ -46,7 +47,8 @@ class Measurer:
         except Exception as error:  # of the driver, the compiler or the allocator: anything at all
             self.last = None
             if not self.tools.interpreted:
-                self.tools.torch.cuda.empty_cache()
+                with suppress(Exception):  # a device that is lost
+                    self.tools.torch.cuda.empty_cache()
             reason = (str(error).splitlines() or [""])[0]
             raise GpuError(f"the device gave up: {type(error).__name__}: {reason}") from error
 
