@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, model_validator
 
 from leansim import catalog
+from leansim.catalog import Kind
 from leansim.device import Device
 from leansim.errors import ConfigError, Problem, UnknownNameError
 from leansim.kernel import Kernel
@@ -26,8 +27,8 @@ from leansim.strict_yaml import Document, KeyPath, read
 
 MOST_CONSTANTS = 12
 MOST_PER_PAIR = 8
-# The only rows that may fit constants of kernels and devices: folder of the file, `kernel_source`.
-# All others are there to test with, and fit nothing but their own harness.
+# The only rows of tables that may fit constants of kernels and devices: folder of the file,
+# `kernel_source`. All others are there to test with, and fit nothing but their own harness.
 FITTING = {
     "a100_sxm/attention/vllm": ("vllm_flash_attn",),
     "h100_sxm/attention/sglang": ("fa3",),
@@ -58,15 +59,26 @@ class Constant(Spec):
 
 
 class FitRows(Spec):
-    """Rows of a measured table to fit: of its fit split, `sample` of them by hash, some kernels.
+    """Rows to fit: those of the fit split, `sample` of them by hash, some kernels.
 
-    `where` keeps rows by column: one value, or `[first, last]`.
+    They are of a measured table, or of `points`, a CSV of one's own measured points, on a `device` and
+    under `kernels` that are then named. `where` keeps rows by column: one value, or `[first, last]`.
     """
 
-    table: str
+    table: str | None = None
+    points: str | None = None
+    device: str | None = None
     kernels: tuple[str, ...] | None = None
     sample: Count | None = None
     where: dict[str, int | str | tuple[int, int]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> FitRows:
+        if (self.table is None) == (self.points is None):
+            raise ValueError("wanted table, or points with device and kernels")
+        if (self.points is None) != (self.device is None) or (self.points and not self.kernels):
+            raise ValueError("wanted device and kernels beside points, and no device beside a table")
+        return self
 
 
 class CalibrationConfig(Spec):
@@ -97,10 +109,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibration that makes sense: each constant has a place and changes some of the rows."""
+    """A calibration that makes sense: each constant has a place and changes some of the rows.
+
+    `tables` are those of the rows, None for points.
+    """
 
     config: CalibrationConfig
-    tables: tuple[MeasuredTable, ...]
+    tables: tuple[MeasuredTable | None, ...]
     targets: tuple[Target, ...]
 
     @property
@@ -119,7 +134,7 @@ def read_calibration(path: str | Path) -> Calibration:
     document = read(catalog.find_config(str(path)))
     config = catalog.validate(CalibrationConfig, document)
     problems: list[Problem] = []
-    tables = tuple(catalog.table(rows.table) for rows in config.rows)
+    tables = tuple(None if rows.table is None else catalog.table(rows.table) for rows in config.rows)
     targets = []
     for i, constant in enumerate(config.constants):
         try:
@@ -284,14 +299,31 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
+def _unknown_names(document: Document, i: int, rows: FitRows) -> Iterator[Problem]:
+    """Names of a choice of points that nothing answers to."""
+    named: list[tuple[Kind, str]] = [("device", str(rows.device))]
+    named += [("kernel", kernel) for kernel in rows.kernels or ()]
+    for kind, name in named:
+        if name not in catalog.names(kind):
+            place = ("rows", i, "device" if kind == "device" else "kernels")
+            yield document.problem(
+                place, repr(name), str(UnknownNameError(kind, name, catalog.names(kind)))
+            )
+
+
 def _problems(
     document: Document,
     config: CalibrationConfig,
-    tables: Sequence[MeasuredTable],
+    tables: Sequence[MeasuredTable | None],
     targets: Sequence[Target],
 ) -> Iterator[Problem]:
     pairs = []
     for i, (rows, table) in enumerate(zip(config.rows, tables, strict=True)):
+        if table is None:
+            unknown = list(_unknown_names(document, i, rows))
+            yield from unknown
+            pairs += [(kernel, str(rows.device)) for kernel in rows.kernels or () if not unknown]
+            continue
         known = {source: kernel.name for source, kernel in table.kernels.items()}
         for kernel in rows.kernels or known.values():
             pairs.append((kernel, table.device))

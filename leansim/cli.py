@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leansim import __version__, cli_silicon, cli_study
+from leansim import __version__, cli_measure, cli_silicon, cli_study
 from leansim.engine import ENGINE_VARIABLE, check_engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.points import POINT_KEYS, Point, resolve
@@ -376,6 +376,7 @@ def _root(
 
 
 cli_silicon.register(app)
+cli_measure.register(app)
 cli_study.register(app, with_point_flags)
 
 

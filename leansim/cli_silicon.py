@@ -29,7 +29,10 @@ def validate(
     sample: Annotated[
         int | None, typer.Option(min=1, help="rows of each table, chosen by hash; all by default")
     ] = None,
-    split: Annotated[str, typer.Option(help="rows to use: test (never fitted), fit or all")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="rows to use: test (never fitted), fit or all; of --points all by default"),
+    ] = None,
     points: Annotated[
         Path | None,
         typer.Option(help="a CSV of your own: points with measured_us, or FlashInfer's benchmark"),
@@ -54,14 +57,15 @@ def validate(
         out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
     with Progress("validate") as progress:
         if points is not None:
-            table = validation.validate_points(points, device, jobs, progress)
+            table = validation.validate_points(points, device, jobs, progress, split or "all")  # type: ignore[arg-type]
         else:
-            rows = validation.table_rows(tables or (), split, sample, data)  # type: ignore[arg-type]
+            rows = validation.table_rows(tables or (), split or "test", sample, data)  # type: ignore[arg-type]
             table = validation.validate(rows, jobs, progress)
     print(validation_report.printed(table, worst))
     if out is not None:
         flags = [f"--sample {sample}"] if sample else []
-        flags += [f"--points {points.name}"] if points else [f"--split {split}"]
+        flags += [f"--points {points.name}"] if points else []
+        flags += [f"--split {split or 'test'}"] if split or not points else []
         command = " ".join(["leansim validate", *(tables or ()), *flags])
         written = validation_report.write_validation(table, out, worst, command)
         names = ", ".join(path.name for path in written)

@@ -44,6 +44,10 @@ class StoreError(LeansimError):
     """Stored results that are missing, incomplete, or of another version."""
 
 
+class GpuError(LeansimError):
+    """Kernels that cannot run here, do not fit the device, or do not give attention."""
+
+
 class WorkerError(LeansimError):
     """Worker processes that cannot start, be reached, or agree with this one about a point."""
 

@@ -20,14 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from leansim import catalog
-from leansim.calibration import Calibration, FitRows, Target, applies, changed, value_at
+from leansim.calibration import Calibration, Target, applies, changed, value_at
 from leansim.device import Device
 from leansim.engine import execute
 from leansim.errors import LeansimError, StoreError
 from leansim.executors import cores, process_pool
+from leansim.fitted_rows import fit_rows, row_points
 from leansim.kernel import Kernel
 from leansim.lowering import lower
-from leansim.measurements import DISTRIBUTION, calls_of, matching, measured_rows, points_of
+from leansim.measurements import DISTRIBUTION, calls_of
 from leansim.points import Point, Resolved, resolve
 from leansim.strict_yaml import KeyPath, read
 from leansim.yaml_edit import edited, short, write_together
@@ -158,35 +159,15 @@ def _spread(jacobian: FloatArray, cost: float, rows: int) -> FloatArray:
     return np.where((jacobian != 0).any(axis=0), error, np.inf)
 
 
-def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame:
-    """The rows that a calibration is fitted to: of the fit split, and of nothing else."""
-    import pandas as pd  # noqa: PLC0415 - slow to import
-
-    parts = [
-        _chosen(measured_rows(table, "fit", data=data), rows)
-        for rows, table in zip(calibration.config.rows, calibration.tables, strict=True)
-    ]
-    found = pd.concat(parts, ignore_index=True)
-    assert found["fit"].all(), "a test row among the rows to fit"
-    if found.empty:
-        raise StoreError(f"{calibration.config.name}: found no rows to fit")
-    return found
-
-
-def _chosen(rows: pd.DataFrame, choice: FitRows) -> pd.DataFrame:
-    if choice.kernels is not None:
-        rows = rows[rows["kernel"].isin(choice.kernels)]
-    rows = rows[matching(rows, choice.where)]
-    return rows.iloc[: choice.sample]
-
-
 class _Model:
     """Predicted seconds of rows for values of the constants. Use as a context manager."""
 
     def __init__(self, calibration: Calibration, rows: pd.DataFrame, jobs: int) -> None:
         self.calibration = calibration
-        self.points = tuple(points_of(rows))
-        self.groups = {name: index.to_numpy() for name, index in rows.groupby("table").groups.items()}
+        self.points = row_points(rows)
+        with_harness = rows[rows["point"].isna()] if "point" in rows else rows
+        groups = with_harness.groupby("table").groups
+        self.groups = {name: index.to_numpy() for name, index in groups.items()}
         self.calls = {name: calls_of(rows.loc[at]) for name, at in self.groups.items()}
         self.pairs = sorted(set(zip(rows["kernel"], rows["device"], strict=True)))
         self.jobs = min(jobs, len(self.points))
@@ -346,9 +327,13 @@ def _how(fit: Fit, target: Target) -> str:
         changes = {pair: applies(target, *pair) for pair in set(pairs)}
         mine = np.array([changes[pair] for pair in pairs])
     names = dict.fromkeys(rows.loc[mine, "table"])
-    files = ", ".join(catalog.table(name).file for name in names)
+    own = {rows.points for rows in fit.calibration.config.rows}
+    files = ", ".join(
+        f"own measurements {name}" if name in own else f"{DISTRIBUTION} {catalog.table(name).file}"
+        for name in names
+    )
     before, after = (float(np.abs(errors[mine]).mean()) for errors in (fit.before, fit.after))
     return (
         f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows of the fit fifth of "
-        f"{DISTRIBUTION} {files}, mean error {before:.1%} before and {after:.1%} after"
+        f"{files}, mean error {before:.1%} before and {after:.1%} after"
     )

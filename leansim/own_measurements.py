@@ -1,7 +1,8 @@
 """Measurements of one's own, held against predictions: points with a time, or FlashInfer's benchmark.
 
-A CSV of points has the columns of `predict` (`harness` too) and `measured_us`. What FlashInfer's
-benchmark writes is told by its columns; only plain paged decode of recorded lengths is read.
+A CSV of points has the columns of `predict` (`harness` too) and `measured_us`, as `leansim measure`
+writes it. What FlashInfer's benchmark writes is told by its columns; only plain paged decode of
+recorded lengths is read.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.measured_points import MEASURED, is_for_fitting, point_cells, read_measured, times_us
 from leansim.points import point_from_row, resolve
-from leansim.points_csv import Outcome, PointTable, Row, read_csv, read_points
-from leansim.predicting import HARNESS, predict_rows
+from leansim.points_csv import HARNESS, Outcome, PointTable, Row, read_csv
+from leansim.predicting import predict_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEASURED = "measured_us"
 # Columns by which FlashInfer's benchmark is known; times are in milliseconds.
 FLASHINFER_COLUMNS = frozenset(
     {"routine", "median_time", "backend", "batch_size", "s_qo", "s_kv", "num_qo_heads",
@@ -58,8 +59,8 @@ def measured_points(
     import pandas as pd  # noqa: PLC0415 - slow to import
 
     table, left_out = _points_of(str(file), device)
-    measured = _times(table)
-    rows = [{key: value for key, value in row.items() if key != MEASURED} for row in table.rows]
+    measured = times_us(table)
+    rows = [point_cells(row) for row in table.rows]
     found: list[Outcome] = []
     progress(0, len(rows))
     predictions = predict_rows(rows, table.source, jobs)
@@ -83,7 +84,7 @@ def _points_of(source: str, device: str | None) -> tuple[PointTable, dict[str, i
     columns, numbered = read_csv(source)
     if columns_missing := sorted(FLASHINFER_COLUMNS - set(columns)):
         if MEASURED in columns and "device" in columns:
-            return read_points(source, also=(HARNESS, MEASURED)), {}
+            return read_measured(source), {}
         near_flashinfer = len(columns_missing) < len(FLASHINFER_COLUMNS) / 2
         missing = columns_missing if near_flashinfer else sorted({MEASURED, "device"} - set(columns))
         wanted = (
@@ -149,23 +150,6 @@ def _dtype(name: str) -> str:
     return "fp8" if plain.startswith(("float8", "fp8")) else plain
 
 
-def _times(table: PointTable) -> list[float]:
-    """`measured_us` of each row. Raises `ConfigError` for what is no time."""
-    times, problems = [], []
-    for line, row in zip(table.lines, table.rows, strict=True):
-        text = row.get(MEASURED, "")
-        try:
-            time_us = float(text)
-        except ValueError:
-            time_us = 0.0
-        if not 0.0 < time_us < float("inf"):
-            problems.append(Problem(MEASURED, repr(text), "wanted a time in microseconds", line, 1))
-        times.append(time_us)
-    if problems:
-        raise ConfigError(table.source, problems)
-    return times
-
-
 def _record(row: Row, source: str, outcome: Mapping[str, Any], measured_us: float) -> dict[str, Any]:
     """A row as a validation has it, from its point and prediction."""
     point = point_from_row({key: value for key, value in row.items() if key != HARNESS}, source)
@@ -185,7 +169,7 @@ def _record(row: Row, source: str, outcome: Mapping[str, Any], measured_us: floa
         "kv_dtype": workload.kv_dtype,
         "cache": workload.cache,
         "kv_bytes": workload.kv_bytes,
-        "fit": False,
+        "fit": is_for_fitting(row),
         "refused": "",
         "measured_s": measured_us / 1e6,
         "kernel_s": latency_s - harness_s,

@@ -9,8 +9,8 @@ from typing import Any
 
 from leansim.errors import ConfigError, Problem
 from leansim.points import PLAN_COLUMNS, Resolved, plan_row, point_from_row, resolve
-from leansim.points_csv import outcomes, read_points
-from leansim.predicting import HARNESS, PREDICTION_COLUMNS, predict_rows
+from leansim.points_csv import HARNESS, outcomes, read_points
+from leansim.predicting import PREDICTION_COLUMNS, predict_rows
 from leansim.tables import render
 
 

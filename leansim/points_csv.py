@@ -15,6 +15,8 @@ from leansim.points import check_columns
 _Item = TypeVar("_Item")
 Row = dict[str, str]
 Outcome = dict[str, Any] | LeansimError
+# A column of points, beside their fields: whose harness their latencies are to contain.
+HARNESS = "harness"
 _MOST_PROBLEMS = 50
 
 

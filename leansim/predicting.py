@@ -14,7 +14,7 @@ from leansim.executors import cores, process_pool
 from leansim.measured_table import Calls, MeasuredTable
 from leansim.metrics import limiting, time_shares
 from leansim.points import Point, Resolved, point_from_row
-from leansim.points_csv import Outcome, Row, outcomes
+from leansim.points_csv import HARNESS, Outcome, Row, outcomes
 
 PREDICTION_COLUMNS = (
     "latency_us",
@@ -27,9 +27,7 @@ PREDICTION_COLUMNS = (
     "harness_us",
     "extrapolated",
 )
-# A column of points, beside their fields: whose harness their latencies are to contain.
-HARNESS = "harness"
-# Its value for the measured table of the point's kernel and device.
+# Value of a row's harness for the measured table of the point's kernel and device.
 OWN_TABLE = "table"
 _POINTS_PER_TASK = 256
 # Below this, starting workers takes longer than the points do.

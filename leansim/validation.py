@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim import catalog
-from leansim.errors import LeansimError, StoreError
+from leansim.errors import LeansimError, StoreError, UnknownNameError
 from leansim.measured_table import MeasuredTable
 from leansim.measurements import (
     SHAPE,
+    SPLITS,
     Split,
     calls_of,
     digest,
@@ -112,9 +113,20 @@ def validate_points(
     device: str | None = None,
     jobs: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    split: Split = "all",
 ) -> pd.DataFrame:
-    """Predict measurements of one's own (see `own_measurements`); columns as of `validate`."""
+    """Predict measurements of one's own (see `own_measurements`); columns as of `validate`.
+
+    `split` keeps the fifth that constants may be fitted to, or the rest. Raises `UnknownNameError`,
+    and `StoreError` where nothing is left.
+    """
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
     table = measured_points(file, device, jobs, progress)
+    if split != "all":
+        table = table[table["fit"] == (split == "fit")].reset_index(drop=True)
+        if table.empty:
+            raise StoreError(f"{file}: found no point of the {split} split")
     return with_regimes(table)
 
 

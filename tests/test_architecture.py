@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "leansim"
 ROOT = "leansim"
 
 # From the bottom up. A module imports from rows above its own line here only, never from its own
-# row or a later one. `partitioners` and `engine` stand for all their modules: a new partitioner is
-# one new file, and nothing else.
+# row or a later one. `partitioners`, `engine` and `gpu` stand for all their modules: a new
+# partitioner is one new file, and nothing else.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (ROOT, "errors"),
     ("strict_yaml", "spec"),
@@ -32,10 +32,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("points",),
     ("config", "measurements", "calibration", "rules", "searching"),
     ("api", "testing", "points_csv"),
-    ("executors", "trials", "reasons"),
+    ("executors", "trials", "reasons", "measured_points"),
+    ("fitted_rows",),
     ("predicting", "fitting", "oracle", "spreading"),
     ("cluster", "own_measurements", "splits", "buckets", "invariance"),
-    ("sweeps", "validation"),
+    ("sweeps", "validation", "gpu"),
     ("merging",),
     # what is shown
     ("comparing", "tables", "progress"),
@@ -44,7 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sheet",),
     ("figures", "error_figures", "study_figures", "summary", "planning", "showing"),
     ("plots", "validation_report"),
-    ("report", "cli_silicon", "cli_study"),
+    ("report", "cli_silicon", "cli_study", "cli_measure"),
     ("cli",),
     ("__main__",),
 )
@@ -62,13 +63,15 @@ BRANCHES: tuple[frozenset[str], ...] = (
 CONFINED = {
     "simpy": {"engine"},
     "matplotlib": {"figures", "sheet", "error_figures", "study_figures"},
-    "typer": {"cli", "cli_silicon", "cli_study"},
+    "typer": {"cli", "cli_silicon", "cli_study", "cli_measure"},
     "rich": {"progress"},
     "sqlite3": {"store"},
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "scipy": {"fitting"},
     "yaml": {"strict_yaml", "yaml_edit"},
+    "torch": {"gpu"},
+    "triton": {"gpu"},
     "pytest": set(),
     "hypothesis": set(),
 }

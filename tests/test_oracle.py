@@ -189,7 +189,9 @@ def test_rules_go_by_partitioner_or_kernel() -> None:
     resolved = resolve(at("fa2", context_lens=RAGGED))
     assert [rule.used_by for rule in chosen_rules(resolved, ("vllm_fa3",))] == [("vllm_fa3",)]
     assert len(chosen_rules(resolved, ("flash_decoding",))) == 3, "old, new, and vLLM's"
-    assert [rule.used_by for rule in chosen_rules(resolved, ("lean", "lean"))] == [("lean",)]
+    assert [rule.used_by for rule in chosen_rules(resolved, ("lean", "lean"))] == [
+        ("lean", "triton_lean")
+    ]
     with pytest.raises(UnknownNameError, match="split rule 'flash_decodign'"):
         chosen_rules(resolved, ("flash_decodign",))
 

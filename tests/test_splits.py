@@ -110,4 +110,8 @@ def test_the_figure_has_a_panel_per_point_and_a_marker_per_rule() -> None:
         assert np.allclose(line.get_ydata(), np.array(curve.latencies_s) * 1e6)
         assert len(panel.lines) == 2 + len(curve.picks), "curve, knee, rules"
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["fa2", "lean", "fa3"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "fa2, triton_fa2",
+        "lean, triton_lean",
+        "fa3",
+    ]

@@ -1,0 +1,115 @@
+"""The GPU at hand: which device of the catalog it is, and what a measurement on it has to record.
+
+Reads settings and changes none. What cannot be found out is left empty: no measurement fails for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leansim import __version__, catalog
+from leansim.device import Device
+from leansim.errors import GpuError
+from leansim.gpu.toolkit import Toolkit
+from leansim.measured_points import MACHINE_COLUMNS
+
+_QUERY = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
+_STALE_S = 10.0
+# Share by which a device's memory may differ from the catalog's: firmware keeps some of it.
+_MEMORY_APART = 0.15
+
+
+class Machine:
+    """What stands beside each measurement."""
+
+    def __init__(self, tools: Toolkit) -> None:
+        """Of the libraries and the current CUDA device."""
+        self.tools = tools
+        self._asked: tuple[float, dict[str, str]] = (-_STALE_S, {})
+
+    def columns(self) -> dict[str, str]:
+        """Values of `MACHINE_COLUMNS`; clocks are as found a few seconds ago at most."""
+        return dict.fromkeys(MACHINE_COLUMNS, "") | self._versions | self._smi()
+
+    @cached_property
+    def _versions(self) -> dict[str, str]:
+        torch, triton = self.tools.torch, self.tools.triton
+        gpu = "Triton's interpreter" if self.tools.interpreted else torch.cuda.get_device_name()
+        return {
+            "gpu": gpu,
+            "cuda": str(torch.version.cuda or ""),
+            "torch": str(torch.__version__),
+            "triton": str(triton.__version__),
+            "leansim": __version__,
+            "commit": commit(),
+        }
+
+    def _smi(self) -> dict[str, str]:
+        """What nvidia-smi says of the device, if it is there."""
+        asked_s, values = self._asked
+        if self.tools.interpreted or time.monotonic() - asked_s < _STALE_S:
+            return values
+        uuid = getattr(self.tools.torch.cuda.get_device_properties(), "uuid", "")
+        chosen = [f"--id=GPU-{str(uuid).removeprefix('GPU-')}"] if uuid else []
+        text = said(
+            ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits", *chosen]
+        )
+        names = ("driver", "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+        row = next(csv.reader(text.splitlines(), skipinitialspace=True), [])
+        values = dict(zip(names, row, strict=True)) if len(row) == len(names) else {}
+        self._asked = (time.monotonic(), values)
+        return values
+
+
+def said(command: list[str], folder: Path | None = None) -> str:
+    """Standard output of a command, nothing where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20, cwd=folder
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def commit() -> str:
+    """Commit of the checkout that leansim runs from, `+` after it where files have changed."""
+    folder = Path(__file__).resolve().parent
+    found = said(["git", "rev-parse", "--short=12", "HEAD"], folder)
+    changed = found and said(["git", "status", "--porcelain", "--untracked-files=no"], folder)
+    return found + ("+" if changed else "")
+
+
+def recognised(torch: Any) -> str:
+    """Name of the catalog's device that the GPU is: same architecture and SMs, nearest in memory.
+
+    Raises `GpuError` where there is none.
+    """
+    properties = torch.cuda.get_device_properties()
+    devices = [catalog.device(name) for name in catalog.names("device")]
+    alike = [device for device in devices if not differences(device, properties)]
+    apart = {device.name: abs(properties.total_memory / device.dram_bytes - 1.0) for device in alike}
+    nearest = min(apart, key=lambda name: apart[name], default="")
+    if not nearest or apart[nearest] > _MEMORY_APART:
+        raise GpuError(
+            f"found {properties.name} ({properties.multi_processor_count} SMs, "
+            f"{properties.total_memory / 1e9:.0f} GB); wanted a device of configs/devices like it: "
+            "write a file for it and name it with --device"
+        )
+    return nearest
+
+
+def differences(device: Device, properties: Any) -> str:
+    """What tells a device of the catalog from the GPU at hand, or nothing."""
+    arch = f"sm_{properties.major}{properties.minor}"
+    found = []
+    if arch != device.arch:
+        found.append(f"{arch}, not {device.arch}")
+    if properties.multi_processor_count != device.num_sms:
+        found.append(f"{properties.multi_processor_count} SMs, not {device.num_sms}")
+    return " and ".join(found)

@@ -1,0 +1,137 @@
+"""Measures points: each is scheduled as it would be simulated, executed, checked, and then timed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from leansim import catalog
+from leansim.calibration import chain
+from leansim.errors import GpuError, LeansimError
+from leansim.gpu.execution import Execution, Fit
+from leansim.gpu.inputs import Inputs, draw, pool_bytes
+from leansim.gpu.machine import Machine, differences
+from leansim.gpu.timing import L2Flush, calls_for, timed
+from leansim.gpu.toolkit import Toolkit
+from leansim.measured_points import MEASURED, MEASUREMENT_COLUMNS, point_cells
+from leansim.points import Resolved, point_from_row, resolve
+from leansim.workload import Workload
+
+# The kernel that the others are based on: what is measured must be what runs.
+BASE = "triton_fa2"
+# A cold call's KV has been evicted by the others after this many times L2.
+_EVICTED_AFTER = 4
+_LARGEST_POOL = 16 * 2**30
+
+
+class Measurer:
+    """Measures one point after another; inputs are drawn anew for each workload."""
+
+    def __init__(self, tools: Toolkit, seed: int | None = None) -> None:
+        """`seed` fixes the inputs; by default they are different ones each time."""
+        self.tools, self.seed, self.machine = tools, seed, Machine(tools)
+        self.flushes: dict[int, L2Flush] = {}
+        self.last: tuple[Workload, int, int, Inputs] | None = None
+
+    def measure(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
+        """Measure the point that a row of a CSV describes: values of `MEASUREMENT_COLUMNS`.
+
+        Interpreted, the point is checked and its times stay empty. Raises a `LeansimError`.
+        """
+        try:
+            return self._measured(row, source)
+        except LeansimError:
+            raise
+        except Exception as error:  # of the driver, the compiler or the allocator: anything at all
+            self.last = None
+            if not self.tools.interpreted:
+                with suppress(Exception):  # a device that is lost
+                    self.tools.torch.cuda.empty_cache()
+            reason = (str(error).splitlines() or [""])[0]
+            raise GpuError(f"the device gave up: {type(error).__name__}: {reason}") from error
+
+    def _measured(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
+        item = resolve(point_from_row(point_cells(dict(row)), source))
+        check_kernel(item.point.kernel)
+        if not self.tools.interpreted:
+            self._check_device(item)
+        calls, buffers = self._plan(item)
+        seed, inputs = self._inputs(item.workload, buffers)
+        execution = Execution(self.tools, item.schedule, item.kernel, item.device, inputs)
+        execution.poison()
+        execution.launch()
+        found: dict[str, Any] = dict.fromkeys(MEASUREMENT_COLUMNS, "")
+        found |= {"row_error": f"{execution.check():.3e}", "input_seed": seed, "buffers": buffers}
+        schedule = item.schedule
+        found |= {"scheduled_splits": schedule.num_splits, "scheduled_ctas": schedule.num_ctas}
+        if execution.fit is not None:
+            found |= _resources(execution.fit) | self._times(item, execution, calls, buffers)
+        return found | self.machine.columns()
+
+    def _times(self, item: Resolved, execution: Execution, calls: int, buffers: int) -> dict[str, Any]:
+        """Time the calls, then check what the last one left: a race need not show the first time."""
+        execution.poison()
+        timing = timed(
+            self.tools,
+            lambda i: execution.launch((calls - 1 - i) % buffers),  # the last is buffer 0's
+            calls,
+            item.workload.launch,
+            self._flush(item) if item.workload.cache == "cold" else None,
+        )
+        execution.check()
+        return {MEASURED: round(timing.median_us, 4), **timing.columns()}
+
+    def _plan(self, item: Resolved) -> tuple[int, int]:
+        """Calls of a sample, and buffers: one for a warm call, for cold ones enough to evict each."""
+        if self.tools.interpreted:
+            return 1, 1
+        load, device = item.workload, item.device
+        calls = calls_for(5.0 + 1e6 * load.kv_bytes / device.dram_bandwidth_bytes_per_s)
+        if load.cache == "warm":
+            return calls, 1
+        size = pool_bytes(load)
+        enough = 1 + -(-_EVICTED_AFTER * device.l2_bytes // size)
+        return calls, max(1, min(calls, enough, _LARGEST_POOL // size))
+
+    def _inputs(self, load: Workload, buffers: int) -> tuple[int, Inputs]:
+        """Inputs of a workload: those of the point before if it had the same, else new ones."""
+        if self.last is None or self.last[:2] != (load, buffers):
+            self.last = None  # frees the memory first
+            seed = secrets.randbits(31) if self.seed is None else self.seed
+            inputs = draw(self.tools.torch, load, self.tools.where, seed, buffers)
+            self.last = (load, buffers, seed, inputs)
+        return self.last[2], self.last[3]
+
+    def _flush(self, item: Resolved) -> L2Flush:
+        size = item.device.l2_bytes
+        if size not in self.flushes:
+            self.flushes[size] = L2Flush(self.tools, size)
+        return self.flushes[size]
+
+    def _check_device(self, item: Resolved) -> None:
+        properties = self.tools.torch.cuda.get_device_properties()
+        if found := differences(item.device, properties):
+            here = f"but the GPU here, {properties.name}, has {found}"
+            raise GpuError(f"the point's device is {item.point.device!r}, {here}")
+
+
+def check_kernel(kernel: str) -> None:
+    """Refuse a kernel that is not one of our own. Raises `GpuError` naming them."""
+    name, _, _ = kernel.partition("+")
+    if BASE not in chain(name):
+        ours = [known for known in catalog.names("kernel") if BASE in chain(known)]
+        raise GpuError(
+            f"kernel {name!r} is not leansim's own; wanted one that it can run: {', '.join(ours)}, a "
+            "file based on one of them, or one of them under any partitioner (triton_lean+lean_aiter)"
+        )
+
+
+def _resources(fit: Fit) -> dict[str, Any]:
+    return {
+        "registers": fit.registers,
+        "spills": fit.spills,
+        "smem_bytes": fit.smem_bytes,
+        "resident_ctas_per_sm": fit.ctas_per_sm,
+    }

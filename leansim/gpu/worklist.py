@@ -1,0 +1,189 @@
+"""A schedule as the arrays that the kernels execute. NumPy only; nothing is decided here.
+
+Row by row: what each segment needs to know, in the schedule's order, and what each row of the
+combine kernel merges. Partial slots of an output tile lie together, in merge order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from leansim.errors import ScheduleError
+from leansim.schedule import IN_LAUNCH, Schedule
+from leansim.tiling import IntArray, TileGrid
+
+Int32Array = npt.NDArray[np.int32]
+
+# Columns of a segment: its output tile, request, counted head, first row of the head and valid rows;
+# its first token that the tile attends to and the one after its last; its first KV tile in the context
+# and how many; the slot of its partial or -1; how many peers it waits for; the tile's first slot; the
+# request's tokens.
+SEGMENT = (
+    "tile", "request", "head", "first_row", "rows", "kv_begin", "kv_end", "first_tile", "tiles",
+    "slot", "peers", "first_slot", "context",
+)  # fmt: skip
+# A row of the combine kernel: its tile's first slot and slots, its row in them and in the output.
+MERGED = ("first_slot", "slots", "row", "out_row")
+# Rows are padded so that one never straddles a 64-byte border.
+SEGMENT_COLUMNS, MERGED_COLUMNS = 16, 4
+_MOST = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class WorkList:
+    """What the kernels read.
+
+    `first [programs]` and `last [programs]` are each program's segments, rows of `segments [n, 16]`;
+    `merged_rows [rows, 4]` are those of the combine kernel, none where there is no such kernel. There
+    are `num_slots` partials of `grid.tile_rows` rows. All int32.
+    """
+
+    schedule: Schedule
+    first: Int32Array
+    last: Int32Array
+    segments: Int32Array
+    merged_rows: Int32Array
+    num_slots: int
+
+    @property
+    def in_launch(self) -> bool:
+        """Whether CTAs wait for each other."""
+        return self.schedule.combine in IN_LAUNCH
+
+    def column(self, name: str) -> Int32Array:
+        """A column of `segments`, as a view."""
+        view: Int32Array = self.segments[:, SEGMENT.index(name)]
+        return view
+
+
+def work_list(schedule: Schedule) -> WorkList:
+    """Lay out a schedule for the kernels. Raises `ScheduleError` for one that int32 cannot index.
+
+    A CTA is a program, in the order of the schedule: the hardware issues programs in that order, and
+    so a queue's order too. Slots beyond a tile's segments (`partials`) are empty partials, written by
+    the CTAs without a segment, or where there is none by the CTA of the tile's last segment.
+    """
+    grid, tile = schedule.grid, schedule.output_tile
+    published = schedule.is_partial & ~schedule.merges
+    slots_of_tile, first_slot = _slots(schedule)
+    columns = np.zeros((schedule.num_segments, SEGMENT_COLUMNS), dtype=np.int64)
+    peers = np.where(schedule.merges, schedule.segments_of_tile[tile] - 1, 0)
+    first_tile, tiles = grid.first_kv_tile[tile] + schedule.start, schedule.stop - schedule.start
+    values: tuple[IntArray, ...] = (
+        tile, grid.request[tile], grid.head[tile], (grid.row_block * grid.tile_rows)[tile],
+        grid.rows[tile], np.maximum(grid.kv_begin[tile], first_tile * grid.tile_tokens),
+        np.minimum(grid.kv_end[tile], (first_tile + tiles) * grid.tile_tokens), first_tile, tiles,
+        _slot_of_segment(schedule, published, first_slot), peers, first_slot[tile],
+        grid.context_lens[grid.request[tile]],
+    )  # fmt: skip
+    for at, value in enumerate(values):
+        columns[:, at] = value
+    cta, columns = _with_empty_partials(schedule, columns, slots_of_tile, first_slot)
+    border = np.zeros(schedule.num_ctas + 1, dtype=np.int64)
+    np.cumsum(np.bincount(cta, minlength=schedule.num_ctas), out=border[1:])
+    merged = _merged_rows(schedule, slots_of_tile, first_slot)
+    tables = (border[:-1], border[1:], columns, merged)
+    if max(int(columns.max()), len(columns), int(merged.max(initial=0))) > _MOST:
+        raise ScheduleError(
+            f"found {len(columns):,} segments of tokens and rows that int32 cannot count"
+        )
+    narrow = [np.ascontiguousarray(table, dtype=np.int32) for table in tables]
+    first, last, segments, rows = narrow
+    return WorkList(schedule, first, last, segments, rows, int(slots_of_tile.sum()))
+
+
+def _slots(schedule: Schedule) -> tuple[IntArray, IntArray]:
+    """Partial slots of each output tile, and its first: a CTA that merges in the launch needs none."""
+    assert schedule.partials is not None
+    slots = schedule.partials - (schedule.partials > 0) * (schedule.combine in IN_LAUNCH)
+    return slots, np.cumsum(slots) - slots
+
+
+def _slot_of_segment(schedule: Schedule, published: npt.NDArray[np.bool_], first: IntArray) -> IntArray:
+    """Slot of each segment, -1 for none: a tile's segments in merge order, the merger left out."""
+    order = schedule.by_tile[published[schedule.by_tile]]
+    tile = schedule.output_tile[order]
+    slot = np.full(schedule.num_segments, -1, dtype=np.int64)
+    slot[order] = first[tile] + np.arange(len(order)) - np.searchsorted(tile, tile)
+    return slot
+
+
+def _with_empty_partials(
+    schedule: Schedule, columns: IntArray, slots: IntArray, first: IntArray
+) -> tuple[IntArray, IntArray]:
+    """CTA and columns of all segments, those of empty partials included, sorted by CTA."""
+    extra = np.zeros_like(slots)
+    if schedule.combine == "kernel":
+        extra = np.where(slots > 0, slots - schedule.segments_of_tile, 0)
+    if not extra.any():
+        return schedule.cta, columns
+    tile = np.repeat(np.arange(len(slots)), extra)
+    number = np.arange(len(tile)) - np.repeat(np.cumsum(extra) - extra, extra)
+    last = np.zeros(len(slots), dtype=np.int64)
+    last[schedule.output_tile[schedule.by_tile]] = schedule.by_tile  # a tile's last in merge order
+    idle = np.flatnonzero(np.diff(schedule.segments_of_cta) == 0)
+    writer = schedule.cta[last[tile]]
+    writer[: len(idle)] = idle[: len(tile)]
+    added = columns[last[tile]]
+    added[:, SEGMENT.index("tiles")] = added[:, SEGMENT.index("kv_end")] = 0
+    added[:, SEGMENT.index("slot")] = (first + schedule.segments_of_tile)[tile] + number
+    cta = np.concatenate((schedule.cta, writer))
+    order = np.argsort(cta, kind="stable")
+    return cta[order], np.concatenate((columns, added))[order]
+
+
+def _merged_rows(schedule: Schedule, slots: IntArray, first: IntArray) -> IntArray:
+    """A row for each query row of the call, where a combine kernel follows."""
+    if schedule.combine != "kernel":
+        return np.zeros((0, MERGED_COLUMNS), dtype=np.int64)
+    grid = schedule.grid
+    tile = np.repeat(np.arange(grid.num_output_tiles), grid.rows)
+    row = np.arange(len(tile)) - np.repeat(np.cumsum(grid.rows) - grid.rows, grid.rows)
+    return np.stack((first[tile], slots[tile], row, output_rows(grid, tile, row)), axis=1)
+
+
+def output_rows(grid: TileGrid, tile: IntArray, row: IntArray) -> IntArray:
+    """Row of the output `[batch * query_len * num_q_heads]` that each row of an output tile is."""
+    load, of_head = grid.workload, grid.row_block[tile] * grid.tile_rows + row
+    group = load.group_size if grid.packed else 1
+    token = grid.request[tile] * load.query_len + of_head // group
+    out_row: IntArray = token * load.num_q_heads + grid.head[tile] * group + of_head % group
+    return out_row
+
+
+def one_at_a_time(work: WorkList) -> WorkList:
+    """The same segments in programs that may run one after another, in order, to the end.
+
+    What an interpreter needs, where a CTA that waits would wait for ever: each CTA goes as far as it
+    can, and where it would wait its list is cut and goes on later. Without waits nothing changes.
+    """
+    if not work.in_launch:
+        return work
+    waits, tile = work.column("peers").tolist(), work.column("tile").tolist()
+    slot, at, last = work.column("slot").tolist(), work.first.tolist(), work.last.tolist()
+    missing = (work.schedule.segments_of_tile - 1).tolist()
+    waiting: dict[int, int] = {}
+    pieces: list[tuple[int, int]] = []
+    hosts_first = work.schedule.combine == "host"  # whose peers come later
+    ready = deque(reversed(range(len(at))) if hosts_first else range(len(at)))
+    while ready:
+        cta = ready.popleft()
+        begin = at[cta]
+        while at[cta] < last[cta]:
+            segment = at[cta]
+            if waits[segment] and missing[tile[segment]]:
+                waiting[tile[segment]] = cta
+                break
+            if slot[segment] >= 0:
+                missing[tile[segment]] -= 1
+                if not missing[tile[segment]] and tile[segment] in waiting:
+                    ready.append(waiting.pop(tile[segment]))
+            at[cta] += 1
+        if at[cta] > begin or begin == last[cta]:
+            pieces.append((begin, at[cta]))
+    borders = np.array(pieces, dtype=np.int32)
+    return replace(work, first=borders[:, 0].copy(), last=borders[:, 1].copy())
