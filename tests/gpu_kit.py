@@ -129,7 +129,7 @@ def _folded(grid: TileGrid, segment: dict[str, int], q: Any, k: Any, v: Any) -> 
     kv_head = segment["head"] if grid.packed else segment["head"] // load.group_size
     token = (segment["first_row"] + np.arange(segment["rows"])) // group
     position = (segment["context"] - load.query_len + token)[:, None]
-    first = segment["first_tile"] * grid.tile_tokens
+    first = segment["origin"] + segment["first_tile"] * grid.tile_tokens
     key = np.arange(first, first + segment["tiles"] * grid.tile_tokens)
     key = key[(key >= segment["kv_begin"]) & (key < segment["kv_end"])]
     mask = key <= position

@@ -15,8 +15,10 @@ from leansim.gpu import worklist
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 SEGMENT_COLUMNS = tl.constexpr(worklist.SEGMENT_COLUMNS)
-(TILE, REQUEST, HEAD, FIRST_ROW, ROWS, KV_BEGIN, KV_END, FIRST_TILE, TILES, SLOT, PEERS, FIRST_SLOT,
- CONTEXT) = (tl.constexpr(worklist.SEGMENT.index(name)) for name in worklist.SEGMENT)  # fmt: skip
+(
+    TILE, REQUEST, HEAD, FIRST_ROW, ROWS, KV_BEGIN, KV_END, FIRST_TILE, TILES, ORIGIN,
+    SLOT, PEERS, FIRST_SLOT, CONTEXT,
+) = (tl.constexpr(worklist.SEGMENT.index(name)) for name in worklist.SEGMENT)  # fmt: skip
 MERGED_COLUMNS = tl.constexpr(worklist.MERGED_COLUMNS)
 M_FIRST_SLOT, M_SLOTS, M_ROW, M_OUT_ROW = (
     tl.constexpr(worklist.MERGED.index(name)) for name in worklist.MERGED
@@ -49,8 +51,9 @@ def _wait(flags, failed, tile, peers, most_looks):
 
 @triton.jit
 def _placed(
-    i, first_tile, tiles, pages, kv_begin, kv_end, tokens_n,
+    i, first_tile, tiles, origin, pages, kv_begin, kv_end, tokens_n,
     TILE_TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_TOKENS: tl.constexpr, BACKWARD: tl.constexpr,
+    SHIFTED: tl.constexpr,
 ):  # fmt: skip
     """Tokens of a segment's `i`-th KV tile, which of them lie in `[kv_begin, kv_end)`, and their pages.
 
@@ -60,6 +63,8 @@ def _placed(
     if BACKWARD:
         at = first_tile + tiles - 1 - i
     n = at * TILE_TOKENS + tokens_n
+    if SHIFTED:  # else the compiler knows that a tile begins at a multiple of its length
+        n += origin
     there = (n >= kv_begin) & (n < kv_end)
     if BLOCK_N != TILE_TOKENS:
         there = there & (tokens_n < TILE_TOKENS)
@@ -74,7 +79,8 @@ def attention(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE_TOKENS: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     GROUP: tl.constexpr, HEADS_PER_KV: tl.constexpr,
-    WINDOWED: tl.constexpr, BACKWARD: tl.constexpr, IN_LAUNCH: tl.constexpr, WIDEN: tl.constexpr,
+    WINDOWED: tl.constexpr, BACKWARD: tl.constexpr, SHIFTED: tl.constexpr,
+    IN_LAUNCH: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One CTA: its segments, each folded tile by tile and then written, published or merged.
 
@@ -90,6 +96,7 @@ def attention(
         first_row, rows = tl.load(data + FIRST_ROW), tl.load(data + ROWS)
         kv_begin, kv_end = tl.load(data + KV_BEGIN), tl.load(data + KV_END)
         first_tile, tiles = tl.load(data + FIRST_TILE), tl.load(data + TILES)
+        origin = tl.load(data + ORIGIN)
         slot, peers = tl.load(data + SLOT), tl.load(data + PEERS)
         first_slot, context = tl.load(data + FIRST_SLOT), tl.load(data + CONTEXT)
 
@@ -111,13 +118,17 @@ def attention(
         m = tl.full([BLOCK_M], -float("inf"), tl.float32)
         l = tl.zeros([BLOCK_M], tl.float32)
         o = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-        at, there, page = _placed(0, first_tile, tiles, my_pages, kv_begin, kv_end, tokens_n,
-                                  TILE_TOKENS, BLOCK_N, PAGE_TOKENS, BACKWARD)  # fmt: skip
+        at, there, page = _placed(
+            0, first_tile, tiles, origin, my_pages, kv_begin, kv_end, tokens_n,
+            TILE_TOKENS, BLOCK_N, PAGE_TOKENS, BACKWARD, SHIFTED,
+        )  # fmt: skip
         for i in range(0, tiles):
             # The page table is read a tile ahead, so that Triton may load K and V ahead too.
             n, seen, mine = at, there, page
-            at, there, page = _placed(i + 1, first_tile, tiles, my_pages, kv_begin, kv_end, tokens_n,
-                                      TILE_TOKENS, BLOCK_N, PAGE_TOKENS, BACKWARD)  # fmt: skip
+            at, there, page = _placed(
+                i + 1, first_tile, tiles, origin, my_pages, kv_begin, kv_end, tokens_n,
+                TILE_TOKENS, BLOCK_N, PAGE_TOKENS, BACKWARD, SHIFTED,
+            )  # fmt: skip
             inside = (n % PAGE_TOKENS).to(tl.int64)
             k_tile = tl.load(
                 k + kv_head * k_head + (mine * k_page + inside * k_token)[None, :] + dims_d[:, None],

@@ -59,6 +59,7 @@ def attention_meta(
         "GROUP": group if grid.packed else 1,
         "HEADS_PER_KV": 1 if grid.packed else group,
         "WINDOWED": load.window is not None,
+        "SHIFTED": grid.shifted,
         "BACKWARD": grid.tile_order == "backward",
         "IN_LAUNCH": in_launch,
         "WIDEN": interpreted,

@@ -19,12 +19,12 @@ from leansim.tiling import IntArray, TileGrid
 Int32Array = npt.NDArray[np.int32]
 
 # Columns of a segment: its output tile, request, counted head, first row of the head and valid rows;
-# its first token that the tile attends to and the one after its last; its first KV tile in the context
-# and how many; the slot of its partial or -1; how many peers it waits for; the tile's first slot; the
-# request's tokens.
+# its first token that the tile attends to and the one after its last; its first KV tile and how many;
+# the token that KV tiles count from; the slot of its partial or -1; how many peers it waits for; the
+# tile's first slot; the request's tokens.
 SEGMENT = (
     "tile", "request", "head", "first_row", "rows", "kv_begin", "kv_end", "first_tile", "tiles",
-    "slot", "peers", "first_slot", "context",
+    "origin", "slot", "peers", "first_slot", "context",
 )  # fmt: skip
 # A row of the combine kernel: its tile's first slot and slots, its row in them and in the output.
 MERGED = ("first_slot", "slots", "row", "out_row")
@@ -73,10 +73,12 @@ def work_list(schedule: Schedule) -> WorkList:
     columns = np.zeros((schedule.num_segments, SEGMENT_COLUMNS), dtype=np.int64)
     peers = np.where(schedule.merges, schedule.segments_of_tile[tile] - 1, 0)
     first_tile, tiles = grid.first_kv_tile[tile] + schedule.start, schedule.stop - schedule.start
+    origin = grid.tiling_begin[tile]
     values: tuple[IntArray, ...] = (
         tile, grid.request[tile], grid.head[tile], (grid.row_block * grid.tile_rows)[tile],
-        grid.rows[tile], np.maximum(grid.kv_begin[tile], first_tile * grid.tile_tokens),
-        np.minimum(grid.kv_end[tile], (first_tile + tiles) * grid.tile_tokens), first_tile, tiles,
+        grid.rows[tile], np.maximum(grid.kv_begin[tile], origin + first_tile * grid.tile_tokens),
+        np.minimum(grid.kv_end[tile], origin + (first_tile + tiles) * grid.tile_tokens),
+        first_tile, tiles, origin,
         _slot_of_segment(schedule, published, first_slot), peers, first_slot[tile],
         grid.context_lens[grid.request[tile]],
     )  # fmt: skip
