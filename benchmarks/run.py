@@ -9,6 +9,7 @@ repeats is kept, and nothing here is a test.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import platform
 import resource
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from others import Estimate, installed
 
 from leansim import __version__
 from leansim.bounds import roofline
 from leansim.engine import numba_engine, simpy_engine
 from leansim.lowering import lower
 from leansim.points import Point, point, resolve
+from leansim.predicting import prediction
 from leansim.program import Program
 from leansim.tables import render
 
@@ -190,14 +193,29 @@ def throughput(count: int) -> dict[str, Any]:
         subprocess.run(command, check=True, capture_output=True)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    floor = best(lambda: [roofline(resolve(point(**row)).workload, DEVICE) for row in rows[:500]], 3)
     return {
         "points": f"{count:,}",
         "seconds": f"{seconds:.1f}",
         "points per minute": f"{count / seconds * 60:,.0f}",
         "largest process, MB": f"{peak / 1024:.0f}",
-        "plain roofline, points per minute on one core": f"{500 / floor * 60:,.0f}",
     }
+
+
+def beside_others(count: int = 500) -> list[dict[str, Any]]:
+    """Time per point on one core, here and in other tools, on the same points."""
+    rows = [row | {"device": "h100_sxm", "kernel": "vllm_fa3"} for row in silicon_style(count)]
+    estimates: dict[str, Estimate] = {
+        "leansim, every CTA simulated": lambda row: prediction(point(**row))["latency_us"],
+        "plain roofline": lambda row: roofline(resolve(point(**row)).workload, DEVICE).floor_s,
+        **installed(),
+    }
+    found = []
+    for tool, estimate in estimates.items():
+        seconds = best(lambda: [estimate(row) for row in rows], 3)  # noqa: B023 - run at once
+        answered = sum(not math.isnan(estimate(row)) for row in rows) / count
+        per_point = f"{seconds / count * 1e6:,.0f}"
+        found.append({"tool": tool, "us per point": per_point, "points answered": f"{answered:.0%}"})
+    return found
 
 
 DEVICE = resolve(point(device="h100_sxm", kernel="fa2", batch_size=1, context_len=1, **HEADS)).device
@@ -227,6 +245,9 @@ def main() -> None:
         "# Benchmarks\n\nWritten by `python benchmarks/run.py`; do not edit. Times are the best of several runs on a "  # noqa: E501
         f"shared machine.\n\n{machine()}.",
         "## `leansim predict`, silicon-table style points\n\n" + render([predicted], "md"),
+        "## A point on one core, beside other tools\n\nThe same points on H100. `aiconfigurator_core` "
+        "interpolates in its measured table of vLLM; GenZ's are two rooflines, of Q K and of P V.\n\n"
+        + render(beside_others(), "md"),
         "## Both engines on the same programs\n\n" + render(engines(), "md"),
         "## One ragged batch of 256 requests (Mooncake), 8 KV heads, H100\n\n" + render(ragged(), "md"),
         f"## Cost against CTAs\n\nSlope of the log-log fit: {slope:.2f}.\n\n" + render(grown, "md"),

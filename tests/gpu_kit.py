@@ -51,7 +51,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
     load = Workload(tuple(lens), **shape)
     packed = draw(st.booleans())
     order: Any = draw(st.sampled_from(("forward", "backward")))
-    grid = TileGrid(load, 16, 16, num_sms=64, ctas_per_sm=1, packed=packed, tile_order=order)
+    shifted = draw(st.booleans())
+    grid = TileGrid(load, 16, 16, 64, 1, packed, order, shifted=shifted)
     tiles, starts, stops = [], [], []
     for tile, count in enumerate(grid.num_kv_tiles.tolist()):
         cuts = sorted(draw(st.sets(st.integers(1, count), max_size=3)) - {count})
