@@ -372,7 +372,10 @@ def _output_row_bytes(schedule: Schedule) -> int:
 
 def _blank(size: int) -> dict[str, IntArray]:
     """Columns for phases that do nothing yet."""
-    return {name: np.full(size, blank, dtype) for name, (dtype, blank) in _COLUMNS.items()}
+    return {
+        name: np.full(size, blank, dtype) if blank else np.zeros(size, dtype)
+        for name, (dtype, blank) in _COLUMNS.items()
+    }
 
 
 def _joined(arrays: list[IntArray]) -> IntArray:

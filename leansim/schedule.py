@@ -133,27 +133,26 @@ class Schedule:
         tiles = self.grid.num_kv_tiles
         if self.output_tile.min() < 0 or self.output_tile.max() >= len(tiles):
             raise ScheduleError(f"output tiles must lie in [0, {len(tiles)})")
-        if bad := np.flatnonzero(self.start >= self.stop).tolist():
-            raise ScheduleError(f"{self._name(bad[0])} is empty or reversed")
+        if (bad := self.start >= self.stop).any():
+            raise ScheduleError(f"{self._name(int(bad.argmax()))} is empty or reversed")
         order = self.by_tile
         tile, start, stop = self.output_tile[order], self.start[order], self.stop[order]
         opens = changes(tile)
         expected = np.empty_like(stop)
         expected[1:] = stop[:-1]
         expected[opens] = 0
-        if wrong := np.flatnonzero(start != expected).tolist():
-            segment = self._name(int(order[wrong[0]]))
-            what = "overlaps" if start[wrong[0]] < expected[wrong[0]] else "leaves a gap before"
-            raise ScheduleError(
-                f"{segment} {what} KV tile {expected[wrong[0]]} of output tile {tile[wrong[0]]}"
-            )
+        if (wrong := start != expected).any():
+            i = int(wrong.argmax())
+            what = "overlaps" if start[i] < expected[i] else "leaves a gap before"
+            where = f"KV tile {expected[i]} of output tile {tile[i]}"
+            raise ScheduleError(f"{self._name(int(order[i]))} {what} {where}")
         if np.count_nonzero(opens) < len(tiles):
             missing = np.setdiff1d(np.arange(len(tiles)), tile)
             raise ScheduleError(f"output tile {missing[0]} has no segment ({len(missing)} such)")
         closes = np.empty_like(opens)
         closes[:-1], closes[-1] = opens[1:], True
-        if short := np.flatnonzero(stop[closes] != tiles).tolist():
-            tile_id = short[0]
+        if (short := stop[closes] != tiles).any():
+            tile_id = int(short.argmax())
             raise ScheduleError(
                 f"output tile {tile_id} is covered up to KV tile {stop[closes][tile_id]}, "
                 f"wanted {tiles[tile_id]}"

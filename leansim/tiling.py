@@ -131,14 +131,15 @@ class TileGrid:
 
         `[batch, row blocks]` each; causal among the new tokens, and the same for every head.
         """
-        block = np.arange(self.row_blocks) * self.tile_rows
-        lens = self.context_lens[:, None]
-        last = self.query_index(block + self.rows_of_block - 1)
-        end: IntArray = lens - (self.workload.query_len - 1 - last)
-        if self.workload.window is None:
+        lens, load = self.context_lens[:, None], self.workload
+        first = last = np.zeros(self.row_blocks, dtype=np.int64)
+        if load.query_len > 1:
+            block = np.arange(self.row_blocks) * self.tile_rows
+            first, last = self.query_index(block), self.query_index(block + self.rows_of_block - 1)
+        end: IntArray = lens - (load.query_len - 1 - last)
+        if load.window is None:
             return np.zeros_like(end), end
-        position: IntArray = lens - self.workload.query_len + self.query_index(block)
-        return np.maximum(0, position - self.workload.window + 1), end
+        return np.maximum(0, lens - load.query_len + first - load.window + 1), end
 
     @cached_property
     def _tiles_seen(self) -> tuple[IntArray, IntArray]:
