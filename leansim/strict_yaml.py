@@ -6,6 +6,7 @@ an error, and every value's line and column is kept so that a later complaint ca
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _NULLS = {"", "~", "null"}
 _BOOLEANS = {"true": True, "false": False}
 _OLD_BOOLEANS = {"yes", "no", "on", "off", "y", "n"}
+_SHORT = 12_000  # characters: half as many brackets as fill 8 MB of stack
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def read(path: Path) -> Document:
 def parse(text: str, source: str = "text") -> Document:
     """Parse YAML text. Raises `ConfigError` only where it is not YAML at all."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _compose(text)
     except RecursionError:
         raise ConfigError(
             source, [Problem("syntax", "very deep nesting", "wanted less", 1, 1)]
@@ -103,6 +105,17 @@ def parse(text: str, source: str = "text") -> Document:
         problem = Problem("syntax", "nesting without end, or too deep", "wanted plain nesting", 1, 1)
         raise ConfigError(source, [problem]) from None
     return Document(source, data, builder.marks, tuple(builder.problems))
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Compose YAML into nodes, by libyaml where it can: ten times as fast, and the same but for errors.
+
+    It recurses on the machine's own stack, so it gets only what is too short to nest too deep.
+    """
+    if len(text) <= _SHORT and hasattr(yaml, "CSafeLoader"):
+        with contextlib.suppress(yaml.YAMLError):
+            return yaml.compose(text, Loader=yaml.CSafeLoader)
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def scalar(text: str) -> Any:
@@ -143,7 +156,7 @@ class _Builder:
         return data
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        if getattr(node, "style", None) is not None:  # quoted or block text is text
+        if getattr(node, "style", None):  # quoted or block text is text
             return node.value
         value, complaint = _plain_scalar(str(node.value))
         if complaint:
