@@ -27,8 +27,9 @@ from others import Estimate, installed
 
 from leansim import __version__
 from leansim.bounds import roofline
-from leansim.engine import numba_engine, simpy_engine
+from leansim.engine import execute, numba_engine, simpy_engine
 from leansim.lowering import lower
+from leansim.metrics import time_shares
 from leansim.points import Point, point, resolve
 from leansim.predicting import prediction
 from leansim.program import Program
@@ -201,6 +202,35 @@ def throughput(count: int) -> dict[str, Any]:
     }
 
 
+def stages(count: int = 400) -> list[dict[str, Any]]:
+    """Where the time of a prediction goes: us per point of each stage, mean and by size of program."""
+    taken: dict[str, list[float]] = {}
+    sizes = []
+    for row in silicon_style(count):
+        what = point(**row)
+        item = resolve(what)
+        program = lower(item.schedule, item.kernel, item.device)
+        result = execute(program)
+        sizes.append(program.num_phases)
+        for name, work in {
+            "read and look up": lambda: resolve(point(**row)),  # noqa: B023 - run at once
+            "schedule": lambda: resolve(what).schedule,  # noqa: B023
+            "price": lambda: lower(item.schedule, item.kernel, item.device),  # noqa: B023
+            "execute": lambda: execute(program),  # noqa: B023
+            "measure": lambda: time_shares(result),  # noqa: B023
+        }.items():
+            taken.setdefault(name, []).append(best(work, 3) * 1e6)
+    taken["schedule"] = [
+        b - a for a, b in zip(taken["read and look up"], taken["schedule"], strict=True)
+    ]
+    phases = np.array(sizes)
+    bands = {"all": phases >= 0, "below 1,000 phases": phases < 1000, "above 30,000": phases > 30000}
+    return [
+        {"stage": name, **{band: f"{np.array(us)[at].mean():,.0f}" for band, at in bands.items()}}
+        for name, us in taken.items()
+    ]
+
+
 def beside_others(count: int = 500) -> list[dict[str, Any]]:
     """Time per point on one core, here and in other tools, on the same points."""
     rows = [row | {"device": "h100_sxm", "kernel": "vllm_fa3"} for row in silicon_style(count)]
@@ -235,25 +265,37 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}; Python {platform.python_version()}, {packages}; leansim {__version__}"  # noqa: E501
 
 
+_HEAD = """# Benchmarks
+
+Written by `python benchmarks/run.py`; do not edit. Times are the best of several runs on a shared
+machine.
+
+"""
+_STAGES = """Microseconds per point on one core, least of three with caches warm, by the phases of the
+program: reading it and looking up what it names; the partitioner and the schedule's checks; pricing;
+the engine; the metrics."""
+_OTHERS = """The same points on H100. `aiconfigurator_core` interpolates in its measured table of vLLM; GenZ's
+are two rooflines, of Q K and of P V."""
+
+
 def main() -> None:
     """Measure and write."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     # First: a child's peak memory counts what its parent held when it was forked.
     predicted = throughput(count)
     grown, slope = growth()
-    parts = [
-        "# Benchmarks\n\nWritten by `python benchmarks/run.py`; do not edit. Times are the best of several runs on a "  # noqa: E501
-        f"shared machine.\n\n{machine()}.",
-        "## `leansim predict`, silicon-table style points\n\n" + render([predicted], "md"),
-        "## A point on one core, beside other tools\n\nThe same points on H100. `aiconfigurator_core` "
-        "interpolates in its measured table of vLLM; GenZ's are two rooflines, of Q K and of P V.\n\n"
-        + render(beside_others(), "md"),
-        "## Both engines on the same programs\n\n" + render(engines(), "md"),
-        "## One ragged batch of 256 requests (Mooncake), 8 KV heads, H100\n\n" + render(ragged(), "md"),
-        f"## Cost against CTAs\n\nSlope of the log-log fit: {slope:.2f}.\n\n" + render(grown, "md"),
-        "## Cost against context: LeanAttention, 16 requests x 128 heads, H100\n\n"
-        + render(context(), "md"),
+    sections: list[tuple[str, str, list[dict[str, Any]]]] = [
+        ("`leansim predict`, silicon-table style points", "", [predicted]),
+        ("Where the time goes", _STAGES, stages()),
+        ("A point on one core, beside other tools", _OTHERS, beside_others()),
+        ("Both engines on the same programs", "", engines()),
+        ("One ragged batch of 256 requests (Mooncake), 8 KV heads, H100", "", ragged()),
+        ("Cost against CTAs", f"Slope of the log-log fit: {slope:.2f}.", grown),
+        ("Cost against context: LeanAttention, 16 requests x 128 heads, H100", "", context()),
     ]
+    parts = [_HEAD + machine() + "."]
+    for title, text, rows in sections:
+        parts += [part for part in (f"## {title}", text, render(rows, "md")) if part]
     (HERE.parent / "docs" / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
     print("\n\n".join(parts))
 
