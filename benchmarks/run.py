@@ -274,8 +274,8 @@ machine.
 _STAGES = """Microseconds per point on one core, least of three with caches warm, by the phases of the
 program: reading it and looking up what it names; the partitioner and the schedule's checks; pricing;
 the engine; the metrics."""
-_OTHERS = """The same points on H100. `aiconfigurator_core` interpolates in its measured table of vLLM; of GenZ
-these are two rooflines, of Q K and of P V."""
+_OTHERS = """The same points on H100. `aiconfigurator_core` interpolates in its measured table of vLLM;
+GenZ's are two rooflines, of Q K and of P V."""
 
 
 def main() -> None:
