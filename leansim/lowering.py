@@ -193,20 +193,23 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
             flow=ON_CHIP,
         )
     published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
-    stored = np.where(published, partial_bytes, rows * _output_row_bytes(schedule))
-    moved = stored + rows * pricing.query_row_bytes(schedule.grid.workload)
-    few = moved < FEW_BYTES
-    put(
-        places.write,
-        Phase.WRITE,
-        latency_ps=np.where(few, _store_ps(moved, device), 0),
-        bytes=moved,
-        flow=np.where(few, STORE, ROWS),
-    )
-    if schedule.combine in IN_LAUNCH:
+    in_launch = schedule.combine in IN_LAUNCH
+    release_ps = picoseconds(pricing.release_s(device)) if in_launch else 0
+    query_bytes = rows * pricing.query_row_bytes(schedule.grid.workload)
+    partial = _rows_moved(partial_bytes + query_bytes, release_ps, device)
+    output = _rows_moved(rows * _output_row_bytes(schedule) + query_bytes, 0, device)
+    written = {name: np.where(published, partial[name], output[name]) for name in output}
+    put(places.write, Phase.WRITE, **written)
+    if in_launch:
         columns["signal_counter"][places.write] = np.where(published, schedule.output_tile, _NONE)
-        columns["latency_ps"][places.write] += published * picoseconds(pricing.release_s(device))
     return _Phases(columns, places.border)
+
+
+def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
+    """How a segment's rows of Q and O are moved: few in closed form, many as a flow."""
+    few = size < FEW_BYTES
+    latency_ps = release_ps + np.where(few, _store_ps(size, device), 0)
+    return {"bytes": size, "latency_ps": latency_ps, "flow": np.where(few, STORE, ROWS)}
 
 
 @dataclass(frozen=True, eq=False)
