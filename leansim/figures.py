@@ -151,7 +151,8 @@ def _scale_y(panel: Axes, lines: pd.DataFrame, value: str) -> None:
         return
     formatter = FuncFormatter(lambda at, _: f"{at:,.10g}")
     panel.yaxis.set_major_formatter(formatter)
-    low, high = float(lines["low"].min()), float(lines["high"].max())
+    drawn = lines[["low", "middle", "high"]]  # a mean may lie outside the middle half
+    low, high = float(drawn.min(axis=None)), float(drawn.max(axis=None))
     if value == "sm_busy_fraction":
         panel.set_ylim(0, 1.02)
     elif value == "latency_s" and high >= 5 * low:

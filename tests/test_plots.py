@@ -346,3 +346,17 @@ def test_places_that_nobody_shares_leave_a_panel_that_says_so() -> None:
     assert compare(table, ("context_len",)).table.empty
     figure = line_figure(table, "context_len", "latency_s", "t", None)
     assert texts(figure) == ["no point that every kernel finished"]
+
+
+def test_a_mean_outside_the_middle_half_is_on_the_axis() -> None:
+    """One of eight points is 0.1: the geometric mean is 0.75, the lower quartile 1, and so is the upper."""
+
+    def latency(point: dict[str, Any]) -> float:
+        slow = point["policy"] == "k1" and point["seed"] == 0
+        return 10e-6 if slow else 1e-6
+
+    table = results(latency, seed=list(range(8)), batch_size=[1])
+    figure = line_figure(with_speedup(table, "k0"), "context_len", "speedup", "t", "k0")
+    middle = min(curve(figure, 0, 1).values())
+    assert middle == pytest.approx(0.1 ** (1 / 8))
+    assert figure.axes[0].get_ylim()[0] < middle
