@@ -349,7 +349,7 @@ def test_places_that_nobody_shares_leave_a_panel_that_says_so() -> None:
 
 
 def test_a_mean_outside_the_middle_half_is_on_the_axis() -> None:
-    """One of eight points is 0.1: the geometric mean is 0.75, the lower quartile 1, and so is the upper."""
+    """One of eight points is 0.1: the geometric mean is 0.75, both quartiles 1."""
 
     def latency(point: dict[str, Any]) -> float:
         slow = point["policy"] == "k1" and point["seed"] == 0
