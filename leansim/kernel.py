@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
-EmptyCtas = Literal["return", "write", "compute"]
+EmptyCtas = Literal["return", "write", "prepare"]
 
 
 def _named(value: Any) -> Any:
@@ -61,6 +61,10 @@ class Traits(Spec):
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
 
+    def padding(self, head_dim: int) -> int:
+        """Columns that the instance computes beyond the call's head dim."""
+        return 0
+
 
 PLAIN = Traits()
 
@@ -79,6 +83,10 @@ class TileVariant(Traits):
     registers_per_thread: dict[str, Count]
     smem_bytes: Count | None = None
     only: Only = Only()
+
+    def padding(self, head_dim: int) -> int:
+        """Columns that the instance computes beyond the call's head dim: zeros, multiplied all the same."""
+        return max(0, self.head_dim - head_dim)
 
 
 class Combine(Spec):
@@ -110,7 +118,7 @@ class Kernel(SourcedSpec):
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
     merges in the launch reads at a time. `empty_ctas` is what a CTA without KV tiles does: `return` at
-    once, `write` an empty partial for the combine kernel, or `compute` a masked tile first.
+    once, `write` an empty partial for the combine kernel, or `prepare` as if it had some.
     `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
     masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first

@@ -108,14 +108,17 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     k_bytes = tokens * load.head_dim * itemsize
     v_bytes = tokens * load.kv_bytes_per_token - k_bytes
     rate = tensor_flop_per_s(grid, kernel, device)
-    qk_s = 2 * rows * tokens * load.head_dim / rate
-    pv_s = 2 * rows * tokens * load.value_dim / rate
+    padding = grid.traits.padding(load.head_dim)
+    qk_s = 2 * rows * tokens * (load.head_dim + padding) / rate
+    pv_s = 2 * rows * tokens * (load.value_dim + padding) / rate
     softmax_s, shown_s = softmax_time_s(grid, kernel, device)
     latency = kv_latency_s(device, hit_share)
-    k_s = latency + k_bytes / device.sm_load_bytes_per_s
-    v_s = latency + v_bytes / device.sm_load_bytes_per_s if v_bytes else 0.0
+    # What pads a row in shared memory comes from nowhere, and is written all the same.
+    fill_rate = device.sm_load_bytes_per_s * load.head_dim / (load.head_dim + padding)
+    k_s = latency + k_bytes / fill_rate
+    v_s = latency + v_bytes / fill_rate if v_bytes else 0.0
     compute_s = max(softmax_s, qk_s + shown_s + pv_s)
-    transfer_s = (k_bytes + v_bytes) / device.sm_load_bytes_per_s
+    transfer_s = (k_bytes + v_bytes) / fill_rate
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
