@@ -149,6 +149,7 @@ class Kernel(SourcedSpec):
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive
+    window_fma_per_score: NotNegative = 0.0
     softmax_overlap: dict[str, Share] = Field(default_factory=dict)
     prologue_loads: Annotated[int, Field(ge=0)]
     q_tile_copies: Annotated[int, Field(ge=0)] = 0

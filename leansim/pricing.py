@@ -149,7 +149,9 @@ def softmax_time_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[floa
     """
     scores = grid.tile_rows * grid.tile_tokens
     exp_s = scores / device.exp_per_clk_per_sm * device.clk_s
-    fma_clk = scores * kernel.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
+    per_score = kernel.softmax_fma_per_score
+    per_score += kernel.window_fma_per_score if grid.workload.window else 0.0
+    fma_clk = scores * per_score / device.fp32_fma_per_clk_per_sm
     softmax_s = exp_s + fma_clk * device.clk_s
     hides = grid.tile_rows > WARPGROUP_ROWS and grid.traits.overlaps
     overlap = kernel.softmax_overlap.get(device.arch, 0.0) if hides else 0.0
