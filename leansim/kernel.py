@@ -125,6 +125,7 @@ class Kernel(SourcedSpec):
     tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
     latent cache (MLA). With `quantises_query` an 8-bit cache is met by an 8-bit query, whatever the
     call's own. Loading warps that transpose 8-bit values on their way move `transpose_bytes_per_s` of V.
+    A call with a window costs `window_fma_per_score` more for masking every score.
     KV tiles count from the first token of the context, or, where `window_tiles` are `shifted`, from the
     first token that a sliding window leaves visible.
     """

@@ -94,7 +94,8 @@ def kv_latency_s(device: Device, hit_share: float) -> float:
 def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) -> TileCost:
     """Price a full KV tile.
 
-    Tensor time counts every row of the tile, valid or not, at the kernel's share of the dense rate. With
+    Tensor time counts every row of the tile, valid or not, and every column of the instance, padding too,
+    at the kernel's share of the dense rate. With
     single-buffered K and V (FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV)
     n tiles take n * (max(V load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV). With
     `kv_stages` tiles in flight they take n * max(compute, load / stages) + load, of the last load what
@@ -145,7 +146,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
 def softmax_time_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[float, float]:
     """Softmax of one KV tile, and what of it no tensor work hides, s.
 
-    One exp per score and `softmax_fma_per_score` FP32 operations. Two warpgroups or more take turns.
+    One exp per score and `softmax_fma_per_score` FP32 operations, with a window `window_fma_per_score`
+    more. Two warpgroups or more take turns.
     """
     scores = grid.tile_rows * grid.tile_tokens
     exp_s = scores / device.exp_per_clk_per_sm * device.clk_s

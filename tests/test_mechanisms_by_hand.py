@@ -116,12 +116,12 @@ def test_setup_kernels_come_first_each_with_a_gap() -> None:
 
 @pytest.mark.parametrize(
     ("does", "takes", "stored"),
-    [("return", 200.0, 0), ("write", 204.062, 260), ("compute", 3192.062, 260)],
+    [("return", 200.0, 0), ("write", 204.062, 260), ("prepare", 504.062, 260)],
 )
-def test_a_cta_without_tiles_returns_or_writes_or_computes_too(
+def test_a_cta_without_tiles_returns_or_writes_or_prepares_too(
     does: str, takes: float, stored: int
 ) -> None:
-    """Launch 200; a partial of one row 4.062; before that a masked tile: prologue 300, work 2688."""
+    """Launch 200; a partial of one row 4.062; before that the prologue of those that have tiles, 300."""
     schedule = FlashDecoding(num_splits=4)(grid_of((1300, 256), 1, max_context_len=5120), toy())
     result = run(schedule, kernel=toy_kernel(empty_ctas=does))
     program, empty = result.program, [2, 3, 5, 6, 7]
