@@ -61,7 +61,7 @@ class Traits(Spec):
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
 
-    def padding(self, head_dim: int) -> int:
+    def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
         """Columns that the instance computes beyond the call's head dim."""
         return 0
 
@@ -85,7 +85,7 @@ class TileVariant(Traits):
     only: Only = Only()
 
     def padding(self, head_dim: int) -> int:
-        """Columns that the instance computes beyond the call's head dim: zeros, multiplied all the same."""
+        """Columns that the instance computes beyond the call's head dim, though they are zeros."""
         return max(0, self.head_dim - head_dim)
 
 

@@ -165,7 +165,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         for name, value in values.items():
             columns[name][at] = value
 
-    put(places.launch, Phase.LAUNCH, latency_ps=_arrival_ps(schedule, kernel, device, cost))
+    put(places.launch, Phase.LAUNCH, latency_ps=_arrival_ps(schedule, kernel, device))
     if (empty_bytes := _empty_cta_bytes(schedule, kernel)) is not None:
         columns["bytes"][places.launch] = empty_bytes
         columns["latency_ps"][places.launch] += _store_ps(empty_bytes, device)
@@ -277,9 +277,7 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     return drift_ps[np.arange(grid.num_sms) % DRIFT_CLASSES]
 
 
-def _arrival_ps(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
-) -> IntArray | int:
+def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
     """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
 
     That is an atomic, and a walk over the requests between this item and the last one of the same
