@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
-EmptyCtas = Literal["return", "write", "compute"]
+EmptyCtas = Literal["return", "write", "prepare"]
 
 
 def _named(value: Any) -> Any:
@@ -61,6 +61,10 @@ class Traits(Spec):
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
 
+    def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
+        """Columns that the instance computes beyond the call's head dim."""
+        return 0
+
 
 PLAIN = Traits()
 
@@ -79,6 +83,10 @@ class TileVariant(Traits):
     registers_per_thread: dict[str, Count]
     smem_bytes: Count | None = None
     only: Only = Only()
+
+    def padding(self, head_dim: int) -> int:
+        """Columns that the instance computes beyond the call's head dim, though they are zeros."""
+        return max(0, self.head_dim - head_dim)
 
 
 class Combine(Spec):
@@ -110,13 +118,14 @@ class Kernel(SourcedSpec):
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
     merges in the launch reads at a time. `empty_ctas` is what a CTA without KV tiles does: `return` at
-    once, `write` an empty partial for the combine kernel, or `compute` a masked tile first.
+    once, `write` an empty partial for the combine kernel, or `prepare` as if it had some.
     `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
     masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first
     tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
     latent cache (MLA). With `quantises_query` an 8-bit cache is met by an 8-bit query, whatever the
     call's own. Loading warps that transpose 8-bit values on their way move `transpose_bytes_per_s` of V.
+    A call with a window costs `window_fma_per_score` more for masking every score.
     KV tiles count from the first token of the context, or, where `window_tiles` are `shifted`, from the
     first token that a sliding window leaves visible.
     """
@@ -141,6 +150,7 @@ class Kernel(SourcedSpec):
     setup_kernels: Annotated[int, Field(ge=0)] = 0
     mma_efficiency: dict[str, Fraction]
     softmax_fma_per_score: Positive
+    window_fma_per_score: NotNegative = 0.0
     softmax_overlap: dict[str, Share] = Field(default_factory=dict)
     prologue_loads: Annotated[int, Field(ge=0)]
     q_tile_copies: Annotated[int, Field(ge=0)] = 0

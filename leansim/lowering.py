@@ -165,7 +165,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         for name, value in values.items():
             columns[name][at] = value
 
-    put(places.launch, Phase.LAUNCH, latency_ps=_arrival_ps(schedule, kernel, device, cost))
+    put(places.launch, Phase.LAUNCH, latency_ps=_arrival_ps(schedule, kernel, device))
     if (empty_bytes := _empty_cta_bytes(schedule, kernel)) is not None:
         columns["bytes"][places.launch] = empty_bytes
         columns["latency_ps"][places.launch] += _store_ps(empty_bytes, device)
@@ -252,12 +252,20 @@ def _ramp_ps(
     early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
     if not (prefetches or early):
         return picoseconds(max(0.0, prologue_s + cost.fill_s) * near)
-    first = schedule.cta < schedule.grid.slots
+    first = (schedule.cta if prefetches else _rank(schedule, kernel)) < schedule.grid.slots
     # Behind the first, what a queue prefetches is there when a CTA is through; before a setup kernel is
     # over, the first have got ready.
     fill_s = cost.fill_s * (first if prefetches else 1.0)
     ready_s = kernel.segment_overhead_s.get(device.arch, 0.0) * (first if early else 0.0)
     return _picoseconds(np.maximum(prologue_s + fill_s - ready_s, 0.0) * near)
+
+
+def _rank(schedule: Schedule, kernel: Kernel) -> IntArray:
+    """Number of each segment's CTA, not counting those that return at once for want of KV tiles."""
+    if not (schedule.num_empty_ctas and _empty_ctas(schedule, kernel) == "return"):
+        return schedule.cta
+    rank: IntArray = np.cumsum(changes(schedule.cta)) - 1
+    return rank
 
 
 def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
@@ -272,21 +280,19 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     return drift_ps[np.arange(grid.num_sms) % DRIFT_CLASSES]
 
 
-def _arrival_ps(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
-) -> IntArray | int:
+def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
     """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
 
     That is an atomic, and a walk over the requests between this item and the last one of the same
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
-    computes = _empty_ctas(schedule, kernel) == "compute" and schedule.num_empty_ctas > 0
-    if not computes and schedule.dispatch == "grid":
+    prepares = _empty_ctas(schedule, kernel) == "prepare" and schedule.num_empty_ctas > 0
+    if not prepares and schedule.dispatch == "grid":
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if computes:
+    if prepares:
         empty = np.diff(schedule.segments_of_cta) == 0
-        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device) + cost.compute_s)
+        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device))
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)

@@ -94,13 +94,14 @@ def kv_latency_s(device: Device, hit_share: float) -> float:
 def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) -> TileCost:
     """Price a full KV tile.
 
-    Tensor time counts every row of the tile, valid or not, at the kernel's share of the dense rate. With
-    single-buffered K and V (FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV)
-    n tiles take n * (max(V load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV). With
-    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load, of the last load what
-    is not masked. A load is one latency plus its bytes at the SM's load rate; a latent cache has no V
-    to load. The loader of an 8-bit cache paces the loop where it transposes more slowly than the rest
-    computes; a single tile then takes what the loader takes and no more.
+    Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
+    too, at the kernel's share of the dense rate. With single-buffered K and V (FA2's split-KV loop:
+    wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) +
+    max(K load, softmax + PV)) + min(K load, softmax + PV). With `kv_stages` tiles in flight they take
+    n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
+    plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
+    paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
+    the loader takes and no more.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -108,14 +109,17 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     k_bytes = tokens * load.head_dim * itemsize
     v_bytes = tokens * load.kv_bytes_per_token - k_bytes
     rate = tensor_flop_per_s(grid, kernel, device)
-    qk_s = 2 * rows * tokens * load.head_dim / rate
-    pv_s = 2 * rows * tokens * load.value_dim / rate
+    padding = grid.traits.padding(load.head_dim)
+    qk_s = 2 * rows * tokens * (load.head_dim + padding) / rate
+    pv_s = 2 * rows * tokens * (load.value_dim + padding) / rate
     softmax_s, shown_s = softmax_time_s(grid, kernel, device)
     latency = kv_latency_s(device, hit_share)
-    k_s = latency + k_bytes / device.sm_load_bytes_per_s
-    v_s = latency + v_bytes / device.sm_load_bytes_per_s if v_bytes else 0.0
+    # What pads a row in shared memory comes from nowhere, and is written all the same.
+    fill_rate = device.sm_load_bytes_per_s * load.head_dim / (load.head_dim + padding)
+    k_s = latency + k_bytes / fill_rate
+    v_s = latency + v_bytes / fill_rate if v_bytes else 0.0
     compute_s = max(softmax_s, qk_s + shown_s + pv_s)
-    transfer_s = (k_bytes + v_bytes) / device.sm_load_bytes_per_s
+    transfer_s = (k_bytes + v_bytes) / fill_rate
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
@@ -142,11 +146,14 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
 def softmax_time_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[float, float]:
     """Softmax of one KV tile, and what of it no tensor work hides, s.
 
-    One exp per score and `softmax_fma_per_score` FP32 operations. Two warpgroups or more take turns.
+    One exp per score and `softmax_fma_per_score` FP32 operations, with a window `window_fma_per_score`
+    more. Two warpgroups or more take turns.
     """
     scores = grid.tile_rows * grid.tile_tokens
     exp_s = scores / device.exp_per_clk_per_sm * device.clk_s
-    fma_clk = scores * kernel.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
+    per_score = kernel.softmax_fma_per_score
+    per_score += kernel.window_fma_per_score if grid.workload.window else 0.0
+    fma_clk = scores * per_score / device.fp32_fma_per_clk_per_sm
     softmax_s = exp_s + fma_clk * device.clk_s
     hides = grid.tile_rows > WARPGROUP_ROWS and grid.traits.overlaps
     overlap = kernel.softmax_overlap.get(device.arch, 0.0) if hides else 0.0

@@ -116,12 +116,12 @@ def test_setup_kernels_come_first_each_with_a_gap() -> None:
 
 @pytest.mark.parametrize(
     ("does", "takes", "stored"),
-    [("return", 200.0, 0), ("write", 204.062, 260), ("compute", 3192.062, 260)],
+    [("return", 200.0, 0), ("write", 204.062, 260), ("prepare", 504.062, 260)],
 )
-def test_a_cta_without_tiles_returns_or_writes_or_computes_too(
+def test_a_cta_without_tiles_returns_or_writes_or_prepares_too(
     does: str, takes: float, stored: int
 ) -> None:
-    """Launch 200; a partial of one row 4.062; before that a masked tile: prologue 300, work 2688."""
+    """Launch 200; a partial of one row 4.062; before that the prologue of those that have tiles, 300."""
     schedule = FlashDecoding(num_splits=4)(grid_of((1300, 256), 1, max_context_len=5120), toy())
     result = run(schedule, kernel=toy_kernel(empty_ctas=does))
     program, empty = result.program, [2, 3, 5, 6, 7]
@@ -403,6 +403,46 @@ def test_the_first_wave_gets_ready_behind_a_setup_kernel_that_lets_it_start_earl
     grid = replace(grid_of((256,) * 6, 1), traits=Traits(starts_early=True))
     result = run(whole(grid), toy(kernel_gap_s=gaps), kernel)
     assert ns(result.cta_end[1:]) == [5180.0] * 5 + [5180.0 + 5680.0]
+
+
+def test_ctas_that_return_at_once_keep_nobody_out_of_the_first_wave() -> None:
+    """8 CTAs on 5 slots, 5 of them without tiles: the 3 others, 0, 4 and 7, are all spared the 1000."""
+    kernel = toy_kernel(setup_kernels=1, empty_ctas="return", segment_overhead_s={"sm_90": 1000 * NS})
+    grid = replace(grid_of((256,) * 3, 1), traits=Traits(starts_early=True))
+    zero, cta = np.zeros(3, dtype=np.int64), np.array([0, 4, 7])
+    schedule = Schedule(
+        grid, cta, np.arange(3), zero, zero + 1, num_ctas=8, num_empty_ctas=5, combine="none"
+    )
+    gaps = {"graph": 700 * NS, "stream": 1900 * NS, "pdl": 300 * NS}
+    program = lower(schedule, kernel, toy(kernel_gap_s=gaps))
+    assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [1300.0] * 3
+    schedule = replace(
+        schedule, grid=replace(grid, traits=Traits(starts_early=True, empty_ctas="write"))
+    )
+    program = lower(schedule, kernel, toy(kernel_gap_s=gaps))
+    assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [1300.0, 1300.0, 2300.0]
+
+
+def test_padding_of_a_wider_instance_is_computed_and_filled_but_not_read() -> None:
+    """Head dim 64 on an instance of 128: QK, PV and filling shared memory double, softmax does not.
+
+    QK and PV 1024 each, a load 488 + 1024: max(1512, 1024) + max(1512, 1664 + 1024) = 4200, for the
+    same 65,536 B.
+    """
+    wide = toy_kernel().tiles[0].model_copy(update={"head_dim": 128})
+    grid = replace(grid_of((256,), 1), traits=wide)
+    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
+    assert cost.tile_s == pytest.approx(4200 * NS)
+    assert cost.tile_bytes == 65_536
+
+
+def test_a_window_masks_every_score() -> None:
+    """3 FMAs more for each of 64 x 256 scores at 128 a clock: 384, and nothing without a window."""
+    plain, masking = toy_kernel(), toy_kernel(window_fma_per_score=3)
+    for window, more in ((None, 0.0), (200, 384 * NS)):
+        grid = grid_of((256,), 1, window=window)
+        (was, _), (now, _) = (pricing.softmax_time_s(grid, k, toy()) for k in (plain, masking))
+        assert now - was == pytest.approx(more)
 
 
 def test_what_a_replay_finds_in_l2() -> None:

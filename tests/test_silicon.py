@@ -36,13 +36,13 @@ MOST_ERROR: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("b200_sxm_sglang", "trtllm_mha"): (0.28, 0.32, 0.175, None),
     ("h100_sxm_sglang", "fa3"): (0.065, 0.065, 0.07, None),
     ("h100_sxm_sglang", "triton"): (0.26, None, None, None),
-    ("h100_sxm_trtllm", "torch_flow"): (0.13, 0.11, 0.15, None),
+    ("h100_sxm_trtllm", "torch_flow"): (0.11, 0.1, 0.12, None),
     ("h100_sxm_vllm", "vllm_flash_attn_fa3"): (0.1, 0.085, 0.15, None),
     ("h200_sxm_sglang", "fa3"): (0.095, 0.075, 0.14, None),
     ("h200_sxm_sglang", "triton"): (None, None, None, None),
-    ("h200_sxm_trtllm", "torch_flow"): (0.135, 0.11, 0.16, None),
+    ("h200_sxm_trtllm", "torch_flow"): (0.12, 0.1, 0.135, None),
     ("h200_sxm_vllm", "vllm_flash_attn_fa3"): (0.1, 0.085, 0.14, None),
-    ("l40s_vllm", "vllm_flash_attn_fa2"): (0.13, 0.115, 0.185, 0.145),
+    ("l40s_vllm", "vllm_flash_attn_fa2"): (0.095, 0.085, 0.165, 0.09),
 }
 BANDS = ("all", "< 30 us", "30-300 us", "> 300 us")
 FEW = 5

@@ -83,6 +83,7 @@ def toy_kernel(combine: dict[str, Any] | None = None, **changes: Any) -> Kernel:
         "combine": kernel.combine.model_copy(update=plain | (combine or {})),
         "mma_efficiency": {"sm_90": 1.0},
         "softmax_fma_per_score": 5.0,
+        "window_fma_per_score": 0.0,
         "softmax_overlap": {},
         "prologue_loads": 2,
         "q_tile_copies": 0,
