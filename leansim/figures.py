@@ -151,8 +151,8 @@ def _scale_y(panel: Axes, lines: pd.DataFrame, value: str) -> None:
         return
     formatter = FuncFormatter(lambda at, _: f"{at:,.10g}")
     panel.yaxis.set_major_formatter(formatter)
-    drawn = lines[["low", "middle", "high"]]  # a mean may lie outside the middle half
-    low, high = float(drawn.min(axis=None)), float(drawn.max(axis=None))
+    drawn = lines[["low", "middle", "high"]].to_numpy()  # a mean may lie outside the middle half
+    low, high = float(drawn.min()), float(drawn.max())
     if value == "sm_busy_fraction":
         panel.set_ylim(0, 1.02)
     elif value == "latency_s" and high >= 5 * low:
