@@ -138,6 +138,7 @@ def _read(path: Path) -> Trace:
     return Trace(path.stem, str(path), input_len, output_len, schema.output_key is None)
 
 
+@lru_cache(maxsize=256)
 def sample_in_flight(trace: Trace, batch_size: int, seed: int) -> Lengths:
     """Return the context lengths (tokens, each at least 1) of a batch of requests being decoded.
 
@@ -146,7 +147,8 @@ def sample_in_flight(trace: Trace, batch_size: int, seed: int) -> Lengths:
     plus a whole number drawn evenly from 0 up to, not including, its output length. A trace that
     is already in flight is drawn from evenly. Draws are with replacement.
 
-    `seed` is that of numpy's default generator: the same seed gives the same batch. Raises
+    `seed` is that of numpy's default generator: the same seed gives the same batch, which is kept for
+    the next kernel that wants it, and cannot be written to. Raises
     `WorkloadError` for a batch size below 1, a negative seed, or a trace with no decode steps.
     """
     if batch_size < 1 or seed < 0:
@@ -160,7 +162,9 @@ def sample_in_flight(trace: Trace, batch_size: int, seed: int) -> Lengths:
     drawn = rng.integers(0, ends[-1], batch_size)
     request = np.searchsorted(ends, drawn, side="right")
     step = drawn - (ends[request] - steps[request])
-    return np.maximum(1, trace.input_len[request] + step)
+    lens = np.maximum(1, trace.input_len[request] + step)
+    lens.setflags(write=False)
+    return lens
 
 
 def derive_sample(trace: Trace, count: int, seed: int, comments: Sequence[str] = ()) -> str:
