@@ -29,6 +29,9 @@ from leansim.program import Phase, Program
 from leansim.result import Result
 
 _WAITING, _LATENCY, _MOVING, _DONE = 0, 1, 2, 3  # stages of a phase
+# Phases and slots are counted without sign, where none is missing: the compiled code then need not
+# ask at every index whether it counts from the end. A plain 1 added to one would make a float of it.
+_ONE = np.uint64(1)
 
 
 class _Phases(NamedTuple):
@@ -175,11 +178,13 @@ def _begin_latency(
     if not delay:
         return False
     then = now + delay
-    while at + 1 < slots.last[slot] and (phases.flow[at] < 0 or phases.size[at] == 0):
-        if len(counters.value) and (phases.signal_counter[at] >= 0 or phases.wait_counter[at + 1] >= 0):
+    while at + _ONE < slots.last[slot] and (phases.flow[at] < 0 or phases.size[at] == 0):
+        if len(counters.value) and (
+            phases.signal_counter[at] >= 0 or phases.wait_counter[at + _ONE] >= 0
+        ):
             break
         records.moving[at] = records.end[at] = then
-        at += 1
+        at += _ONE
         records.begin[at] = records.ready[at] = then
         then += phases.latency[at] + drift * phases.streams[at]
     slots.phase[slot] = at
@@ -209,12 +214,12 @@ def _advance(
         records.end[at] = now
         if len(counters.value) and phases.signal_counter[at] >= 0:
             _signal(phases.signal_counter[at], phases, slots, counters)
-        slots.phase[slot] = at + 1
-        if at + 1 == slots.last[slot]:
+        slots.phase[slot] = at + _ONE
+        if at + _ONE == slots.last[slot]:
             slots.idle[slots.n[_IDLE]] = slot
             slots.n[_IDLE] += 1
             return
-        records.begin[at + 1] = now
+        records.begin[at + _ONE] = now
         slots.stage[slot] = _WAITING
 
 
@@ -307,7 +312,10 @@ def _execute(
         num_sms, limits, power, kinds, paces, numbers[:10], slot_bytes, pool_numbers, pool_rates, known
     )
     s = numbers[10:]
-    slots = _Slots(s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9])
+    slots = _Slots(
+        s[0].view(np.uint64), s[1].view(np.uint64), s[2], s[3], s[4], s[5], s[6],
+        s[7].view(np.uint64), s[8].view(np.uint64), s[9],
+    )  # fmt: skip
     slots.n[_OPEN_TIME] = -1
     now = clock = moved = 0
     for i in range(launches.shape[0]):

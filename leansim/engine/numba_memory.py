@@ -241,7 +241,7 @@ def new_memory(
     DRAM and L2, and what is offered. `paces` are DRAM's peak and exponent, L2's peak, and the residue.
     """
     s, p = slot_numbers, pool_rates
-    flows = Flows(s[0], s[1], s[2], slot_bytes[0], s[3][:num_sms], s[4], s[5])
+    flows = Flows(s[0].view(np.uint64), s[1], s[2], slot_bytes[0], s[3][:num_sms], s[4], s[5])
     nodes = Nodes(slot_bytes[1], s[6], s[7], s[8])
     pools = Pools(
         p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10],
