@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _OWN_COLUMNS = (
     "batch_size", "num_q_heads", "num_kv_heads", "head_dim", "q_dtype", "kv_dtype", "cache", "launch",
 )  # fmt: skip
+_ROW = (
+    *_OWN_COLUMNS, "context_len", "window", "table", "device", "kernel", "fit", "measured_s", "point",
+)  # fmt: skip
 
 
 def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame:
@@ -63,18 +66,7 @@ def _own_rows(choice: FitRows) -> pd.DataFrame:
                 "fit": True, "measured_s": time_us / 1e6, "point": point,
             }
         )  # fmt: skip
-    names = [
-        *_OWN_COLUMNS,
-        "context_len",
-        "window",
-        "table",
-        "device",
-        "kernel",
-        "fit",
-        "measured_s",
-        "point",
-    ]
-    rows = pd.DataFrame(found, columns=names)
+    rows = pd.DataFrame(found, columns=_ROW)
     order = [digest(f"sample,{point.model_dump_json()}") for point in rows["point"]]
     return rows.iloc[sorted(range(len(order)), key=order.__getitem__)]
 

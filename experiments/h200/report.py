@@ -27,8 +27,8 @@ WANTED_ERROR, WANTED_SHARE, APART = 0.08, 0.85, 0.10
 def compared(file: Path) -> pd.DataFrame:
     """Measured and simulated times of the test shapes, a row per point."""
     table = with_regimes(measured_points(file))
-    shapes = pd.DataFrame([row for _, row in read_csv(str(file))[1]])[SHAPE].agg("|".join, axis=1)
-    ragged = pd.Series([row["trace"] for _, row in read_csv(str(file))[1]]).ne("")
+    points = pd.DataFrame([row for _, row in read_csv(str(file))[1]])
+    shapes, ragged = points[SHAPE].agg("|".join, axis=1), points["trace"].ne("")
     table = table.assign(shape=shapes, batch=ragged.map({True: "ragged", False: "uniform"}))
     return table[~table["fit"].astype(bool)]
 
