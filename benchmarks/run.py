@@ -59,7 +59,7 @@ def programmed(what: Point) -> Program:
 
 def whole(what: Point) -> Callable[[], Any]:
     """Everything a prediction does: resolve, plan, price, execute, measure."""
-    from leansim.api import simulate  # noqa: PLC0415
+    from leansim.simulating import simulate  # noqa: PLC0415
 
     return lambda: simulate(what).metrics
 

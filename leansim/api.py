@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from leansim import catalog, pricing
+from leansim import catalog
 from leansim.checking import Invariance, Verification, batch_invariance
 from leansim.checking import verify as verify_schedule
 from leansim.config import Grid, GridConfig, load
 from leansim.device import Device
-from leansim.engine import Engine, execute
-from leansim.errors import ConfigError, OutOfRangeError, Problem, UnknownNameError
+from leansim.engine import Engine
+from leansim.errors import ConfigError, Problem, UnknownNameError
 from leansim.kernel import Kernel
-from leansim.lowering import lower
-from leansim.metrics import Metrics, summarise
 from leansim.model import Model
 from leansim.numerics import Precision
 from leansim.partitioners import partitioners
 from leansim.points import Cell, Point, Resolved, plan_row, resolve
-from leansim.program import Program
-from leansim.result import Result
 from leansim.schedule import Schedule
+from leansim.simulating import Simulation, simulate
 from leansim.traces import builtin_traces
 
 Things = Literal["devices", "kernels", "partitioners", "models", "traces"]
@@ -50,47 +46,6 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Simulation:
-    """One point, simulated."""
-
-    resolved: Resolved
-    program: Program
-    result: Result
-
-    @property
-    def point(self) -> Point:
-        """What was asked for."""
-        return self.resolved.point
-
-    @property
-    def schedule(self) -> Schedule:
-        """What was executed."""
-        return self.resolved.schedule
-
-    @cached_property
-    def metrics(self) -> Metrics:
-        """What it came to."""
-        r = self.resolved
-        hit_share = pricing.l2_hit_share(r.grid, r.device)
-        cost = pricing.tile_cost(r.grid, r.kernel, r.device, hit_share)
-        return summarise(self.result, r.schedule, r.device, cost)
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """Flat record: policy, plan and metrics."""
-        lens = self.resolved.workload.context_lens
-        return {
-            "policy": self.point.policy,
-            "requests": len(lens),
-            "mean_context_len": sum(lens) / len(lens),
-            "longest_context_len": max(lens),
-            "kv_fits_dram": self.resolved.workload.kv_bytes <= self.resolved.device.dram_bytes,
-            **plan_row(self.resolved),
-            **asdict(self.metrics),
-        }
-
-
-@dataclass(frozen=True, eq=False)
 class Run:
     """Several kernels on one workload, on one or more devices, and the curve asked for with it."""
 
@@ -112,21 +67,6 @@ class Run:
         if baseline is None:
             return None
         return baseline.result.latency_s / simulation.result.latency_s
-
-
-def simulate(point: Point, engine: Engine = "auto") -> Simulation:
-    """Simulate one point. Raises a `LeansimError` where it makes no sense.
-
-    The engines agree to the picosecond; `simpy` is the slow reference.
-    """
-    try:
-        resolved = resolve(point)
-        program = lower(resolved.schedule, resolved.kernel, resolved.device)
-        return Simulation(resolved, program, execute(program, engine))
-    except (OverflowError, MemoryError, FloatingPointError) as error:
-        raise OutOfRangeError(
-            f"{point.policy} on {point.device}: a number is out of range: {error}"
-        ) from None
 
 
 def plan(points: Point | Iterable[Point]) -> builtins.list[Plan]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from leansim import __version__, cli_measure, cli_silicon, cli_study
+from leansim.allocator import keep_memory
 from leansim.engine import ENGINE_VARIABLE, check_engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.points import POINT_KEYS, Point, resolve
@@ -382,6 +383,7 @@ cli_study.register(app, with_point_flags)
 
 def main() -> None:
     """Entry point: run the app; print what a user got wrong, without a traceback, and exit with 2."""
+    keep_memory()
     try:
         app()
     except LeansimError as error:

@@ -21,10 +21,12 @@ from functools import partial
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from leansim.api import simulate
+from leansim.allocator import keep_memory
+from leansim.engine import load
 from leansim.errors import FaultError, LeansimError, WorkerError
 from leansim.keys import unresolved_key
 from leansim.points import Point, resolve
+from leansim.simulating import Simulation, simulate_each
 
 Chunk = tuple[tuple[str, Point], ...]
 _STRIKES = 3
@@ -59,15 +61,16 @@ def point_key(point: Point) -> str:
         return unresolved_key(point.model_dump_json())
 
 
-def simulate_point(key: str, point: Point) -> Outcome:
-    """Simulate a point into a flat record; a refusal becomes its `error`.
+def _outcome(key: str, point: Point, simulation: Simulation | Exception) -> Outcome:
+    """Turn a simulated point into a flat record; a refusal becomes its `error`.
 
     An error that is no refusal is a fault of leansim or of a plug-in: it becomes the point's error
     too, so that it costs one point and not the sweep, but it is not final. Raises `WorkerError` if
     the point is another one here, by its key: other configs, traces, plug-ins or versions.
     """
     try:
-        simulation = simulate(point)
+        if isinstance(simulation, Exception):
+            raise simulation
         found, outcome = simulation.resolved.key, Outcome(key, {**simulation.row, "error": None})
     except FaultError as error:
         return Outcome(key, {"policy": point.policy, "error": str(error)}, final=False)
@@ -86,9 +89,10 @@ def simulate_point(key: str, point: Point) -> Outcome:
 
 
 def simulate_chunk(chunk: Chunk) -> Finished:
-    """Simulate a chunk's points: what a worker does."""
+    """Simulate a chunk's points: what a worker does. Raises `WorkerError` as `_outcome`."""
     began = time.perf_counter()
-    outcomes = tuple(simulate_point(key, point) for key, point in chunk)
+    simulations = simulate_each(point for _, point in chunk)
+    outcomes = tuple(_outcome(*asked, found) for asked, found in zip(chunk, simulations, strict=True))
     return Finished(outcomes, time.perf_counter() - began)
 
 
@@ -194,7 +198,9 @@ def process_pool(jobs: int) -> ProcessPoolExecutor:
 
 
 def _start_worker() -> None:
-    """Let a worker die quietly of an interrupt, and die with its parent however that ends."""
+    """Let a worker die quietly of an interrupt, and with its parent however that ends; ready it."""
+    keep_memory()
+    load()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.set_threshold(100_000, 20, 20)  # simulations leave no cycles behind
     threading.Thread(target=_die_with_parent, daemon=True).start()

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leansim.api import Simulation
 from leansim.comparing import TIE
 from leansim.engine import Engine
 from leansim.errors import LeansimError
@@ -15,6 +14,7 @@ from leansim.oracle import BUDGET, Oracle, Policy, search
 from leansim.points import Point, resolve
 from leansim.reasons import Facts, facts_of, why_slower
 from leansim.rules import Rule, chosen_rules, own_rule
+from leansim.simulating import Simulation
 from leansim.trials import Bench
 
 LEAN = "lean"  # the kernel whose rule is LeanAttention's

@@ -38,6 +38,7 @@ MODEL = (
     "result",
     "bounds",
     "metrics",
+    "simulating",
     "points",
     "traces",
 )

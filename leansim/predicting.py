@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 from leansim import catalog
-from leansim.api import simulate
 from leansim.errors import UnknownNameError
 from leansim.executors import cores, process_pool
 from leansim.measured_table import Calls, MeasuredTable
 from leansim.metrics import limiting, time_shares
 from leansim.points import Point, Resolved, point_from_row
 from leansim.points_csv import HARNESS, Outcome, Row, outcomes
+from leansim.simulating import Simulation, attempted, simulate, simulate_each
 
 PREDICTION_COLUMNS = (
     "latency_us",
@@ -63,9 +64,6 @@ def _spread(
         for part in parts:
             yield from work(part)
         return
-    # Workers keep the memory of one big schedule for the next instead of asking the system anew.
-    kept = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
-    os.environ.update({key: os.environ.get(key, value) for key, value in kept.items()})
     with process_pool(jobs) as pool:
         for part in pool.map(work, parts):
             yield from part
@@ -73,7 +71,11 @@ def _spread(
 
 def prediction(point: Point, harness: str = "") -> dict[str, Any]:
     """Predict one point. Raises a `LeansimError` where it, or its harness, makes no sense."""
-    simulation = simulate(point)
+    return _prediction(simulate(point), harness)
+
+
+def _prediction(simulation: Simulation, harness: str) -> dict[str, Any]:
+    point = simulation.point
     kernel = point.kernel.partition("+")[0]
     harness_s = 0.0
     if harness:
@@ -132,14 +134,24 @@ def _harness_table(harness: str, kernel: str, device: str, _configs: str) -> Mea
 
 
 def _predicted(points: Sequence[Point], harness: str) -> list[Outcome]:
-    return list(outcomes(partial(prediction, harness=harness), points))
+    return _outcomes(points, itertools.repeat(harness))
 
 
 def _predicted_rows(rows: Sequence[Row], source: str) -> list[Outcome]:
-    return list(outcomes(partial(_predicted_row, source=source), rows))
+    points = attempted(partial(_point_of, source=source), rows)
+    return _outcomes(points, ((row.get(HARNESS) or "").strip() for row in rows))
 
 
-def _predicted_row(row: Row, source: str) -> dict[str, Any]:
-    harness = (row.get(HARNESS) or "").strip()
+def _point_of(row: Row, source: str) -> Point:
     fields = {key: value for key, value in row.items() if key != HARNESS} if HARNESS in row else row
-    return prediction(point_from_row(fields, source), harness)
+    return point_from_row(fields, source)
+
+
+def _outcomes(points: Sequence[Point | Exception], harnesses: Iterable[str]) -> list[Outcome]:
+    def describe(found: tuple[Simulation | Exception, str]) -> dict[str, Any]:
+        simulation, harness = found
+        if isinstance(simulation, Exception):
+            raise simulation
+        return _prediction(simulation, harness)
+
+    return list(outcomes(describe, zip(simulate_each(points), harnesses, strict=False)))

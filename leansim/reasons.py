@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.api import Simulation
 from leansim.program import PS_PER_S, Phase
 from leansim.result import Result
+from leansim.simulating import Simulation
 
 PATH = ("before", "queue", "launch", "ramp", "stream", "wait", "merge", "write", "combine")
 _MORE = 1.05  # split counts that differ by less are called the same

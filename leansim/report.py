@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from leansim.api import Run, Simulation
+from leansim.api import Run
 from leansim.comparing import has_speedup, with_speedup, x_column
 from leansim.figures import line_figure
 from leansim.sheet import save
+from leansim.simulating import Simulation
 from leansim.sweeps import manifest, results_table
 from leansim.tables import render, run_notes, run_rows
 from leansim.timeline import write_trace

@@ -36,6 +36,8 @@ RESULTS = "results.parquet"
 MANIFEST = "manifest.json"
 _CHUNK_S = 0.1  # what a chunk should take: long beside handing it out, short beside a kill's loss
 _MOST_POINTS_PER_CHUNK = 256
+# Chunks shrink towards the end, so that nobody waits long for the last one or does it as well.
+_LEAST_CHUNKS_LEFT = 16
 _FEW_POINTS = 8  # not worth starting processes for
 
 Progress = Callable[[int, int], None]
@@ -198,7 +200,8 @@ class _Work:
         now_s = finished.seconds / len(outcomes)
         self.point_s = now_s if self.point_s == 0.0 else 0.7 * self.point_s + 0.3 * now_s
         wanted = int(_CHUNK_S / max(self.point_s, 1e-6))
-        self.size = max(1, min(wanted, 2 * self.size, _MOST_POINTS_PER_CHUNK))
+        share = (self.total - self.done) // _LEAST_CHUNKS_LEFT
+        self.size = max(1, min(wanted, share, 2 * self.size, _MOST_POINTS_PER_CHUNK))
         self._tell()
 
     def rows(self, keys: Sequence[str]) -> Iterator[Row | None]:

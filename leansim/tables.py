@@ -8,9 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leansim.api import Run, Simulation
+from leansim.api import Run
 from leansim.checking import Invariance, Verification
 from leansim.points import Point
+from leansim.simulating import Simulation
 
 Row = Mapping[str, Any]
 

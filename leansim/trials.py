@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from leansim.api import Simulation
 from leansim.engine import Engine, execute
 from leansim.errors import OutOfRangeError
 from leansim.lowering import lower
@@ -14,6 +13,7 @@ from leansim.partitioners import Partitioner
 from leansim.partitioners.per_request_splits import PerRequestSplits
 from leansim.points import Resolved
 from leansim.program import Program
+from leansim.simulating import Simulation
 from leansim.tiling import TileGrid
 
 

@@ -164,16 +164,19 @@ class Workload:
         return int(self.visible_lens.sum()) * self.num_kv_heads * self.kv_bytes_per_token
 
     @property
+    def num_query_rows(self) -> int:
+        """Rows of Q and of the output: one per new token and query head."""
+        return self.batch_size * self.num_q_heads * self.query_len
+
+    @property
     def q_bytes(self) -> int:
         """Bytes of Q."""
-        rows = self.batch_size * self.num_q_heads * self.query_len
-        return rows * self.head_dim * DTYPE_BYTES[self.q_dtype]
+        return self.num_query_rows * self.head_dim * DTYPE_BYTES[self.q_dtype]
 
     @property
     def o_bytes(self) -> int:
         """Bytes of the output, in the query's dtype."""
-        rows = self.batch_size * self.num_q_heads * self.query_len
-        return rows * self.value_dim * DTYPE_BYTES[self.q_dtype]
+        return self.num_query_rows * self.value_dim * DTYPE_BYTES[self.q_dtype]
 
     @cached_property
     def flop(self) -> int:

@@ -16,7 +16,7 @@ ROOT = "leansim"
 # partitioner is one new file, and nothing else.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (ROOT, "errors"),
-    ("strict_yaml", "spec"),
+    ("strict_yaml", "spec", "allocator"),
     # what is described
     ("workload", "device", "kernel", "model"),
     ("occupancy", "measured_table"),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # what is asked: names, files and tasks
     ("checking", "catalog", "traces", "hf_config", "store", "keys", "yaml_edit"),
     ("points",),
-    ("config", "measurements", "calibration", "rules", "searching"),
+    ("config", "simulating", "measurements", "calibration", "rules", "searching"),
     ("api", "testing", "points_csv"),
     ("executors", "trials", "reasons", "measured_points"),
     ("fitted_rows",),

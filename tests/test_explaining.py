@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from leansim.api import simulate
 from leansim.explaining import explain
 from leansim.oracle import oracle
 from leansim.points import Point, point, resolve
+from leansim.simulating import simulate
 from leansim.trials import Bench
 
 GQA: dict[str, Any] = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}

@@ -18,7 +18,6 @@ from gpu_kit import interpreted, needs_triton
 from gpu_stand_in import CALL_MS, stand_in
 
 from leansim import catalog
-from leansim.api import simulate
 from leansim.calibration import read_calibration
 from leansim.errors import ConfigError, GpuError, LeansimError
 from leansim.fitting import calibrate, write
@@ -29,6 +28,7 @@ from leansim.gpu.measuring import Measurer, check_kernel
 from leansim.gpu.timing import calls_for, timed
 from leansim.measured_points import MACHINE_COLUMNS, MEASUREMENT_COLUMNS, is_for_fitting
 from leansim.points import point_from_row, resolve
+from leansim.simulating import simulate
 from leansim.validation import validate_points
 
 POINT = {"device": "h200_sxm", "kernel": "triton_flash_decoding", "batch_size": "1",

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim.api import simulate
 from leansim.config import load
 from leansim.partitioners.sglang_triton import dynamic_splits
 from leansim.reasons import facts_of
+from leansim.simulating import simulate
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 

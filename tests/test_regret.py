@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from leansim import catalog
-from leansim.api import simulate
 from leansim.config import GridConfig, build
 from leansim.errors import LeansimError
 from leansim.regret import RegretMap, cell_rows, cells_of, family, regret
+from leansim.simulating import simulate
 from leansim.spreading import spread
 from leansim.strict_yaml import Document
 from leansim.study_figures import regret_figure, regret_figures, save_all

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim.api import simulate
 from leansim.errors import LeansimError, PartitionerError
 from leansim.partitioners.flash_decoding import num_splits_heuristic
 from leansim.points import Point, point
+from leansim.simulating import simulate
 from leansim.splits import KNEE, split_curve
 from leansim.study_figures import splits_figure
 

@@ -16,7 +16,7 @@ import pytest
 from sweeping import AXES, DEADLY, TOTAL, grid, install, leansim, results, runs
 
 from leansim.errors import WorkerError
-from leansim.executors import Chunk, in_processes, point_key, simulate_point
+from leansim.executors import Chunk, in_processes, point_key, simulate_chunk
 from leansim.sweeps import RESULTS, sweep
 
 
@@ -89,7 +89,7 @@ def test_workers_that_cannot_start_are_an_error_not_a_loop(tmp_path: Path) -> No
 def test_a_worker_that_knows_another_point_by_the_name_is_an_error() -> None:
     one = grid().points()[0]
     with pytest.raises(WorkerError, match="found another point under these names in a worker"):
-        simulate_point("the key that the parent found", one)
+        simulate_chunk((("the key that the parent found", one),))
 
 
 def test_chunks_are_drawn_no_sooner_than_there_is_room() -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leansim.api import Simulation
 from leansim.catalog import validate
 from leansim.oracle import search
 from leansim.points import Point, resolve
 from leansim.reasons import facts_of, why_slower
 from leansim.rules import own_rule
+from leansim.simulating import Simulation
 from leansim.strict_yaml import Document, read
 from leansim.tables import render
 from leansim.trials import Bench
