@@ -135,10 +135,9 @@ class Program:
         """Segment of the schedule that each phase belongs to, -1 for none."""
         launch = self.attention
         first, last = self.phase_of_cta[[launch.first_cta, launch.last_cta]]
-        kind = self.kind[first:last]
         segment = np.full(self.num_phases, -1, dtype=np.int64)
-        number = np.cumsum(kind == Phase.STREAM) - 1
-        segment[first:last] = np.where(kind == Phase.LAUNCH, -1, number)
+        number = np.cumsum(self.is_kind(Phase.STREAM)[first:last]) - 1
+        segment[first:last] = np.where(self.is_kind(Phase.LAUNCH)[first:last], -1, number)
         return segment
 
     @property
@@ -162,9 +161,13 @@ class Program:
         """Places where CTAs of a launch can run."""
         return self.num_sms * launch.ctas_per_sm
 
+    def is_kind(self, kind: Phase) -> npt.NDArray[np.bool_]:
+        """Which phases are of a kind."""
+        return np.equal(self.kind, kind.value)  # the Enum itself would be compared in 64 bits
+
     def bytes_of(self, kind: Phase) -> int:
         """Bytes worked through by all phases of a kind, masked ones included."""
-        return total_where(self.kind == kind, self.bytes)
+        return total_where(self.is_kind(kind), self.bytes)
 
     @property
     def l2_bytes(self) -> float:

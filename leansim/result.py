@@ -80,7 +80,7 @@ class Result:
         spent = dict.fromkeys(_PHASES, 0)
         for phase in range(int(kind.max()) + 1):
             spent[_PHASES[phase]] = total_where(kind == phase, took)
-        spent["ramp"] = total_where(kind == Phase.STREAM, self.moving[at] - ready)
+        spent["ramp"] = total_where(kind == Phase.STREAM.value, self.moving[at] - ready)
         spent["stream"] -= spent["ramp"]
         spent["wait"] = int((ready - self.begin[at]).sum()) if self.program.num_counters else 0
         index = self.program.launches.index(launch)

@@ -42,7 +42,7 @@ class _Run:
         # Plain lists: indexing a NumPy array element by element is several times slower.
         self.border = program.phase_of_cta.tolist()
         self.latency = program.latency_ps.tolist()
-        self.streams = (program.kind == Phase.STREAM).tolist()
+        self.streams = program.is_kind(Phase.STREAM).tolist()
         self.drift = [0] * program.num_sms if program.drift_ps is None else program.drift_ps.tolist()
         self.bytes = program.bytes.tolist()
         self.flow = program.flow.tolist()
