@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.points import check_columns
+from leansim.points import PLAN_COLUMNS, check_columns
 
 _Item = TypeVar("_Item")
 Row = dict[str, str]
@@ -52,11 +52,12 @@ def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
     """Read a CSV of points (columns: see `Point`, and partitioner options, and those in `also`).
 
     Raises `ConfigError` for a file that cannot be read as such. Columns that mean nothing here are
-    carried along, and named on standard error.
+    carried along, and named on standard error; so are those that an earlier plan or prediction added.
     """
     source = str(file)
     columns, numbered = read_csv(source)
-    foreign = check_columns([name for name in columns if name not in also], source)
+    found = _results(columns)
+    foreign = found + check_columns([name for name in columns if name not in (*also, *found)], source)
     if foreign:
         print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
     lines, records = zip(*numbered, strict=True)
@@ -64,6 +65,16 @@ def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
     if foreign:
         rows = tuple({key: row[key] for key in row if key not in foreign} for row in records)
     return PointTable(source, tuple(columns), lines, records, rows)
+
+
+def _results(columns: Sequence[str]) -> list[str]:
+    """Columns that say what came of the points, in a file that holds results.
+
+    Some are named like options of partitioners; with either of those that no option is named like, they
+    are results.
+    """
+    written = {"num_splits", "num_ctas"} <= set(columns) and {"num_waves", "makespan_us"} & set(columns)
+    return [name for name in columns if written and name in PLAN_COLUMNS]
 
 
 def outcomes(describe: Callable[[_Item], dict[str, Any]], items: Iterable[_Item]) -> Iterator[Outcome]:

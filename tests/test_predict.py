@@ -91,3 +91,19 @@ def test_files_that_are_no_table_of_points(tmp_path: Path, text: str, complaint:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(ConfigError, match=complaint):
         read_points(tmp_path / "p.csv")
+
+
+def test_what_was_written_can_be_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results named like an option, as `num_splits`, are not taken for one."""
+    rows = [
+        HEADER,
+        *(f"h100_sxm,{kernel},2,32,8,128,4096" for kernel in ("lean", "flash_decoding", "fa3_varlen")),
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    predict_csv(str(tmp_path / "a.csv"), tmp_path / "b.csv", "csv", 1)
+    predict_csv(str(tmp_path / "b.csv"), tmp_path / "c.csv", "csv", 1)
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "c.csv").read_text()
+    plan_csv(str(tmp_path / "b.csv"), tmp_path / "d.csv", "csv")
+    plan_csv(str(tmp_path / "d.csv"), tmp_path / "e.csv", "csv")
+    assert (tmp_path / "d.csv").read_text() == (tmp_path / "e.csv").read_text()
+    assert "carried along unread: num_splits, num_ctas, latency_us" in capsys.readouterr().err
