@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 from others import Estimate, installed
 
 from leansim import __version__
+from leansim.allocator import keep_memory
 from leansim.bounds import roofline
 from leansim.engine import execute, numba_engine, simpy_engine
 from leansim.lowering import lower
@@ -38,6 +39,8 @@ from leansim.tables import render
 HERE = Path(__file__).resolve().parent
 HEADS = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 KERNELS = ("fa2", "flash_decoding", "flash_decoding_2_5_6", "lean_ort", "lean")
+# What the measured tables ran.
+MEASURED = ("sglang_fa3",)
 
 
 def best(work: Callable[[], Any], repeats: int = 7) -> float:
@@ -151,7 +154,7 @@ def context() -> list[dict[str, Any]]:
     return rows
 
 
-def silicon_style(count: int) -> list[dict[str, Any]]:
+def silicon_style(count: int, kernels: Sequence[str] = KERNELS) -> list[dict[str, Any]]:
     """Points in the style of the measured tables: uniform, 1 to 2,048 requests, KV within 64 GB."""
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
@@ -159,7 +162,7 @@ def silicon_style(count: int) -> list[dict[str, Any]]:
         kv_heads = int(rng.choice([1, 2, 4, 8, 16, 32]))
         row = {
             "device": str(rng.choice(["a100_sxm_80gb", "h100_sxm"])),
-            "kernel": str(rng.choice(KERNELS)),
+            "kernel": str(rng.choice(kernels)),
             "batch_size": int(2 ** rng.integers(0, 12)),
             "num_q_heads": kv_heads * int(rng.choice([1, 2, 4, 8])),
             "num_kv_heads": kv_heads,
@@ -172,29 +175,42 @@ def silicon_style(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def throughput(count: int) -> dict[str, Any]:
+def start() -> list[dict[str, Any]]:
+    """What a person waits for who starts Python or the command line, everything compiled before."""
+    point_flags = "--device h100_sxm --kernel fa2,lean --num-q-heads 32 --num-kv-heads 8 --head-dim 128"
+    run = f"run {point_flags} --batch-size 16 --context-len 4k"
+    commands = {
+        "python -c pass": ["-c", "pass"],
+        "import leansim": ["-c", "import leansim"],
+        "leansim run, two kernels": ["-m", "leansim", *run.split()],
+        "the same, --engine numba": ["-m", "leansim", *run.split(), "--engine", "numba"],
+    }
+    return [
+        {"command": name, "seconds": f"{best(lambda a=args: python(a), 5):.2f}"}
+        for name, args in commands.items()
+    ]
+
+
+def python(arguments: list[str]) -> None:
+    """Run Python and wait for it."""
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+
+def throughput(count: int, kernels: Sequence[str]) -> dict[str, Any]:
     """`leansim predict` on many points, from the command line, its start included."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "points.csv"
-        rows = silicon_style(count)
+        rows = silicon_style(count, kernels)
         with path.open("w", newline="") as handle:
             writer = csv.DictWriter(handle, rows[0])
             writer.writeheader()
             writer.writerows(rows)
-        command = [
-            sys.executable,
-            "-m",
-            "leansim",
-            "predict",
-            str(path),
-            "-o",
-            str(Path(folder) / "out.csv"),
-        ]
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        python(["-m", "leansim", "predict", str(path), "-o", str(Path(folder) / "out.csv")])
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {
+        "kernels": ", ".join(kernels),
         "points": f"{count:,}",
         "seconds": f"{seconds:.1f}",
         "points per minute": f"{count / seconds * 60:,.0f}",
@@ -271,6 +287,8 @@ Written by `python benchmarks/run.py`; do not edit. Times are the best of severa
 machine.
 
 """
+_START = """Everything compiled before. A process starts with the reference engine, and loads the
+compiled one when there is half a second's work."""
 _STAGES = """Microseconds per point on one core, least of three with caches warm, by the phases of the
 program: reading it and looking up what it names; the partitioner and the schedule's checks; pricing;
 the engine; the metrics."""
@@ -282,10 +300,12 @@ def main() -> None:
     """Measure and write."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     # First: a child's peak memory counts what its parent held when it was forked.
-    predicted = throughput(count)
+    predicted = [throughput(count, KERNELS), *(throughput(count // 4, [name]) for name in MEASURED)]
+    keep_memory()  # as the command line does
     grown, slope = growth()
     sections: list[tuple[str, str, list[dict[str, Any]]]] = [
-        ("`leansim predict`, silicon-table style points", "", [predicted]),
+        ("`leansim predict`, silicon-table style points", "", predicted),
+        ("From the start to the first result", _START, start()),
         ("Where the time goes", _STAGES, stages()),
         ("A point on one core, beside other tools", _OTHERS, beside_others()),
         ("Both engines on the same programs", "", engines()),
