@@ -48,13 +48,13 @@ class Only(Spec):
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency` and `empty_ctas` stand for the kernel's. An instance that
-    `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
-    does. Where the compiler makes the tensor instructions of a warpgroup wait for each other, a KV tile has
-    `tensor_waits`, over all warpgroups. One that needs more registers than there are moves `spilled_bytes` to local memory and back for
-    each KV tile, `first_spilled_bytes` for the first and all that comes once for an output tile. One that
-    masks compares each score of the tiles at an edge, at `mask_fma_per_score`. One built for splits
-    issues for `split_clk` more on each output tile. The first CTAs of one that `starts_early`
+    `mma_efficiency` and `empty_ctas` stand for the kernel's. An instance that `overlaps` computes the
+    scores of one KV tile while another is in its softmax, as far as its kernel does. Where the compiler
+    makes the tensor instructions of a warpgroup wait for each other, a KV tile has `tensor_waits` over
+    all warpgroups. One that needs more registers than there are moves `spilled_bytes` to local memory
+    and back for each KV tile, `first_spilled_bytes` for the first and all that comes once for an output
+    tile. One that masks compares each score of the tiles at an edge, at `mask_fma_per_score`. One built
+    for splits issues for `split_clk` more on each output tile. The first CTAs of one that `starts_early`
     (programmatic dependent launch) get ready while a setup kernel runs.
     """
 

@@ -165,8 +165,8 @@ def stalls_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[float, flo
     """What 8-bit output added up in two accumulators adds to any KV tile and to the first, s.
 
     With both and the scores there are more values than registers from head dim 128 or 192 on, and what
-    does not fit moves to local memory and back; and the compiler makes every tensor instruction wait for the
-    one before (vllm-project/flash-attention hopper/utils.h, gemm). While one warpgroup waits another
+    does not fit moves to local memory and back; and the compiler makes every tensor instruction wait for
+    the one before (vllm-project/flash-attention hopper/utils.h, gemm). While one warpgroup waits another
     moves, so the longer counts (assumed). Bytes and waits are those of an instance's compiled code.
     """
     rate = kernel.spill_bytes_per_s.get(device.arch, math.inf)
