@@ -48,16 +48,23 @@ class Only(Spec):
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency` and `empty_ctas` stand for the kernel's. Where output is added up in two levels,
-    which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
-    `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
-    does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
-    setup kernel runs.
+    `mma_efficiency` and `empty_ctas` stand for the kernel's. An instance that `overlaps` computes the
+    scores of one KV tile while another is in its softmax, as far as its kernel does. Where the compiler
+    makes the tensor instructions of a warpgroup wait for each other, a KV tile has `tensor_waits` over
+    all warpgroups. One that needs more registers than there are moves `spilled_bytes` to local memory
+    and back for each KV tile, `first_spilled_bytes` for the first and all that comes once for an output
+    tile. One that masks compares each score of the tiles at an edge, at `mask_fma_per_score`. One built
+    for splits issues for `split_clk` more on each output tile. The first CTAs of one that `starts_early`
+    (programmatic dependent launch) get ready while a setup kernel runs.
     """
 
     mma_efficiency: Fraction | None = None
-    first_mma_efficiency: Fraction | None = None
     overlaps: bool = True
+    tensor_waits: Annotated[int, Field(ge=0)] = 0
+    spilled_bytes: Annotated[int, Field(ge=0)] = 0
+    first_spilled_bytes: Annotated[int, Field(ge=0)] = 0
+    mask_fma_per_score: NotNegative = 0.0
+    split_clk: NotNegative = 0.0
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
 
@@ -125,6 +132,8 @@ class Kernel(SourcedSpec):
     tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
     latent cache (MLA). With `quantises_query` an 8-bit cache is met by an 8-bit query, whatever the
     call's own. Loading warps that transpose 8-bit values on their way move `transpose_bytes_per_s` of V.
+    Instances whose tensor instructions wait for each other lose `tensor_wait_s` each time; those that
+    spill registers move `spill_bytes_per_s` to local memory and back.
     A call with a window costs `window_fma_per_score` more for masking every score.
     KV tiles count from the first token of the context, or, where `window_tiles` are `shifted`, from the
     first token that a sliding window leaves visible.
@@ -157,6 +166,8 @@ class Kernel(SourcedSpec):
     batch_scan_s: dict[str, NotNegative] = Field(default_factory=dict)
     segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
     transpose_bytes_per_s: dict[str, Positive] = Field(default_factory=dict)
+    tensor_wait_s: dict[str, NotNegative] = Field(default_factory=dict)
+    spill_bytes_per_s: dict[str, Positive] = Field(default_factory=dict)
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:

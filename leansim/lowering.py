@@ -247,6 +247,8 @@ def _ramp_ps(
 ) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
+    if schedule.combine == "kernel":
+        prologue_s += schedule.grid.traits.split_clk * device.clk_s
     near = 1.0 - device.latency_spread
     prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
     early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0

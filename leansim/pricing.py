@@ -6,6 +6,7 @@ steady state or a fixed latency; sharing between CTAs is the engine's job.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from leansim.device import Device
 from leansim.errors import PairingError
 from leansim.kernel import Combine, Kernel
 from leansim.spec import DTYPE_BYTES
-from leansim.tiling import IntArray, TileGrid, per_arch
+from leansim.tiling import IntArray, TileGrid, is_local, per_arch
 from leansim.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
@@ -101,7 +102,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more.
+    the loader takes and no more. The first tile has its own stalls.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -118,7 +119,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     fill_rate = device.sm_load_bytes_per_s * load.head_dim / (load.head_dim + padding)
     k_s = latency + k_bytes / fill_rate
     v_s = latency + v_bytes / fill_rate if v_bytes else 0.0
-    compute_s = max(softmax_s, qk_s + shown_s + pv_s)
+    stall_s, first_stall_s = stalls_s(grid, kernel, device)
+    compute_s = max(softmax_s, qk_s + shown_s + pv_s) + stall_s + mask_s(grid, device)
     transfer_s = (k_bytes + v_bytes) / fill_rate
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
@@ -130,8 +132,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         in_flight = kernel.kv_stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
         tile_s = max(compute_s, loader_s, load_s / kernel.kv_stages, transfer_s)
-        saved_s = (qk_s + pv_s) * cheaper_first_tile(grid)
-        fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) - saved_s
+        fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) + first_stall_s - stall_s
     return TileCost(
         tile_bytes=k_bytes + v_bytes,
         tile_s=tile_s,
@@ -160,14 +161,30 @@ def softmax_time_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[floa
     return softmax_s, (1.0 - overlap) * softmax_s
 
 
-def cheaper_first_tile(grid: TileGrid) -> float:
-    """Share of a tile's tensor time that the first KV tile is spared.
+def stalls_s(grid: TileGrid, kernel: Kernel, device: Device) -> tuple[float, float]:
+    """What 8-bit output added up in two accumulators adds to any KV tile and to the first, s.
 
-    Adding up in two levels begins with the second, whose predecessor's output is there to be added
-    to (vllm-project/flash-attention hopper/utils.h, gemm: not where the accumulator starts at zero).
+    With both and the scores there are more values than registers from head dim 128 or 192 on, and what
+    does not fit moves to local memory and back; and the compiler makes every tensor instruction wait for
+    the one before (vllm-project/flash-attention hopper/utils.h, gemm). While one warpgroup waits another
+    moves, so the longer counts (assumed). Bytes and waits are those of an instance's compiled code.
     """
-    first, others = grid.traits.first_mma_efficiency, grid.traits.mma_efficiency
-    return 0.0 if first is None or others is None else 1.0 - others / first
+    rate = kernel.spill_bytes_per_s.get(device.arch, math.inf)
+    waits_s = grid.traits.tensor_waits * kernel.tensor_wait_s.get(device.arch, 0.0)
+    spilled, first = grid.traits.spilled_bytes, grid.traits.first_spilled_bytes
+    return max(waits_s, spilled / rate), max(waits_s, first / rate)
+
+
+def mask_s(grid: TileGrid, device: Device) -> float:
+    """What masking the scores of KV tiles at an edge takes, s, mean over the tiles.
+
+    An instance for causal masks compares those of the last KV tile, one for windows those of the first
+    as well (flash-attention hopper/mask.h); tiles between have none.
+    """
+    edges = (2 if is_local(grid.workload) else 1) * grid.num_output_tiles
+    share = min(1.0, edges / max(1, grid.total_kv_tiles))
+    fma = share * grid.tile_rows * grid.tile_tokens * grid.traits.mask_fma_per_score
+    return fma / device.fp32_fma_per_clk_per_sm * device.clk_s
 
 
 def transpose_s(grid: TileGrid, kernel: Kernel, device: Device, latency_s: float) -> float:

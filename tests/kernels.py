@@ -14,7 +14,10 @@ LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_dim": 576, "head_dim_v": 512,
 
 def devices_of(kernel: str) -> list[str]:
     """Devices a kernel is built for, by the architectures in its file."""
-    built = catalog.kernel(kernel).mma_efficiency
+    spec = catalog.kernel(kernel)
+    built = {
+        arch for tile in spec.tiles for arch in tile.registers_per_thread if arch in spec.mma_efficiency
+    }
     return [name for name in catalog.names("device") if catalog.device(name).arch in built]
 
 

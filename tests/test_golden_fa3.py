@@ -1,8 +1,9 @@
 """Golden: FlashAttention-3's and FlashAttention-4's split counts, against schedules leansim builds.
 
 Tiles of FlashAttention-3 are those of the kernel files, none is taken from a row: `fa3` for calls of
-one length, `fa3_varlen` for lengths of their own, `sglang_fa3` where the pages are gathered without
-TMA. FlashAttention-4's rows hold no tile and no length; their KV tiles are given as whole tiles.
+one length, `fa3_varlen` for lengths of their own, and where the pages are gathered without TMA
+`sglang_fa3` less the instances of one warpgroup, which the library does not have.
+FlashAttention-4's rows hold no tile and no length; their KV tiles are given as whole tiles.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from golden import Facts, Row, assert_agree, numbers, read
 
 from leansim import catalog, partitioners
 from leansim.device import Device
+from leansim.kernel import Kernel
 from leansim.partitioners.flash_attention_3 import (
     FlashAttention3,
     FlashAttention3Varlen,
@@ -39,11 +41,14 @@ def device_of(arch: int, num_sms: int) -> Device:
 # -- golden ----------------------------------------------------------------------------------------
 
 
-def fa3_kernel(row: Row) -> str:
-    if row["paged_nonTMA"]:
-        assert row["varlen_sched"], "serving has lengths of its own"
-        return "sglang_fa3"
-    return "fa3_varlen" if row["varlen_sched"] else "fa3"
+@cache
+def fa3_kernel(paged: bool, varlen: bool) -> Kernel:
+    if not paged:
+        return catalog.kernel("fa3_varlen" if varlen else "fa3")
+    assert varlen, "serving has lengths of its own"
+    kernel = catalog.kernel("sglang_fa3")
+    library = tuple(tile for tile in kernel.tiles if tile.only.max_rows is None)
+    return kernel.model_copy(update={"tiles": library})
 
 
 def test_fa3_splits_as_its_host_code_does() -> None:
@@ -60,7 +65,8 @@ def test_fa3_splits_as_its_host_code_does() -> None:
             q_dtype=dtype,
             kv_dtype=dtype,
         )
-        kernel, device = catalog.kernel(fa3_kernel(row)), device_of(row["arch"], row["num_SMs"])
+        kernel = fa3_kernel(bool(row["paged_nonTMA"]), bool(row["varlen_sched"]))
+        device = device_of(row["arch"], row["num_SMs"])
         grid = tile_grid(workload, kernel, device)
         schedule = partitioners.make(kernel.partitioner.name)(grid, device)
         varlen = bool(row["varlen_sched"])
@@ -97,7 +103,7 @@ def varlen_grid(row: Row, lens: tuple[int, ...]) -> tuple[TileGrid, Device]:
         head_dim=row["head_dim"],
         max_context_len=row["max_seqlen_k"],
     )
-    grids = [tile_grid(workload, catalog.kernel(name), device) for name in ("fa3_varlen", "sglang_fa3")]
+    grids = [tile_grid(workload, fa3_kernel(paged, varlen=True), device) for paged in (False, True)]
     fitting = [grid for grid in grids if grid.tile_tokens == row["kBlockN"]]
     assert fitting, "a tile of one of the kernel files"
     return fitting[0], device

@@ -322,6 +322,18 @@ def test_a_kernel_built_for_splits_looks_twice_at_each_31_requests() -> None:
     assert ns(launches[29:38]) == [60.0] * 2 + [110.0] * 5 + [60.0] * 2
 
 
+def test_an_instance_built_for_splits_issues_more_on_each_output_tile() -> None:
+    """30 clocks of 1 ns before each of two output tiles."""
+    kernel = toy_kernel()
+    grid = replace(grid_of((256, 256), 1), traits=Traits(split_clk=30))
+    partials = np.zeros(2, dtype=np.int64)
+    ramps = []
+    for more in ({"combine": "none"}, {"combine": "kernel", "partials": partials}):
+        program = lower(whole(grid, **more), kernel, toy())
+        ramps.append(program.latency_ps[program.kind == Phase.STREAM])
+    assert ns(ramps[1] - ramps[0]) == [30.0, 30.0]
+
+
 def test_an_instance_without_overlap_shows_all_of_its_softmax() -> None:
     """As the second warpgroup above that hides half of it: 1024 + 3328 + 1024, not 3712."""
     kernel = toy_kernel(pipeline="multi_stage", kv_stages=2, softmax_overlap={"sm_90": 0.5})
@@ -331,18 +343,33 @@ def test_an_instance_without_overlap_shows_all_of_its_softmax() -> None:
     assert ns(run(whole(alone), kernel=kernel).makespan_ps) == 2016.0 + 5376
 
 
-def test_the_first_tile_is_cheaper_where_output_is_added_up_in_two_levels() -> None:
-    """QK and PV take 512 each at the whole rate and 1024 at half of it; softmax takes 1664.
+def test_registers_that_spill_and_tensor_instructions_that_wait_stall_each_tile() -> None:
+    """A tile of 2688 beside the 2016 of launch, reads, the first load and the output.
 
-    Later tiles take 2048 + 1664 = 3712, the first 1024 less: n tiles 3712 n - 1024, beside the 2016 of
-    launch, reads, the first load and the output.
+    1,000 B to local memory and back at 1 B/ns, 500 of them for the first tile: 3688 n - 500. Three waits
+    of 200 ns are shorter than the one and longer than the other: 3688 n - 400.
     """
+    kernel = toy_kernel(
+        pipeline="multi_stage",
+        kv_stages=2,
+        spill_bytes_per_s={"sm_90": 1.0 / NS},
+        tensor_wait_s={"sm_90": 200 * NS},
+    )
+    for waits, saved in ((0, 500), (3, 400)):
+        traits = Traits(spilled_bytes=1000, first_spilled_bytes=500, tensor_waits=waits)
+        for tiles in (1, 3):
+            grid = replace(grid_of((256 * tiles,), 1), traits=traits)
+            assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + 3688 * tiles - saved
+
+
+def test_an_instance_that_masks_compares_the_scores_of_tiles_at_an_edge() -> None:
+    """Four FMAs' time for 64 x 256 scores at 128 a clock: 512 for the last tile, 1024 with a window."""
     kernel = toy_kernel(pipeline="multi_stage", kv_stages=2)
-    for tiles in (1, 3):
-        grid = replace(
-            grid_of((256 * tiles,), 1), traits=Traits(mma_efficiency=0.5, first_mma_efficiency=1.0)
-        )
-        assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + 3712 * tiles - 1024
+    for window, edges in ((None, 1), (768, 2)):
+        grid = replace(grid_of((1024,), 1, window=window))
+        masking = replace(grid, traits=Traits(mask_fma_per_score=4))
+        plain, masked = (run(whole(g), kernel=kernel).makespan_ps for g in (grid, masking))
+        assert ns(masked - plain) == 512.0 * edges
 
 
 def test_a_masked_tile_fills_the_pipeline_with_what_is_loaded() -> None:
