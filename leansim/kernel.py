@@ -117,7 +117,9 @@ class Kernel(SourcedSpec):
 
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
-    merges in the launch reads at a time. `empty_ctas` is what a CTA without KV tiles does: `return` at
+    merges in the launch reads at a time, all their rows at once or `merge_grain_bytes` of each. With
+    `shared_merge` the CTAs of an output tile that have KV merge a part of its rows each, and of a call
+    that may be split even the only one of them merges its own. `empty_ctas` is what a CTA without KV tiles does: `return` at
     once, `write` an empty partial for the combine kernel, or `prepare` as if it had some.
     `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
@@ -145,6 +147,8 @@ class Kernel(SourcedSpec):
     combine: Combine | None = None
 
     merge_splits_in_flight: Count = 1
+    merge_grain_bytes: Count | None = None
+    shared_merge: bool = False
     prefetches_items: bool = False
     empty_ctas: EmptyCtas = "write"
     setup_kernels: Annotated[int, Field(ge=0)] = 0
@@ -174,4 +178,5 @@ class Kernel(SourcedSpec):
             "quantises_query",
             "empty_ctas",
             "prefetches_items",
+            "shared_merge",
         }

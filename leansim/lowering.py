@@ -181,15 +181,18 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     if len(places.merge):
         tile = schedule.output_tile[merges]
         peers = schedule.segments_of_tile[tile] - 1
+        own_rows = np.broadcast_to(rows, merges.shape)[merges]
+        grains = pricing.merge_grains(schedule.grid.workload, kernel, own_rows, peers + 1)
+        read = peers + 1 if kernel.shared_merge else peers
         put(
             places.merge,
             Phase.MERGE,
             wait_counter=tile,
             wait_target=peers,
             latency_ps=_picoseconds(
-                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight)
+                pricing.merge_latency_s(device, read, kernel.merge_splits_in_flight, grains)
             ),
-            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
+            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * (1 if kernel.shared_merge else peers),
             flow=ON_CHIP,
         )
     published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
@@ -198,11 +201,23 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     query_bytes = rows * pricing.query_row_bytes(schedule.grid.workload)
     partial = _rows_moved(partial_bytes + query_bytes, release_ps, device)
     output = _rows_moved(rows * _output_row_bytes(schedule) + query_bytes, 0, device)
+    output["latency_ps"] = output["latency_ps"] + _lone_merge_ps(schedule, kernel, device)
     written = {name: np.where(published, partial[name], output[name]) for name in output}
     put(places.write, Phase.WRITE, **written)
     if in_launch:
         columns["signal_counter"][places.write] = np.where(published, schedule.output_tile, _NONE)
     return _Phases(columns, places.border)
+
+
+def _lone_merge_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
+    """What publishing and merging its own partial costs the only CTA with KV of a tile that may be split."""
+    if not (kernel.shared_merge and schedule.num_splits and schedule.num_splits > 1):
+        return 0
+    lone = schedule.segments_of_tile[schedule.output_tile] == 1
+    rows = np.broadcast_to(schedule.rows, lone.shape)
+    grains = pricing.merge_grains(schedule.grid.workload, kernel, rows, np.ones_like(rows))
+    taken_s = pricing.release_s(device) + grains * pricing.l2_latency_s(device)
+    return np.where(lone, _picoseconds(taken_s), 0)
 
 
 def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:

@@ -246,14 +246,29 @@ def release_s(device: Device) -> float:
     return device.fence_s + device.atomic_s
 
 
-def merge_latency_s(device: Device, peers: IntArray, splits_in_flight: int) -> FloatArray:
+def merge_latency_s(
+    device: Device, peers: IntArray, splits_in_flight: int, grains: IntArray | int = 1
+) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
     It sees the flag, then reads `splits_in_flight` peers at a time, one L2 latency each time: 1 in the
-    LeanAttention kernels.
+    LeanAttention kernels. Where it takes the rows in `grains`, it does so for each.
     """
     rounds: FloatArray = np.ceil(np.asarray(peers, dtype=np.float64) / splits_in_flight)
-    return device.flag_latency_s + rounds * l2_latency_s(device)
+    return device.flag_latency_s + grains * rounds * l2_latency_s(device)
+
+
+def merge_grains(workload: Workload, kernel: Kernel, rows: IntArray, sharing: IntArray) -> IntArray:
+    """Grains of its rows that a CTA merges one after the other, where `sharing` share a merge.
+
+    A warpgroup takes 16 B a thread of each partial at a time, its CTA every `sharing`th part of the
+    rows (trtllm-gen's reducePartialO and FlashInfer's csrc/fmhaReduction.cu, which is the same loop).
+    """
+    if kernel.merge_grain_bytes is None:
+        return np.ones_like(sharing)
+    row_bytes = workload.value_dim * DTYPE_BYTES[kernel.partial_dtype]
+    grains = -(-rows * row_bytes // kernel.merge_grain_bytes)
+    return -(-grains // (sharing if kernel.shared_merge else 1))
 
 
 def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> FloatArray:
