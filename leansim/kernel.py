@@ -48,7 +48,7 @@ class Only(Spec):
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency` and `empty_ctas` stand for the kernel's. Where output is added up in two levels,
+    `mma_efficiency`, `empty_ctas` and `kv_stages` stand for the kernel's. Where output is added up in two levels,
     which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
     `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
     does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
@@ -60,6 +60,7 @@ class Traits(Spec):
     overlaps: bool = True
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
+    kv_stages: Count | None = None
 
     def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
         """Columns that the instance computes beyond the call's head dim."""

@@ -97,7 +97,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
     too, at the kernel's share of the dense rate. With single-buffered K and V (FA2's split-KV loop:
     wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) +
-    max(K load, softmax + PV)) + min(K load, softmax + PV). With `kv_stages` tiles in flight they take
+    max(K load, softmax + PV)) + min(K load, softmax + PV). With `kv_stages` tiles in flight (the instance's, else the kernel's) they take
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
@@ -127,9 +127,10 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     else:
         load_s = latency + transfer_s
         fill_s = latency + grid.loaded_share * transfer_s
-        in_flight = kernel.kv_stages * (k_bytes + v_bytes)
+        stages = grid.traits.kv_stages or kernel.kv_stages
+        in_flight = stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        tile_s = max(compute_s, loader_s, load_s / kernel.kv_stages, transfer_s)
+        tile_s = max(compute_s, loader_s, load_s / stages, transfer_s)
         saved_s = (qk_s + pv_s) * cheaper_first_tile(grid)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) - saved_s
     return TileCost(
