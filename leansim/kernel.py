@@ -52,7 +52,8 @@ class Traits(Spec):
     which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
     `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
     does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
-    setup kernel runs.
+    setup kernel runs. A CTA takes `step_tokens` of KV at a time, where a partitioner's own number is
+    not it.
     """
 
     mma_efficiency: Fraction | None = None
@@ -61,6 +62,7 @@ class Traits(Spec):
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
     kv_stages: Count | None = None
+    step_tokens: Count | None = None
 
     def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
         """Columns that the instance computes beyond the call's head dim."""

@@ -183,7 +183,8 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         peers = schedule.segments_of_tile[tile] - 1
         own_rows = np.broadcast_to(rows, merges.shape)[merges]
         grains = pricing.merge_grains(schedule.grid.workload, kernel, own_rows, peers + 1)
-        read = peers + 1 if kernel.shared_merge else peers
+        # Sharing a merge, it reads a share of every partial, its own too: the bytes of one.
+        read, mine = (peers + 1, 1) if kernel.shared_merge else (peers, peers)
         put(
             places.merge,
             Phase.MERGE,
@@ -192,7 +193,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
             latency_ps=_picoseconds(
                 pricing.merge_latency_s(device, read, kernel.merge_splits_in_flight, grains)
             ),
-            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * (1 if kernel.shared_merge else peers),
+            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * mine,
             flow=ON_CHIP,
         )
     published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
@@ -210,7 +211,7 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
 
 
 def _lone_merge_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
-    """What publishing and merging its own partial costs the only CTA with KV of a tile that may be split."""
+    """What publishing and merging its own partial costs a CTA that alone has KV of a shared merge."""
     if not (kernel.shared_merge and schedule.num_splits and schedule.num_splits > 1):
         return 0
     lone = schedule.segments_of_tile[schedule.output_tile] == 1
