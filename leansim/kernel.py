@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
 EmptyCtas = Literal["return", "write", "prepare"]
+CombineStart = Literal["launch", "pdl", "grid_sync"]
 
 
 def _named(value: Any) -> Any:
@@ -45,15 +46,29 @@ class Only(Spec):
     groups: tuple[Count, ...] | None = None
 
 
+class Chain(Spec):
+    """What a CTA that overlaps nothing does for the tokens it computes at a time, one thing after another.
+
+    `clk` are those of its dependent instructions where memory answers at once, `issue_clk` those in which
+    it keeps the SM from others. It waits `kv_reads` times for KV, and `index_reads` times for where that is.
+    """
+
+    clk: Positive
+    issue_clk: Positive
+    kv_reads: NotNegative
+    index_reads: NotNegative
+
+
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency`, `empty_ctas` and `kv_stages` stand for the kernel's. Where output is added up in two levels,
+    `mma_efficiency`, `empty_ctas`, `kv_stages` and `combine_start` stand for the kernel's. Where output is added up in two levels,
     which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
     `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
     does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
     setup kernel runs. A CTA takes `step_tokens` of KV at a time, where a partitioner's own number is
-    not it.
+    not it. With a `chain` for the architecture it overlaps no load with computing, nor a load with the
+    next; it computes `computed_tokens` at a time, if not its KV tile, though a split may end inside.
     """
 
     mma_efficiency: Fraction | None = None
@@ -63,6 +78,9 @@ class Traits(Spec):
     empty_ctas: EmptyCtas | None = None
     kv_stages: Count | None = None
     step_tokens: Count | None = None
+    chain: dict[str, Chain] = Field(default_factory=dict)
+    computed_tokens: Count | None = None
+    combine_start: CombineStart | None = None
 
     def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
         """Columns that the instance computes beyond the call's head dim."""
@@ -106,7 +124,7 @@ class Combine(Spec):
     smem_bytes: Annotated[int, Field(ge=0)]
     rows_per_cta: dict[int, Count]
     splits_in_flight: Count
-    start: Literal["launch", "pdl", "grid_sync"] = "launch"
+    start: CombineStart = "launch"
     overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
 
     def rows_for(self, head_dim: int) -> int:

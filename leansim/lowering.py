@@ -83,7 +83,8 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         gaps[kernel.setup_kernels] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
     if schedule.combine == "kernel":
         assert kernel.combine is not None
-        gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
+        start = grid.traits.combine_start or kernel.combine.start
+        gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, start))
     launches = [Launch(name, ctas[i], ctas[i + 1], fit, gaps[i]) for i, (name, fit) in enumerate(fits)]
     offsets = [0, *accumulate(int(part.border[-1]) for part in parts)]
     borders = [part.border[1:] + offset for part, offset in zip(parts[1:], offsets[1:], strict=False)]
@@ -264,6 +265,10 @@ def _ramp_ps(
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
     near = 1.0 - device.latency_spread
+    if schedule.grid.traits.computed_tokens:
+        at_once = max(1, schedule.grid.traits.computed_tokens // schedule.grid.tile_tokens)
+        masked = (schedule.start - schedule.stop) % at_once
+        return _picoseconds(prologue_s * near + masked * cost.tile_s)
     prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
     early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
     if not (prefetches or early):

@@ -101,7 +101,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more.
+    the loader takes and no more. A CTA with a `chain` takes all of it for each tile, the loads too.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -120,6 +120,19 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     v_s = latency + v_bytes / fill_rate if v_bytes else 0.0
     compute_s = max(softmax_s, qk_s + shown_s + pv_s)
     transfer_s = (k_bytes + v_bytes) / fill_rate
+    if (chain := grid.traits.chain.get(device.arch)) is not None:
+        share = tokens / (grid.traits.computed_tokens or tokens)
+        reads_s = chain.kv_reads * latency + chain.index_reads * l2_latency_s(device)
+        tile_s = share * (chain.clk * device.clk_s + reads_s) + transfer_s
+        return TileCost(
+            tile_bytes=k_bytes + v_bytes,
+            tile_s=tile_s,
+            fill_s=0.0,
+            sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
+            compute_s=share * chain.clk * device.clk_s,
+            tensor_s=qk_s + pv_s,
+            offered_bytes_per_s=(k_bytes + v_bytes) / tile_s,
+        )
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
