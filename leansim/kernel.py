@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
-EmptyCtas = Literal["return", "write", "prepare"]
+EmptyCtas = Literal["return", "look", "write", "prepare"]
 CombineStart = Literal["launch", "pdl", "grid_sync"]
 
 

@@ -307,13 +307,16 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray 
     That is an atomic, and a walk over the requests between this item and the last one of the same
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
-    prepares = _empty_ctas(schedule, kernel) == "prepare" and schedule.num_empty_ctas > 0
-    if not prepares and schedule.dispatch == "grid":
+    does = _empty_ctas(schedule, kernel) if schedule.num_empty_ctas else "return"
+    looks_or_prepares = does in ("look", "prepare")
+    if not looks_or_prepares and schedule.dispatch == "grid":
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if prepares:
+    if looks_or_prepares:
         empty = np.diff(schedule.segments_of_cta) == 0
-        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device))
+        prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
+        spent_s = prologue_s if does == "prepare" else pricing.l2_latency_s(device)
+        arrival[empty] += picoseconds(spent_s)
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)
@@ -339,7 +342,7 @@ def _empty_ctas(schedule: Schedule, kernel: Kernel) -> EmptyCtas:
 
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    writes = schedule.combine == "kernel" and _empty_ctas(schedule, kernel) != "return"
+    writes = schedule.combine == "kernel" and _empty_ctas(schedule, kernel) in ("write", "prepare")
     if not (writes and schedule.num_empty_ctas):
         return None
     empty = np.diff(schedule.segments_of_cta) == 0
