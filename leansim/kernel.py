@@ -47,10 +47,11 @@ class Only(Spec):
 
 
 class Chain(Spec):
-    """What a CTA that overlaps nothing does for the tokens it computes at a time, one thing after another.
+    """What a CTA that overlaps nothing does for the tokens it computes at a time.
 
-    `clk` are those of its dependent instructions where memory answers at once, `issue_clk` those in which
-    it keeps the SM from others. It waits `kv_reads` times for KV, and `index_reads` times for where that is.
+    `clk` are those of its dependent instructions where memory answers at once, `issue_clk` those in
+    which it keeps the SM from others. It waits `kv_reads` times for KV, and `index_reads` times for
+    where that is.
     """
 
     clk: Positive
@@ -62,13 +63,14 @@ class Chain(Spec):
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency`, `empty_ctas`, `kv_stages` and `combine_start` stand for the kernel's. Where output is added up in two levels,
-    which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
-    `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
-    does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
-    setup kernel runs. A CTA takes `step_tokens` of KV at a time, where a partitioner's own number is
-    not it. With a `chain` for the architecture it overlaps no load with computing, nor a load with the
-    next; it computes `computed_tokens` at a time, if not its KV tile, though a split may end inside.
+    `mma_efficiency`, `empty_ctas`, `kv_stages` and `combine_start` stand for the kernel's. Where output
+    is added up in two levels, which begins with the second KV tile, `first_mma_efficiency` holds for the
+    first. An instance that `overlaps` computes the scores of one KV tile while another is in its
+    softmax, as far as its kernel does. The first CTAs of one that `starts_early` (programmatic dependent
+    launch) get ready while a setup kernel runs. A CTA takes `step_tokens` of KV at a time, where a
+    partitioner's own number is not it. With a `chain` for the architecture it overlaps neither loading
+    and computing nor one load and the next; it computes `computed_tokens` at a time, if not its KV tile,
+    though a split may end inside.
     """
 
     mma_efficiency: Fraction | None = None
@@ -140,8 +142,9 @@ class Kernel(SourcedSpec):
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
     merges in the launch reads at a time, all their rows at once or `merge_grain_bytes` of each. With
     `shared_merge` the CTAs of an output tile that have KV merge a part of its rows each, and of a call
-    that may be split even the only one of them merges its own. `empty_ctas` is what a CTA without KV tiles does: `return` at
-    once, `write` an empty partial for the combine kernel, or `prepare` as if it had some.
+    that may be split even the only one of them merges its own. `empty_ctas` is what a CTA without KV
+    tiles does: `return` at once, `look` up that it has none, `write` an empty partial for the combine
+    kernel, or `prepare` as if it had some.
     `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
     masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first

@@ -268,7 +268,7 @@ def _ramp_ps(
     if schedule.grid.traits.computed_tokens:
         at_once = max(1, schedule.grid.traits.computed_tokens // schedule.grid.tile_tokens)
         masked = (schedule.start - schedule.stop) % at_once
-        return _picoseconds(prologue_s * near + masked * cost.tile_s)
+        return _picoseconds((prologue_s + cost.fill_s) * near + masked * cost.compute_s)
     prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
     early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
     if not (prefetches or early):
@@ -314,9 +314,7 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray 
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
     if looks_or_prepares:
         empty = np.diff(schedule.segments_of_cta) == 0
-        prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
-        spent_s = prologue_s if does == "prepare" else pricing.l2_latency_s(device)
-        arrival[empty] += picoseconds(spent_s)
+        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device))
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)

@@ -187,8 +187,8 @@ class MeasuredTable(SourcedSpec):
 
     `file` is a folder of the distribution's `systems/data`. `kernels` maps its `kernel_source` values
     to kernels; rows of others are left out. The kernel reads `step + step_offset` KV tokens. Calls are
-    told of `told_context_len` tokens where no request is longer; without it, of the longest request. With
-    `bytes_check`, rows whose KV cannot have come through DRAM in the time are left out.
+    told of `told_context_len` tokens where no request is longer; without it, of the longest request.
+    With `bytes_check`, rows whose KV cannot have come through DRAM in the time are left out.
     """
 
     file: str

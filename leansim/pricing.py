@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import Combine, Kernel
+from leansim.kernel import Chain, Combine, Kernel
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid, per_arch
 from leansim.workload import Workload
@@ -97,7 +97,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
     too, at the kernel's share of the dense rate. With single-buffered K and V (FA2's split-KV loop:
     wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) +
-    max(K load, softmax + PV)) + min(K load, softmax + PV). With `kv_stages` tiles in flight (the instance's, else the kernel's) they take
+    max(K load, softmax + PV)) + min(K load, softmax + PV). With `kv_stages` tiles in flight they take
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
@@ -121,18 +121,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     compute_s = max(softmax_s, qk_s + shown_s + pv_s)
     transfer_s = (k_bytes + v_bytes) / fill_rate
     if (chain := grid.traits.chain.get(device.arch)) is not None:
-        share = tokens / (grid.traits.computed_tokens or tokens)
-        reads_s = chain.kv_reads * latency + chain.index_reads * l2_latency_s(device)
-        tile_s = share * (chain.clk * device.clk_s + reads_s) + transfer_s
-        return TileCost(
-            tile_bytes=k_bytes + v_bytes,
-            tile_s=tile_s,
-            fill_s=0.0,
-            sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
-            compute_s=share * chain.clk * device.clk_s,
-            tensor_s=qk_s + pv_s,
-            offered_bytes_per_s=(k_bytes + v_bytes) / tile_s,
-        )
+        return _chained(chain, grid, device, k_bytes + v_bytes, latency, qk_s + pv_s)
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
@@ -154,6 +143,30 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         compute_s=compute_s,
         tensor_s=qk_s + pv_s,
         offered_bytes_per_s=in_flight / latency,
+    )
+
+
+def _chained(
+    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, latency: float, tensor_s: float
+) -> TileCost:
+    """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
+
+    At least one read is waited for. What it offers memory is what it moves, as it does not load ahead.
+    """
+    share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+    compute_s = share * chain.clk * device.clk_s
+    transfer_s = tile_bytes / device.sm_load_bytes_per_s
+    kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
+    read_s = grid.loaded_share * (kv_reads * latency + index_reads * l2_latency_s(device) + transfer_s)
+    tile_s = compute_s + read_s
+    return TileCost(
+        tile_bytes=tile_bytes,
+        tile_s=tile_s,
+        fill_s=max(0.0, latency + l2_latency_s(device) - read_s),
+        sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
+        compute_s=compute_s,
+        tensor_s=tensor_s,
+        offered_bytes_per_s=tile_bytes / tile_s,
     )
 
 
