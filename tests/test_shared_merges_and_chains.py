@@ -124,7 +124,9 @@ def test_a_term_takes_its_seconds_for_every_kernel_it_launches() -> None:
 
 def test_what_a_call_is_told_of_and_windows_it_is_not(tmp_path: Path) -> None:
     """Calls hear of 32,768 tokens, or of their own where there are more; Llama 4's chunks go unheard."""
-    columns = "kernel_source,batch_size,num_heads,num_key_value_heads,head_dim,window_size,kv_cache_dtype"
+    columns = (
+        "kernel_source,batch_size,num_heads,num_key_value_heads,head_dim,window_size,kv_cache_dtype"
+    )
     rows = ["trtllm_mha,2,40,8,128,8192,bfloat16,99,0.01", "trtllm_mha,1,64,8,64,128,fp8,65535,0.02"]
     csv = "\n".join([f"{columns},step,latency", *rows])
     (tmp_path / "b200_sxm_sglang.csv").write_text(csv + "\n")
