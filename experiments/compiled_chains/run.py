@@ -102,7 +102,7 @@ def loop_of(instructions: list[Instruction], labels: dict[str, int]) -> list[Ins
 
 
 def start_clocks(instructions: list[Instruction]) -> float:
-    """Clocks from the start of a CTA to its first branch, which asks if it has tokens, beside its reads."""
+    """Clocks from the start of a CTA to the branch that asks whether it has tokens, beside its reads."""
     first = next(at for at, (_, operation, _) in enumerate(instructions) if operation.startswith("BRA"))
     warp = Warp(0.0, 0.0, 1, 1)
     for instruction in instructions[: first + 1]:
