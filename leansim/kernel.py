@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Field
 
 from leansim.spec import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
 
-EmptyCtas = Literal["return", "write", "prepare"]
+EmptyCtas = Literal["return", "look", "write", "prepare"]
+CombineStart = Literal["launch", "pdl", "grid_sync"]
 
 
 def _named(value: Any) -> Any:
@@ -45,17 +46,34 @@ class Only(Spec):
     groups: tuple[Count, ...] | None = None
 
 
+class Chain(Spec):
+    """What a CTA that overlaps nothing does for the tokens it computes at a time.
+
+    `clk` are those of its dependent instructions where memory answers at once, `issue_clk` those in
+    which it keeps the SM from others. It waits `kv_reads` times for KV, and `index_reads` times for
+    where that is.
+    """
+
+    clk: Positive
+    issue_clk: Positive
+    kv_reads: NotNegative
+    index_reads: NotNegative
+
+
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency` and `empty_ctas` stand for the kernel's. An instance that `overlaps` computes the
-    scores of one KV tile while another is in its softmax, as far as its kernel does. Where the compiler
-    makes the tensor instructions of a warpgroup wait for each other, a KV tile has `tensor_waits` over
-    all warpgroups. One that needs more registers than there are moves `spilled_bytes` to local memory
-    and back for each KV tile, `first_spilled_bytes` for the first and all that comes once for an output
-    tile. One that masks compares each score of the tiles at an edge, at `mask_fma_per_score`. One built
-    for splits issues for `split_clk` more on each output tile. The first CTAs of one that `starts_early`
-    (programmatic dependent launch) get ready while a setup kernel runs.
+    `mma_efficiency`, `empty_ctas`, `kv_stages` and `combine_start` stand for the kernel's. An instance
+    that `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its
+    kernel does. Where the compiler makes the tensor instructions of a warpgroup wait for each other, a
+    KV tile has `tensor_waits` over all warpgroups. One that needs more registers than there are moves
+    `spilled_bytes` to local memory and back for each KV tile, `first_spilled_bytes` for the first and
+    all that comes once for an output tile. One that masks compares each score of the tiles at an edge,
+    at `mask_fma_per_score`. One built for splits issues for `split_clk` more on each output tile. The
+    first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a setup kernel
+    runs. A CTA takes `step_tokens` of KV at a time, where a partitioner's own number is not it. With a
+    `chain` for the architecture it overlaps neither loading and computing nor one load and the next; it
+    computes `computed_tokens` at a time, if not its KV tile, though a split may end inside.
     """
 
     mma_efficiency: Fraction | None = None
@@ -67,6 +85,11 @@ class Traits(Spec):
     split_clk: NotNegative = 0.0
     starts_early: bool = False
     empty_ctas: EmptyCtas | None = None
+    kv_stages: Count | None = None
+    step_tokens: Count | None = None
+    chain: dict[str, Chain] = Field(default_factory=dict)
+    computed_tokens: Count | None = None
+    combine_start: CombineStart | None = None
 
     def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
         """Columns that the instance computes beyond the call's head dim."""
@@ -110,7 +133,7 @@ class Combine(Spec):
     smem_bytes: Annotated[int, Field(ge=0)]
     rows_per_cta: dict[int, Count]
     splits_in_flight: Count
-    start: Literal["launch", "pdl", "grid_sync"] = "launch"
+    start: CombineStart = "launch"
     overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
 
     def rows_for(self, head_dim: int) -> int:
@@ -124,8 +147,11 @@ class Kernel(SourcedSpec):
 
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
-    merges in the launch reads at a time. `empty_ctas` is what a CTA without KV tiles does: `return` at
-    once, `write` an empty partial for the combine kernel, or `prepare` as if it had some.
+    merges in the launch reads at a time, all their rows at once or `merge_grain_bytes` of each. With
+    `shared_merge` the CTAs of an output tile that have KV merge a part of its rows each, and of a call
+    that may be split even the only one of them merges its own. `empty_ctas` is what a CTA without KV
+    tiles does: `return` at once, `look` up that it has none, `write` an empty partial for the combine
+    kernel, or `prepare` as if it had some.
     `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
     its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
     masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first
@@ -154,6 +180,8 @@ class Kernel(SourcedSpec):
     combine: Combine | None = None
 
     merge_splits_in_flight: Count = 1
+    merge_grain_bytes: Count | None = None
+    shared_merge: bool = False
     prefetches_items: bool = False
     empty_ctas: EmptyCtas = "write"
     setup_kernels: Annotated[int, Field(ge=0)] = 0
@@ -185,4 +213,5 @@ class Kernel(SourcedSpec):
             "quantises_query",
             "empty_ctas",
             "prefetches_items",
+            "shared_merge",
         }

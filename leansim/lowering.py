@@ -83,7 +83,8 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         gaps[kernel.setup_kernels] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
     if schedule.combine == "kernel":
         assert kernel.combine is not None
-        gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
+        start = grid.traits.combine_start or kernel.combine.start
+        gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, start))
     launches = [Launch(name, ctas[i], ctas[i + 1], fit, gaps[i]) for i, (name, fit) in enumerate(fits)]
     offsets = [0, *accumulate(int(part.border[-1]) for part in parts)]
     borders = [part.border[1:] + offset for part, offset in zip(parts[1:], offsets[1:], strict=False)]
@@ -181,15 +182,19 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     if len(places.merge):
         tile = schedule.output_tile[merges]
         peers = schedule.segments_of_tile[tile] - 1
+        own_rows = np.broadcast_to(rows, merges.shape)[merges]
+        grains = pricing.merge_grains(schedule.grid.workload, kernel, own_rows, peers + 1)
+        # Sharing a merge, it reads a share of every partial, its own too: the bytes of one.
+        read, mine = (peers + 1, 1) if kernel.shared_merge else (peers, peers)
         put(
             places.merge,
             Phase.MERGE,
             wait_counter=tile,
             wait_target=peers,
             latency_ps=_picoseconds(
-                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight)
+                pricing.merge_latency_s(device, read, kernel.merge_splits_in_flight, grains)
             ),
-            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
+            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * mine,
             flow=ON_CHIP,
         )
     published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
@@ -198,11 +203,23 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     query_bytes = rows * pricing.query_row_bytes(schedule.grid.workload)
     partial = _rows_moved(partial_bytes + query_bytes, release_ps, device)
     output = _rows_moved(rows * _output_row_bytes(schedule) + query_bytes, 0, device)
+    output["latency_ps"] = output["latency_ps"] + _lone_merge_ps(schedule, kernel, device)
     written = {name: np.where(published, partial[name], output[name]) for name in output}
     put(places.write, Phase.WRITE, **written)
     if in_launch:
         columns["signal_counter"][places.write] = np.where(published, schedule.output_tile, _NONE)
     return _Phases(columns, places.border)
+
+
+def _lone_merge_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
+    """What publishing and merging its own partial costs a CTA that alone has KV of a shared merge."""
+    if not (kernel.shared_merge and schedule.num_splits and schedule.num_splits > 1):
+        return 0
+    lone = schedule.segments_of_tile[schedule.output_tile] == 1
+    rows = np.broadcast_to(schedule.rows, lone.shape)
+    grains = pricing.merge_grains(schedule.grid.workload, kernel, rows, np.ones_like(rows))
+    taken_s = pricing.release_s(device) + grains * pricing.l2_latency_s(device)
+    return np.where(lone, _picoseconds(taken_s), 0)
 
 
 def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
@@ -250,6 +267,10 @@ def _ramp_ps(
     if schedule.combine == "kernel":
         prologue_s += schedule.grid.traits.split_clk * device.clk_s
     near = 1.0 - device.latency_spread
+    if schedule.grid.traits.computed_tokens:
+        at_once = max(1, schedule.grid.traits.computed_tokens // schedule.grid.tile_tokens)
+        masked = (schedule.start - schedule.stop) % at_once
+        return _picoseconds((prologue_s + cost.fill_s) * near + masked * cost.compute_s)
     prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
     early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
     if not (prefetches or early):
@@ -288,11 +309,12 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray 
     That is an atomic, and a walk over the requests between this item and the last one of the same
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
-    prepares = _empty_ctas(schedule, kernel) == "prepare" and schedule.num_empty_ctas > 0
-    if not prepares and schedule.dispatch == "grid":
+    does = _empty_ctas(schedule, kernel) if schedule.num_empty_ctas else "return"
+    looks_or_prepares = does in ("look", "prepare")
+    if not looks_or_prepares and schedule.dispatch == "grid":
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if prepares:
+    if looks_or_prepares:
         empty = np.diff(schedule.segments_of_cta) == 0
         arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device))
     if schedule.dispatch == "queue":
@@ -320,7 +342,7 @@ def _empty_ctas(schedule: Schedule, kernel: Kernel) -> EmptyCtas:
 
 def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    writes = schedule.combine == "kernel" and _empty_ctas(schedule, kernel) != "return"
+    writes = schedule.combine == "kernel" and _empty_ctas(schedule, kernel) in ("write", "prepare")
     if not (writes and schedule.num_empty_ctas):
         return None
     empty = np.diff(schedule.segments_of_cta) == 0

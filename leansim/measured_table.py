@@ -75,10 +75,12 @@ class When(Spec):
 class HarnessTerm(SourcedSpec):
     """One named part of a measured latency that is not the attention kernel.
 
-    It takes `seconds` and `per_request_s` for each request, and moves `query_bytes` times the call's
-    Q and `kv_token_bytes` times the new tokens' K and V at `bytes_per_s`.
+    It takes `seconds` for each of the small kernels it `launches` and `per_request_s` for each request,
+    and moves `query_bytes` times the call's Q and `kv_token_bytes` times the new tokens' K and V at
+    `bytes_per_s`.
     """
 
+    launches: Count = 1
     seconds: NotNegative = 0.0
     per_request_s: NotNegative = 0.0
     query_bytes: NotNegative = 0.0
@@ -88,8 +90,8 @@ class HarnessTerm(SourcedSpec):
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
-        """Names and conditions."""
-        return super().unsourced() | {"when"}
+        """Names, conditions and counts of kernels, which the description spells out."""
+        return super().unsourced() | {"when", "launches"}
 
     @model_validator(mode="after")
     def _bytes_have_a_pace(self) -> HarnessTerm:
@@ -99,7 +101,7 @@ class HarnessTerm(SourcedSpec):
 
     def seconds_of(self, calls: Calls) -> Any:
         """Time of this term in each call, s: an array for arrays, a number for numbers."""
-        taken = self.seconds + self.per_request_s * calls.batch_size
+        taken = self.launches * self.seconds + self.per_request_s * calls.batch_size
         if self.bytes_per_s is not None:
             moved = self.query_bytes * calls.query_bytes + self.kv_token_bytes * calls.kv_token_bytes
             taken = taken + moved / self.bytes_per_s
@@ -129,11 +131,13 @@ def _named(value: Any) -> Any:
 class KernelSource(Spec):
     """The kernel that a `kernel_source` of the file ran.
 
-    `fp8_query` says that Q was fp8 too where the KV cache was.
+    `fp8_query` says that Q was fp8 too where the KV cache was. `unseen_windows` are windows of the file
+    that the kernel was not told of: it attended to everything, and such rows count as rows without.
     """
 
     name: str
     fp8_query: bool = False
+    unseen_windows: tuple[Count, ...] = ()
 
 
 class Exclusion(Spec):
@@ -182,8 +186,9 @@ class MeasuredTable(SourcedSpec):
     """One file of measured decode-attention latencies, and how to read it.
 
     `file` is a folder of the distribution's `systems/data`. `kernels` maps its `kernel_source` values
-    to kernels; rows of others are left out. The kernel reads `step + step_offset` KV tokens. With
-    `bytes_check`, rows whose KV cannot have come through DRAM in the time are left out.
+    to kernels; rows of others are left out. The kernel reads `step + step_offset` KV tokens. Calls are
+    told of `told_context_len` tokens where no request is longer; without it, of the longest request.
+    With `bytes_check`, rows whose KV cannot have come through DRAM in the time are left out.
     """
 
     file: str
@@ -191,6 +196,7 @@ class MeasuredTable(SourcedSpec):
     kernels: dict[str, Annotated[KernelSource, BeforeValidator(_named)]] = Field(min_length=1)
     step_offset: Literal[0, 1]
     page_tokens: Count
+    told_context_len: Count | None = None
     q_dtype: str = "bfloat16"
     launch: Launch = "graph"
     cache: Cache = "warm"

@@ -82,6 +82,9 @@ def measured_rows(
     if "window_size" not in raw:
         raw = raw.assign(window_size=0)
     kept, left_out = _kept(table, raw)
+    for source, kernel in table.kernels.items():
+        unseen = (kept["kernel_source"] == source) & kept["window_size"].isin(kernel.unseen_windows)
+        kept.loc[unseen, "window_size"] = 0
     rows = kept.rename(columns={**_RENAMED, "kv_cache_dtype": "kv_dtype"})
     rows["measured_s"] = rows.pop("latency") / 1e3
     rows = rows.groupby(["kernel_source", *SHAPE], sort=False)["measured_s"].mean().reset_index()
@@ -117,9 +120,11 @@ def points_of(rows: pd.DataFrame) -> Iterator[Point]:
     names = [name for name in rows.columns if name in Point.model_fields and name != "window"]
     for row in rows.to_dict("records"):
         table = tables[row["table"]]
+        told = table.told_context_len
         yield point(
             **{name: row[name] for name in names},
             window=row["window"] or None,
+            max_context_len=None if told is None else max(told, row["context_len"]),
             page_tokens=table.page_tokens,
             launch=table.launch,
             cache=table.cache,

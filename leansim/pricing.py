@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import Combine, Kernel
+from leansim.kernel import Chain, Combine, Kernel
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid, is_local, per_arch
 from leansim.workload import Workload
@@ -102,7 +102,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more. The first tile has its own stalls.
+    the loader takes and no more. The first tile has its own stalls. A CTA with a `chain` takes all of it
+    for each tile, the loads too.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -122,6 +123,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     stall_s, first_stall_s = stalls_s(grid, kernel, device)
     compute_s = max(softmax_s, qk_s + shown_s + pv_s) + stall_s + mask_s(grid, device)
     transfer_s = (k_bytes + v_bytes) / fill_rate
+    if (chain := grid.traits.chain.get(device.arch)) is not None:
+        return _chained(chain, grid, device, k_bytes + v_bytes, latency, qk_s + pv_s)
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
@@ -129,9 +132,10 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     else:
         load_s = latency + transfer_s
         fill_s = latency + grid.loaded_share * transfer_s
-        in_flight = kernel.kv_stages * (k_bytes + v_bytes)
+        stages = grid.traits.kv_stages or kernel.kv_stages
+        in_flight = stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        tile_s = max(compute_s, loader_s, load_s / kernel.kv_stages, transfer_s)
+        tile_s = max(compute_s, loader_s, load_s / stages, transfer_s)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) + first_stall_s - stall_s
     return TileCost(
         tile_bytes=k_bytes + v_bytes,
@@ -141,6 +145,30 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         compute_s=compute_s,
         tensor_s=qk_s + pv_s,
         offered_bytes_per_s=in_flight / latency,
+    )
+
+
+def _chained(
+    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, latency: float, tensor_s: float
+) -> TileCost:
+    """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
+
+    At least one read is waited for. What it offers memory is what it moves, as it does not load ahead.
+    """
+    share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+    compute_s = share * chain.clk * device.clk_s
+    transfer_s = tile_bytes / device.sm_load_bytes_per_s
+    kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
+    read_s = grid.loaded_share * (kv_reads * latency + index_reads * l2_latency_s(device) + transfer_s)
+    tile_s = compute_s + read_s
+    return TileCost(
+        tile_bytes=tile_bytes,
+        tile_s=tile_s,
+        fill_s=max(0.0, latency + l2_latency_s(device) - read_s),
+        sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
+        compute_s=compute_s,
+        tensor_s=tensor_s,
+        offered_bytes_per_s=tile_bytes / tile_s,
     )
 
 
@@ -263,14 +291,29 @@ def release_s(device: Device) -> float:
     return device.fence_s + device.atomic_s
 
 
-def merge_latency_s(device: Device, peers: IntArray, splits_in_flight: int) -> FloatArray:
+def merge_latency_s(
+    device: Device, peers: IntArray, splits_in_flight: int, grains: IntArray | int = 1
+) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
     It sees the flag, then reads `splits_in_flight` peers at a time, one L2 latency each time: 1 in the
-    LeanAttention kernels.
+    LeanAttention kernels. Where it takes the rows in `grains`, it does so for each.
     """
     rounds: FloatArray = np.ceil(np.asarray(peers, dtype=np.float64) / splits_in_flight)
-    return device.flag_latency_s + rounds * l2_latency_s(device)
+    return device.flag_latency_s + grains * rounds * l2_latency_s(device)
+
+
+def merge_grains(workload: Workload, kernel: Kernel, rows: IntArray, sharing: IntArray) -> IntArray:
+    """Grains of its rows that a CTA merges one after the other, where `sharing` share a merge.
+
+    A warpgroup takes 16 B a thread of each partial at a time, its CTA every `sharing`th part of the
+    rows (trtllm-gen's reducePartialO and FlashInfer's csrc/fmhaReduction.cu, which is the same loop).
+    """
+    if kernel.merge_grain_bytes is None:
+        return np.ones_like(sharing)
+    row_bytes = workload.value_dim * DTYPE_BYTES[kernel.partial_dtype]
+    grains = -(-rows * row_bytes // kernel.merge_grain_bytes)
+    return -(-grains // (sharing if kernel.shared_merge else 1))
 
 
 def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> FloatArray:

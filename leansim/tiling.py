@@ -311,7 +311,7 @@ def smem_bytes(kernel: Kernel, variant: TileVariant, workload: Workload) -> int:
     if variant.smem_bytes is not None:
         return variant.smem_bytes
     q = variant.tile_rows * variant.head_dim * DTYPE_BYTES[workload.q_dtype]
-    tiles = kernel.kv_stages * (1 if kernel.latent_kv else 2)
+    tiles = (variant.kv_stages or kernel.kv_stages) * (1 if kernel.latent_kv else 2)
     kv = variant.tile_tokens * variant.head_dim * DTYPE_BYTES[workload.kv_dtype]
     return q + tiles * kv
 

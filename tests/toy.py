@@ -91,6 +91,8 @@ def toy_kernel(combine: dict[str, Any] | None = None, **changes: Any) -> Kernel:
         "batch_scan_s": {},
         "setup_kernels": 0,
         "merge_splits_in_flight": 1,
+        "merge_grain_bytes": None,
+        "shared_merge": False,
         "empty_ctas": "write",
         "transpose_bytes_per_s": {},
         "prefetches_items": False,

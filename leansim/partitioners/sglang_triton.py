@@ -60,8 +60,9 @@ class SglangTriton:
 
     `mode`: `dynamic` counts, `static` (every request `max_kv_splits`), or `deterministic` (one per
     `split_tile_tokens` of a request, the grid sized by the longest context of the call). With a
-    window, what is cut is the last tokens of each context; that they may begin inside a KV tile is
-    made up for by the last split.
+    window, what is cut is the last tokens of each context, into as many as the whole context would be
+    (sglang 0.5.14, triton_backend.py, forward_decode passes the counts of whole contexts); that they
+    may begin inside a KV tile is made up for by the last split.
     """
 
     max_kv_splits: Annotated[int, Field(ge=1)] = 8
@@ -75,7 +76,7 @@ class SglangTriton:
             raise PartitionerError("sglang_triton decodes one new token per request")
         lens = load.visible_lens
         groups = head_groups(load.num_q_heads, load.num_kv_heads)
-        splits, most = self._counts(lens, grid, groups)
+        splits, most = self._counts(load.lens, grid, groups)
         tokens = split_tokens(lens, splits)[grid.request]
         length = -(-tokens[:, None] // grid.tile_tokens)
         number = np.arange(most + 1, dtype=np.int64)
@@ -89,7 +90,7 @@ class SglangTriton:
     def _counts(self, lens: IntArray, grid: TileGrid, groups: int) -> tuple[IntArray, int]:
         """Split counts per request, and the most that are launched."""
         if self.mode == "deterministic":
-            longest = grid.workload.visible_tokens(grid.workload.call_context_len)
+            longest = grid.workload.call_context_len
             return -(-lens // self.split_tile_tokens), -(-longest // self.split_tile_tokens)
         if self.mode == "static":
             return np.full(len(lens), self.max_kv_splits, dtype=np.int64), self.max_kv_splits

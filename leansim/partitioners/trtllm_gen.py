@@ -40,9 +40,9 @@ def num_ctas_per_kv(
 class TrtllmGen:
     """As many equal splits as there are idle SMs; unsplit tiles go to persistent CTAs.
 
-    Splits follow each request's own length, in steps of `step_tokens` (that the cut is even and
-    contiguous is assumed: the kernels are binaries). `steps_per_cta` is 1 in TensorRT-LLM before the
-    factor of two came in.
+    Splits follow each request's own length, in steps of `step_tokens` unless the instance has its own
+    (that the cut is even and contiguous is assumed: the kernels are binaries). `steps_per_cta` is 1 in
+    TensorRT-LLM before the factor of two came in.
     """
 
     step_tokens: Annotated[int, Field(ge=1)] = 256
@@ -51,14 +51,15 @@ class TrtllmGen:
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
         """Cut every output tile into the call's count of splits."""
         load, work = grid.workload, grid.num_output_tiles
+        step = grid.traits.step_tokens or self.step_tokens
         splits = num_ctas_per_kv(
             load.call_context_len,
             load.window,
             work,
             grid.num_sms,
-            self.step_tokens,
+            step,
             self.steps_per_cta,
         )
-        borders = even_runs(grid, np.full(work, splits), splits, self.step_tokens)
+        borders = even_runs(grid, np.full(work, splits), splits, step)
         dispatch: Dispatch = "queue" if splits == 1 else "grid"
         return fixed_splits(grid, splits, borders, GRID, "last", dispatch=dispatch)
