@@ -45,20 +45,53 @@ class Only(Spec):
     groups: tuple[Count, ...] | None = None
 
 
+class QueryReads(Spec):
+    """Loading warps that read a few `rows` of Q at a time and wait for each before the next.
+
+    What they do with one read takes `clk` clocks. Others fetch the first KV tile `beside_clk` clocks
+    longer than its reads take.
+    """
+
+    rows: Count
+    clk: NotNegative = 0.0
+    beside_clk: NotNegative = 0.0
+
+
+class Merging(Spec):
+    """What merging in the launch computes: `clk` clocks a partial, `row_clk` more for each row of a warp.
+
+    The rows are dealt to `warps`.
+    """
+
+    warps: Count
+    clk: NotNegative
+    row_clk: NotNegative
+
+
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency` and `empty_ctas` stand for the kernel's. Where output is added up in two levels,
+    `mma_efficiency`, `segment_overhead_s` and `empty_ctas` stand for the kernel's. Where output is added up in two levels,
     which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
     `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
     does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
-    setup kernel runs.
+    setup kernel runs; one that is `self_contained` needs none, as it rotates the query and appends the
+    new token itself. `query_reads` says that Q comes in several reads, `whole_pages` that pages are
+    loaded beyond the end of a context too. However fast its SM is, a CTA takes `tile_chain_s` from one
+    KV tile to the next: what it does with one depends on itself. `merging` is what it computes for
+    each partial that it merges.
     """
 
     mma_efficiency: Fraction | None = None
     first_mma_efficiency: Fraction | None = None
     overlaps: bool = True
     starts_early: bool = False
+    self_contained: bool = False
+    whole_pages: bool = False
+    query_reads: QueryReads | None = None
+    segment_overhead_s: NotNegative | None = None
+    tile_chain_s: NotNegative = 0.0
+    merging: Merging | None = None
     empty_ctas: EmptyCtas | None = None
 
     def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call

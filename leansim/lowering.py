@@ -75,12 +75,13 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     if schedule.combine == "kernel":
         parts.append(_combine_launch(schedule, kernel, device))
         fits.append(("combine", _combine_ctas_per_sm(kernel, device)))
-    parts = [*(_setup_launch(device) for _ in range(kernel.setup_kernels)), *parts]
-    fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
+    setups = _setup_kernels(grid, kernel)
+    parts = [*(_setup_launch(device) for _ in range(setups)), *parts]
+    fits = [*[("setup", 1)] * setups, *fits]
     ctas = [0, *accumulate(len(part.border) - 1 for part in parts)]
     gaps = [0, *[gap_ps] * (len(parts) - 1)]
-    if grid.traits.starts_early and kernel.setup_kernels:
-        gaps[kernel.setup_kernels] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
+    if grid.traits.starts_early and setups:
+        gaps[setups] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
     if schedule.combine == "kernel":
         assert kernel.combine is not None
         gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
@@ -181,13 +182,15 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     if len(places.merge):
         tile = schedule.output_tile[merges]
         peers = schedule.segments_of_tile[tile] - 1
+        merged_rows = np.broadcast_to(rows, merges.shape)[merges]
+        partial_s = pricing.partial_s(schedule.grid.traits.merging, merged_rows, device)
         put(
             places.merge,
             Phase.MERGE,
             wait_counter=tile,
             wait_target=peers,
             latency_ps=_picoseconds(
-                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight)
+                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight, partial_s)
             ),
             bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
             flow=ON_CHIP,
@@ -246,17 +249,17 @@ def _ramp_ps(
     schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
 ) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
-    prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
+    prologue_s = pricing.prologue_s(schedule.grid, kernel, device, cost.fill_s)
     near = 1.0 - device.latency_spread
     prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
-    early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
+    early = schedule.grid.traits.starts_early and _setup_kernels(schedule.grid, kernel) > 0
     if not (prefetches or early):
         return picoseconds(max(0.0, prologue_s + cost.fill_s) * near)
     first = (schedule.cta if prefetches else _rank(schedule, kernel)) < schedule.grid.slots
     # Behind the first, what a queue prefetches is there when a CTA is through; before a setup kernel is
     # over, the first have got ready.
     fill_s = cost.fill_s * (first if prefetches else 1.0)
-    ready_s = kernel.segment_overhead_s.get(device.arch, 0.0) * (first if early else 0.0)
+    ready_s = pricing.segment_overhead_s(schedule.grid, kernel, device) * (first if early else 0.0)
     return _picoseconds(np.maximum(prologue_s + fill_s - ready_s, 0.0) * near)
 
 
@@ -274,7 +277,7 @@ def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.Tile
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    ramp_s = max(0.0, pricing.prologue_s(grid, kernel, device) + cost.fill_s)
+    ramp_s = max(0.0, pricing.prologue_s(grid, kernel, device, cost.fill_s) + cost.fill_s)
     distance = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
     drift_ps = _picoseconds(2.0 * device.latency_spread * ramp_s * distance)
     return drift_ps[np.arange(grid.num_sms) % DRIFT_CLASSES]
@@ -325,6 +328,11 @@ def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
     row_bytes = pricing.partial_row_bytes(schedule.grid.workload, kernel)
     written: IntArray = empty * (int(schedule.grid.rows.max()) * row_bytes)
     return written
+
+
+def _setup_kernels(grid: TileGrid, kernel: Kernel) -> int:
+    """Small launches before the instance that runs."""
+    return 0 if grid.traits.self_contained else kernel.setup_kernels
 
 
 def _setup_launch(device: Device) -> _Phases:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import Combine, Kernel
+from leansim.kernel import Combine, Kernel, Merging
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid, per_arch
 from leansim.workload import Workload
@@ -68,10 +68,28 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     heads = 1 if grid.packed else workload.group_size
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
     rounds = -(-heads // together)
-    warm = kept_share(workload.kv_bytes, device) if workload.cache == "warm" else 0.0
+    warm = kept_share(loaded_kv_bytes(grid), device) if workload.cache == "warm" else 0.0
     again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
     from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
     return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
+
+
+def loaded_kv_bytes(grid: TileGrid) -> float:
+    """Distinct KV bytes that the batch reads, more than it attends to where whole pages are loaded."""
+    return grid.workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
+
+
+def query_latency_s(grid: TileGrid, device: Device) -> float:
+    """Mean unloaded latency of a load of Q, s.
+
+    A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
+    before has left of all that it touched.
+    """
+    load = grid.workload
+    if not grid.traits.self_contained:
+        return l2_latency_s(device)
+    touched = loaded_kv_bytes(grid) + load.q_bytes + load.o_bytes
+    return kv_latency_s(device, kept_share(touched, device) if load.cache == "warm" else 0.0)
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
@@ -101,7 +119,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more.
+    the loader takes and no more. A tile is never done sooner than what depends on itself is
+    (`tile_chain_s`), which leaves the SM to others.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -129,7 +148,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         fill_s = latency + grid.loaded_share * transfer_s
         in_flight = kernel.kv_stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        tile_s = max(compute_s, loader_s, load_s / kernel.kv_stages, transfer_s)
+        chain_s = grid.traits.tile_chain_s
+        tile_s = max(compute_s, chain_s, loader_s, load_s / kernel.kv_stages, transfer_s)
         saved_s = (qk_s + pv_s) * cheaper_first_tile(grid)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) - saved_s
     return TileCost(
@@ -201,15 +221,29 @@ def tensor_flop_per_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     return rate * (grid.traits.mma_efficiency or per_arch(kernel.mma_efficiency, kernel, device))
 
 
-def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
+def segment_overhead_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
+    """Fixed cost of a segment, s: the instance's, or else the kernel's."""
+    own = grid.traits.segment_overhead_s
+    return kernel.segment_overhead_s.get(device.arch, 0.0) if own is None else own
+
+
+def prologue_s(grid: TileGrid, kernel: Kernel, device: Device, fill_s: float = 0.0) -> float:
     """Time from the start of a segment to its first KV load, s.
 
     `prologue_loads` dependent reads (sequence length, page table), then Q; all in L2, the query
     having just been written (assumed). Kernels that move whole Q and O tiles through shared memory,
-    masked rows too, pay for them `q_tile_copies` times.
+    masked rows too, pay for them `q_tile_copies` times. Where some warps read Q in parts while others
+    fetch the first KV tile, which takes `fill_s`, what of it they do not hide is added.
     """
     reads = (kernel.prologue_loads + 1) * l2_latency_s(device)
-    overhead = kernel.segment_overhead_s.get(device.arch, 0.0)
+    if (parts := grid.traits.query_reads) is not None:
+        latency = query_latency_s(grid, device)
+        rows = min(grid.rows_per_head, grid.tile_rows)
+        query_s = -(-rows // parts.rows) * (latency + parts.clk * device.clk_s)
+        # The loader of KV looks up the page, and reads the new token if it is to append it.
+        reads = l2_latency_s(device) + (latency if grid.traits.self_contained else 0.0)
+        reads += max(0.0, query_s - reads - fill_s - parts.beside_clk * device.clk_s)
+    overhead = segment_overhead_s(grid, kernel, device)
     itemsize = DTYPE_BYTES[query_dtype(grid.workload, kernel)]
     q_bytes = grid.tile_rows * grid.workload.head_dim * itemsize
     return overhead + reads + kernel.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
@@ -246,14 +280,28 @@ def release_s(device: Device) -> float:
     return device.fence_s + device.atomic_s
 
 
-def merge_latency_s(device: Device, peers: IntArray, splits_in_flight: int) -> FloatArray:
+def merge_latency_s(
+    device: Device, peers: IntArray, splits_in_flight: int, partial_s: FloatArray | float = 0.0
+) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
     It sees the flag, then reads `splits_in_flight` peers at a time, one L2 latency each time: 1 in the
-    LeanAttention kernels.
+    LeanAttention kernels. Where it computes `partial_s` with each, it is no sooner done than that after
+    the first has come.
     """
-    rounds: FloatArray = np.ceil(np.asarray(peers, dtype=np.float64) / splits_in_flight)
-    return device.flag_latency_s + rounds * l2_latency_s(device)
+    count = np.asarray(peers, dtype=np.float64)
+    rounds: FloatArray = np.ceil(count / splits_in_flight)
+    latency_s = l2_latency_s(device)
+    return device.flag_latency_s + np.maximum(rounds * latency_s, latency_s + count * partial_s)
+
+
+def partial_s(merging: Merging | None, rows: IntArray, device: Device) -> FloatArray:
+    """What a CTA computes with one partial of `rows` rows, s: dealt to warps, row after row."""
+    count = np.asarray(rows, dtype=np.float64)
+    if merging is None:
+        return np.zeros_like(count)
+    clk = merging.clk + np.ceil(count / merging.warps) * merging.row_clk
+    return np.asarray(clk * device.clk_s)
 
 
 def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> FloatArray:
