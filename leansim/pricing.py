@@ -68,7 +68,7 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     heads = 1 if grid.packed else workload.group_size
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
     rounds = -(-heads // together)
-    warm = kept_share(loaded_kv_bytes(grid), device) if workload.cache == "warm" else 0.0
+    warm = kept_share(touched_bytes(grid), device) if workload.cache == "warm" else 0.0
     again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
     from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
     return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
@@ -79,17 +79,21 @@ def loaded_kv_bytes(grid: TileGrid) -> float:
     return grid.workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
 
 
+def touched_bytes(grid: TileGrid) -> float:
+    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output."""
+    return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
+
+
 def query_latency_s(grid: TileGrid, device: Device) -> float:
     """Mean unloaded latency of a load of Q, s.
 
     A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
     before has left of all that it touched.
     """
-    load = grid.workload
     if not grid.traits.self_contained:
         return l2_latency_s(device)
-    touched = loaded_kv_bytes(grid) + load.q_bytes + load.o_bytes
-    return kv_latency_s(device, kept_share(touched, device) if load.cache == "warm" else 0.0)
+    warm = kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
+    return kv_latency_s(device, warm)
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
