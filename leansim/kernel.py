@@ -58,14 +58,15 @@ class QueryReads(Spec):
 
 
 class Merging(Spec):
-    """What merging in the launch computes: `clk` clocks a partial, `row_clk` more for each row of a warp.
+    """What merging in the launch computes: `once_clk` clocks, and `clk` with each partial.
 
-    The rows are dealt to `warps`.
+    Where the rows are dealt to `warps`, a partial takes `row_clk` more for each row of a warp.
     """
 
-    warps: Count
     clk: NotNegative
-    row_clk: NotNegative
+    once_clk: NotNegative = 0.0
+    warps: Count = 1
+    row_clk: NotNegative = 0.0
 
 
 class Traits(Spec):
@@ -89,8 +90,8 @@ class Traits(Spec):
     self_contained: bool = False
     whole_pages: bool = False
     query_reads: QueryReads | None = None
-    segment_overhead_s: NotNegative | None = None
-    tile_chain_s: NotNegative = 0.0
+    segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
+    tile_chain_s: dict[str, NotNegative] = Field(default_factory=dict)
     merging: Merging | None = None
     empty_ctas: EmptyCtas | None = None
 

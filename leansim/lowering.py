@@ -183,14 +183,15 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
         tile = schedule.output_tile[merges]
         peers = schedule.segments_of_tile[tile] - 1
         merged_rows = np.broadcast_to(rows, merges.shape)[merges]
-        partial_s = pricing.partial_s(schedule.grid.traits.merging, merged_rows, device)
+        merging = schedule.grid.traits.merging
+        computing_s = pricing.merge_computing_s(merging, peers, merged_rows, device)
         put(
             places.merge,
             Phase.MERGE,
             wait_counter=tile,
             wait_target=peers,
             latency_ps=_picoseconds(
-                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight, partial_s)
+                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight, computing_s)
             ),
             bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
             flow=ON_CHIP,

@@ -152,7 +152,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         fill_s = latency + grid.loaded_share * transfer_s
         in_flight = kernel.kv_stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        chain_s = grid.traits.tile_chain_s
+        chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
         tile_s = max(compute_s, chain_s, loader_s, load_s / kernel.kv_stages, transfer_s)
         saved_s = (qk_s + pv_s) * cheaper_first_tile(grid)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) - saved_s
@@ -227,8 +227,7 @@ def tensor_flop_per_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
 
 def segment_overhead_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     """Fixed cost of a segment, s: the instance's, or else the kernel's."""
-    own = grid.traits.segment_overhead_s
-    return kernel.segment_overhead_s.get(device.arch, 0.0) if own is None else own
+    return (kernel.segment_overhead_s | grid.traits.segment_overhead_s).get(device.arch, 0.0)
 
 
 def prologue_s(grid: TileGrid, kernel: Kernel, device: Device, fill_s: float = 0.0) -> float:
@@ -285,27 +284,27 @@ def release_s(device: Device) -> float:
 
 
 def merge_latency_s(
-    device: Device, peers: IntArray, splits_in_flight: int, partial_s: FloatArray | float = 0.0
+    device: Device, peers: IntArray, splits_in_flight: int, computing_s: FloatArray | float = 0.0
 ) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
     It sees the flag, then reads `splits_in_flight` peers at a time, one L2 latency each time: 1 in the
-    LeanAttention kernels. Where it computes `partial_s` with each, it is no sooner done than that after
-    the first has come.
+    LeanAttention kernels. It is no sooner done than `computing_s` after the first has come.
     """
-    count = np.asarray(peers, dtype=np.float64)
-    rounds: FloatArray = np.ceil(count / splits_in_flight)
+    rounds: FloatArray = np.ceil(np.asarray(peers, dtype=np.float64) / splits_in_flight)
     latency_s = l2_latency_s(device)
-    return device.flag_latency_s + np.maximum(rounds * latency_s, latency_s + count * partial_s)
+    return device.flag_latency_s + np.maximum(rounds * latency_s, latency_s + computing_s)
 
 
-def partial_s(merging: Merging | None, rows: IntArray, device: Device) -> FloatArray:
-    """What a CTA computes with one partial of `rows` rows, s: dealt to warps, row after row."""
-    count = np.asarray(rows, dtype=np.float64)
+def merge_computing_s(
+    merging: Merging | None, peers: IntArray, rows: IntArray, device: Device
+) -> FloatArray | float:
+    """What a CTA computes to merge so many peers' partials of `rows` rows, s."""
     if merging is None:
-        return np.zeros_like(count)
-    clk = merging.clk + np.ceil(count / merging.warps) * merging.row_clk
-    return np.asarray(clk * device.clk_s)
+        return 0.0
+    rows_of_warp = np.ceil(np.asarray(rows, dtype=np.float64) / merging.warps)
+    clk: FloatArray = merging.once_clk + peers * (merging.clk + rows_of_warp * merging.row_clk)
+    return clk * device.clk_s
 
 
 def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> FloatArray:
