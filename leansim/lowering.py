@@ -179,21 +179,18 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     )
     rows = schedule.rows
     partial_bytes = rows * pricing.partial_row_bytes(schedule.grid.workload, kernel)
+    idle = _idle_partials(schedule, kernel)
     if len(places.merge):
         tile = schedule.output_tile[merges]
         peers = schedule.segments_of_tile[tile] - 1
         merged_rows = np.broadcast_to(rows, merges.shape)[merges]
-        merging = schedule.grid.traits.merging
-        computing_s = pricing.merge_computing_s(merging, peers, merged_rows, device)
         put(
             places.merge,
             Phase.MERGE,
             wait_counter=tile,
             wait_target=peers,
-            latency_ps=_picoseconds(
-                pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight, computing_s)
-            ),
-            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * peers,
+            latency_ps=_merge_ps(schedule, kernel, device, peers + idle[tile], merged_rows),
+            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * (peers + idle[tile]),
             flow=ON_CHIP,
         )
     published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
@@ -203,10 +200,36 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     partial = _rows_moved(partial_bytes + query_bytes, release_ps, device)
     output = _rows_moved(rows * _output_row_bytes(schedule) + query_bytes, 0, device)
     written = {name: np.where(published, partial[name], output[name]) for name in output}
+    if idle.any():  # whoever had a whole tile to itself comes last, and merges what the idle ones left
+        alone = np.where(schedule.is_partial, 0, idle[schedule.output_tile])
+        merge_ps = picoseconds(pricing.release_s(device)) + _merge_ps(schedule, kernel, device, alone, rows)
+        written["latency_ps"] = written["latency_ps"] + np.where(alone > 0, merge_ps, 0)
     put(places.write, Phase.WRITE, **written)
     if in_launch:
         columns["signal_counter"][places.write] = np.where(published, schedule.output_tile, _NONE)
     return _Phases(columns, places.border)
+
+
+def _idle_partials(schedule: Schedule, kernel: Kernel) -> IntArray:
+    """Partials of each output tile by CTAs without KV tiles, `[output tiles]`.
+
+    Those that prepare all the same leave one for the last CTA, which does not know them from others
+    (TensorRT-LLM mha.cu); a grid launches as many CTAs for every tile.
+    """
+    counts = schedule.segments_of_tile
+    prepares = _empty_ctas(schedule, kernel) == "prepare" and kernel.combine is None
+    if not (prepares and schedule.num_empty_ctas):
+        return np.zeros_like(counts)
+    return schedule.num_ctas // schedule.grid.num_output_tiles - counts
+
+
+def _merge_ps(
+    schedule: Schedule, kernel: Kernel, device: Device, peers: IntArray, rows: IntArray
+) -> IntArray:
+    """Time from the last flag to merged, without the bytes."""
+    computing_s = pricing.merge_computing_s(schedule.grid.traits.merging, peers, rows, device)
+    in_flight = kernel.merge_splits_in_flight
+    return _picoseconds(pricing.merge_latency_s(device, peers, in_flight, computing_s))
 
 
 def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
