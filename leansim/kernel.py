@@ -79,8 +79,9 @@ class Traits(Spec):
     setup kernel runs; one that is `self_contained` needs none, as it rotates the query and appends the
     new token itself. `query_reads` says that Q comes in several reads, `whole_pages` that pages are
     loaded beyond the end of a context too. However fast its SM is, a CTA takes `tile_chain_s` from one
-    KV tile to the next: what it does with one depends on itself. `merging` is what it computes for
-    each partial that it merges.
+    KV tile to the next: what it does with one depends on itself. Of a segment's fixed cost, the SM's
+    schedulers spend `issue_clk` clocks, for which CTAs that share the SM queue. `merging` is what it
+    computes for each partial that it merges.
     """
 
     mma_efficiency: Fraction | None = None
@@ -92,6 +93,7 @@ class Traits(Spec):
     query_reads: QueryReads | None = None
     segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
     tile_chain_s: dict[str, NotNegative] = Field(default_factory=dict)
+    issue_clk: dict[str, NotNegative] = Field(default_factory=dict)
     merging: Merging | None = None
     empty_ctas: EmptyCtas | None = None
 

@@ -275,6 +275,14 @@ def _ramp_ps(
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     prologue_s = pricing.prologue_s(schedule.grid, kernel, device, cost.fill_s)
     near = 1.0 - device.latency_spread
+    if issue_clk := schedule.grid.traits.issue_clk.get(device.arch):
+        alone_s = max(0.0, prologue_s + cost.fill_s)
+        rank = _rank(schedule, kernel)
+        waits = pricing.queueing_s(
+            device.cta_launch_s + alone_s, issue_clk * device.clk_s, schedule.grid.ctas_per_sm
+        )
+        queued_s = np.array(waits)[_beside(rank, schedule.grid)]
+        return _picoseconds(alone_s * near + queued_s)
     prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
     early = schedule.grid.traits.starts_early and _setup_kernels(schedule.grid, kernel) > 0
     if not (prefetches or early):
@@ -285,6 +293,14 @@ def _ramp_ps(
     fill_s = cost.fill_s * (first if prefetches else 1.0)
     ready_s = pricing.segment_overhead_s(schedule.grid, kernel, device) * (first if early else 0.0)
     return _picoseconds(np.maximum(prologue_s + fill_s - ready_s, 0.0) * near)
+
+
+def _beside(rank: IntArray, grid: TileGrid) -> IntArray:
+    """How many others share the SM with a CTA of each rank, those of its wave being dealt evenly."""
+    first = rank // grid.slots * grid.slots
+    in_wave = np.minimum(int(rank[-1]) + 1 - first, grid.slots)
+    beside: IntArray = -(-in_wave // grid.num_sms) - 1
+    return beside
 
 
 def _rank(schedule: Schedule, kernel: Kernel) -> IntArray:

@@ -230,6 +230,21 @@ def segment_overhead_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     return (kernel.segment_overhead_s | grid.traits.segment_overhead_s).get(device.arch, 0.0)
 
 
+def queueing_s(alone_s: float, issue_s: float, together: int) -> list[float]:
+    """What each of 1, 2 .. `together` CTAs on an SM waits for the others to issue, s.
+
+    Of the `alone_s` that each takes by itself the schedulers are busy for `issue_s`. Mean value
+    analysis of a closed queue (Reiser and Lavenberg 1980): one that comes finds as many before it as
+    there are on average with one CTA fewer.
+    """
+    waits, queued = [], 0.0
+    for count in range(1, together + 1):
+        waiting_s = issue_s * queued
+        queued = count * (issue_s + waiting_s) / (alone_s + waiting_s)
+        waits.append(waiting_s)
+    return waits
+
+
 def prologue_s(grid: TileGrid, kernel: Kernel, device: Device, fill_s: float = 0.0) -> float:
     """Time from the start of a segment to its first KV load, s.
 
