@@ -81,7 +81,8 @@ class Traits(Spec):
     loaded beyond the end of a context too. However fast its SM is, a CTA takes `tile_chain_s` from one
     KV tile to the next: what it does with one depends on itself. Of a segment's fixed cost, the SM's
     schedulers spend `issue_clk` clocks, for which CTAs that share the SM queue. `merging` is what it
-    computes for each partial that it merges.
+    computes for each partial that it merges, `idle_s` how long a CTA without KV tiles takes to find
+    that out and to leave, with its partial if it writes one.
     """
 
     mma_efficiency: Fraction | None = None
@@ -94,6 +95,7 @@ class Traits(Spec):
     segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
     tile_chain_s: dict[str, NotNegative] = Field(default_factory=dict)
     issue_clk: dict[str, NotNegative] = Field(default_factory=dict)
+    idle_s: dict[str, NotNegative] = Field(default_factory=dict)
     merging: Merging | None = None
     empty_ctas: EmptyCtas | None = None
 

@@ -329,13 +329,12 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray 
     That is an atomic, and a walk over the requests between this item and the last one of the same
     slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
     """
-    prepares = _empty_ctas(schedule, kernel) == "prepare" and schedule.num_empty_ctas > 0
-    if not prepares and schedule.dispatch == "grid":
+    idle_ps = picoseconds(_idle_s(schedule, kernel, device)) if schedule.num_empty_ctas else 0
+    if not idle_ps and schedule.dispatch == "grid":
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if prepares:
-        empty = np.diff(schedule.segments_of_cta) == 0
-        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device))
+    if idle_ps:
+        arrival[np.diff(schedule.segments_of_cta) == 0] += idle_ps
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)
@@ -347,6 +346,15 @@ def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray 
             looks = 2 if schedule.combine == "kernel" else 1
             arrival += scanned * looks * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
     return arrival
+
+
+def _idle_s(schedule: Schedule, kernel: Kernel, device: Device) -> float:
+    """What a CTA without KV tiles does beside coming and going, s."""
+    own = schedule.grid.traits.idle_s.get(device.arch)
+    if own is not None:
+        return own
+    prepares = _empty_ctas(schedule, kernel) == "prepare"
+    return pricing.prologue_s(schedule.grid, kernel, device) if prepares else 0.0
 
 
 def _store_ps(size: IntArray, device: Device) -> IntArray:
