@@ -72,8 +72,9 @@ class Merging(Spec):
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency`, `segment_overhead_s` and `empty_ctas` stand for the kernel's. Where output is added up in two levels,
-    which begins with the second KV tile, `first_mma_efficiency` holds for the first. An instance that
+    `mma_efficiency`, `segment_overhead_s` and `empty_ctas` stand for the kernel's. Where output is added
+    up in two levels, which begins with the second KV tile, `first_mma_efficiency` holds for the first.
+    An instance that
     `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
     does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
     setup kernel runs; one that is `self_contained` needs none, as it rotates the query and appends the

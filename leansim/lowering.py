@@ -202,7 +202,9 @@ def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: prici
     written = {name: np.where(published, partial[name], output[name]) for name in output}
     if idle.any():  # whoever had a whole tile to itself comes last, and merges what the idle ones left
         alone = np.where(schedule.is_partial, 0, idle[schedule.output_tile])
-        merge_ps = picoseconds(pricing.release_s(device)) + _merge_ps(schedule, kernel, device, alone, rows)
+        merge_ps = picoseconds(pricing.release_s(device)) + _merge_ps(
+            schedule, kernel, device, alone, rows
+        )
         written["latency_ps"] = written["latency_ps"] + np.where(alone > 0, merge_ps, 0)
     put(places.write, Phase.WRITE, **written)
     if in_launch:

@@ -89,7 +89,7 @@ class TrtllmXqa:
         blocks = max(1, load.call_context_len // self.tokens_per_block) * grid.num_output_tiles
         if blocks < self.min_wave * grid.num_sms and load.kv_dtype != "fp8":
             raise PartitionerError(
-                f"trtllm_xqa is not used where its blocks would fill less than {self.min_wave:g} of the SMs"
+                f"trtllm_xqa is not used where its blocks fill less than {self.min_wave:g} of the SMs"
             )
         unit = cta_tile_tokens(device.arch, load.kv_dtype)
         wanted = np.full(grid.num_output_tiles, splits, dtype=np.int64)
