@@ -21,6 +21,7 @@ from leansim.workload import Workload
 FloatArray = npt.NDArray[np.float64]
 # Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
 WARPGROUP_ROWS = 64
+LINE_BYTES = 128
 # Page-table entries of 4 B in a cache line.
 PAGES_PER_LINE = 32
 
@@ -85,15 +86,19 @@ def touched_bytes(grid: TileGrid) -> float:
 
 
 def query_latency_s(grid: TileGrid, device: Device) -> float:
-    """Mean unloaded latency of a load of Q, s.
+    """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
 
     A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
-    before has left of all that it touched.
+    before has left of all that it touched. Each line is as likely in the near as in the far partition of
+    L2, where there are two (assumed), and the way to DRAM is as much longer.
     """
-    if not grid.traits.self_contained:
-        return l2_latency_s(device)
-    warm = kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
-    return kv_latency_s(device, warm)
+    warm = 1.0
+    if grid.traits.self_contained:
+        cached = grid.workload.cache == "warm"
+        warm = kept_share(touched_bytes(grid), device) if cached else 0.0
+    lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
+    far_s = device.l2_far_latency_s - device.l2_latency_s if device.l2_partitions > 1 else 0.0
+    return kv_latency_s(device, warm) + (0.5 - 0.5**lines) * far_s
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
