@@ -76,8 +76,7 @@ class Traits(Spec):
     up in two levels, which begins with the second KV tile, `first_mma_efficiency` holds for the first.
     An instance that
     `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its kernel
-    does. The first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a
-    setup kernel runs; one that is `self_contained` needs none, as it rotates the query and appends the
+    does. One that is `self_contained` needs no setup kernel, as it rotates the query and appends the
     new token itself. `query_reads` says that Q comes in several reads, `whole_pages` that pages are
     loaded beyond the end of a context too. However fast its SM is, a CTA takes `tile_chain_s` from one
     KV tile to the next: what it does with one depends on itself. Of a segment's fixed cost, the SM's
@@ -89,7 +88,6 @@ class Traits(Spec):
     mma_efficiency: Fraction | None = None
     first_mma_efficiency: Fraction | None = None
     overlaps: bool = True
-    starts_early: bool = False
     self_contained: bool = False
     whole_pages: bool = False
     query_reads: QueryReads | None = None

@@ -80,8 +80,6 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     fits = [*[("setup", 1)] * setups, *fits]
     ctas = [0, *accumulate(len(part.border) - 1 for part in parts)]
     gaps = [0, *[gap_ps] * (len(parts) - 1)]
-    if grid.traits.starts_early and setups:
-        gaps[setups] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
     if schedule.combine == "kernel":
         assert kernel.combine is not None
         gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, kernel.combine.start))
@@ -285,16 +283,11 @@ def _ramp_ps(
         )
         queued_s = np.array(waits)[_beside(rank, schedule.grid)]
         return _picoseconds(alone_s * near + queued_s)
-    prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
-    early = schedule.grid.traits.starts_early and _setup_kernels(schedule.grid, kernel) > 0
-    if not (prefetches or early):
+    if not (schedule.dispatch == "queue" and kernel.prefetches_items):
         return picoseconds(max(0.0, prologue_s + cost.fill_s) * near)
-    first = (schedule.cta if prefetches else _rank(schedule, kernel)) < schedule.grid.slots
-    # Behind the first, what a queue prefetches is there when a CTA is through; before a setup kernel is
-    # over, the first have got ready.
-    fill_s = cost.fill_s * (first if prefetches else 1.0)
-    ready_s = pricing.segment_overhead_s(schedule.grid, kernel, device) * (first if early else 0.0)
-    return _picoseconds(np.maximum(prologue_s + fill_s - ready_s, 0.0) * near)
+    # Behind the first, what a queue prefetches is there when a CTA is through.
+    first = schedule.cta < schedule.grid.slots
+    return _picoseconds(np.maximum(prologue_s + cost.fill_s * first, 0.0) * near)
 
 
 def _beside(rank: IntArray, grid: TileGrid) -> IntArray:

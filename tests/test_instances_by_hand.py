@@ -105,6 +105,19 @@ def test_a_wave_queues_with_as_many_as_it_has() -> None:
     assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [shared] * 10 + [1300.0] * 2
 
 
+def test_ctas_that_return_at_once_share_no_sm() -> None:
+    """8 CTAs on 5 SMs of 2, 5 of them without tiles: the 3 others have an SM each."""
+    traits = Traits(issue_clk={"sm_90": 600})
+    grid = replace(grid_of((256,) * 3, 1, ctas_per_sm=2), traits=traits)
+    zero, cta = np.zeros(3, dtype=np.int64), np.array([0, 4, 7])
+    schedule = Schedule(
+        grid, cta, np.arange(3), zero, zero + 1, num_ctas=8, num_empty_ctas=5, combine="none"
+    )
+    for empty_ctas, latency in (("return", 1300.0), ("write", 1300 + 600 * 600 / 1500)):
+        program = lower(schedule, toy_kernel(empty_ctas=empty_ctas), toy())
+        assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [latency] * 3
+
+
 def idle_schedule(traits: Traits) -> Schedule:
     """One tile, and two CTAs for it."""
     zero = np.zeros(1, dtype=np.int64)
