@@ -79,7 +79,8 @@ class Traits(Spec):
     does. One that is `self_contained` needs no setup kernel, as it rotates the query and appends the
     new token itself. `query_reads` says that Q comes in several reads, `whole_pages` that pages are
     loaded beyond the end of a context too. However fast its SM is, a CTA takes `tile_chain_s` from one
-    KV tile to the next: what it does with one depends on itself. Of a segment's fixed cost, the SM's
+    KV tile to the next: what it does with one depends on itself. Of a segment's fixed cost, the first
+    loads are under way for `loading_s`. Of a segment's fixed cost, the SM's
     schedulers spend `issue_clk` clocks, for which CTAs that share the SM queue. `merging` is what it
     computes for each partial that it merges, `idle_s` how long a CTA without KV tiles takes to find
     that out and to leave, with its partial if it writes one.
@@ -95,6 +96,7 @@ class Traits(Spec):
     tile_chain_s: dict[str, NotNegative] = Field(default_factory=dict)
     issue_clk: dict[str, NotNegative] = Field(default_factory=dict)
     idle_s: dict[str, NotNegative] = Field(default_factory=dict)
+    loading_s: dict[str, NotNegative] = Field(default_factory=dict)
     merging: Merging | None = None
     empty_ctas: EmptyCtas | None = None
 

@@ -89,7 +89,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
-        flows=_flows(grid, cost, hit_share, device),
+        flows=_flows(grid, cost, hit_share, device, _loading_s(schedule, device)),
         phase_of_cta=_joined([parts[0].border, *borders]),
         **{name: _joined([part.columns[name] for part in parts]) for name in _COLUMNS},
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
@@ -119,17 +119,18 @@ def _in_range(program: Program) -> Program:
 
 
 def _flows(
-    grid: TileGrid, cost: pricing.TileCost, hit_share: float, device: Device
+    grid: TileGrid, cost: pricing.TileCost, hit_share: float, device: Device, loading_s: float
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past it.
 
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
-    over the batch: a segment with a masked end is charged the mean, not its own.
+    over the batch: a segment with a masked end is charged the mean, not its own. `loading_s` is added to
+    each tile.
     """
     loaded = grid.loaded_share
     kv = FlowKind(
         "kv",
-        max_bytes_per_ps=cost.max_bytes_per_s / PS_PER_S,
+        max_bytes_per_ps=cost.tile_bytes / (cost.tile_s + loading_s) / PS_PER_S,
         sm_ps_per_byte=cost.sm_s * PS_PER_S / cost.tile_bytes,
         dram_share=loaded * (1.0 - hit_share),
         l2_share=loaded,
@@ -151,6 +152,15 @@ def _plain_flows(bytes_per_s: float) -> tuple[FlowKind, FlowKind]:
         offered_bytes_per_ps=1.0 / ps_per_byte,
     )
     return on_chip, replace(on_chip, name="rows", dram_share=1.0)
+
+
+def _loading_s(schedule: Schedule, device: Device) -> float:
+    """What of a segment's fixed cost its loads go on beside, s a KV tile: the mean over segments.
+
+    It bounds the pace of the segment, and is nothing before it.
+    """
+    tiles = float((schedule.stop - schedule.start).mean())
+    return schedule.grid.traits.loading_s.get(device.arch, 0.0) / tiles
 
 
 def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> _Phases:
@@ -274,6 +284,7 @@ def _ramp_ps(
 ) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     prologue_s = pricing.prologue_s(schedule.grid, kernel, device, cost.fill_s)
+    prologue_s -= schedule.grid.traits.loading_s.get(device.arch, 0.0)
     near = 1.0 - device.latency_spread
     if issue_clk := schedule.grid.traits.issue_clk.get(device.arch):
         alone_s = max(0.0, prologue_s + cost.fill_s)

@@ -73,6 +73,15 @@ def test_a_tile_takes_no_less_than_its_chain_and_leaves_the_sm_free() -> None:
     assert plain.tile_s < 9000 * NS
 
 
+def test_a_fixed_cost_beside_the_loads_slows_them_instead_of_preceding_them() -> None:
+    """Of 1300 fixed, 600 beside the loads of 2 tiles: 700, and 3176 + 300 for each tile."""
+    traits = Traits(loading_s={"sm_90": 600 * NS})
+    grid = replace(grid_of((512,), 1), traits=traits)
+    program = lower(FlashAttention2()(grid, toy()), toy_kernel(), toy())
+    assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [700.0]
+    assert program.flows[0].max_bytes_per_ps == pytest.approx(65_536 / 3_476_000)
+
+
 def test_merging_takes_as_long_as_it_computes() -> None:
     """Rows dealt to 4 warps: 6 rows are 2 in some. 2 partials of 30 + 2 * 50, and 500 once: 760.
 
