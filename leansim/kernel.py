@@ -60,20 +60,53 @@ class Chain(Spec):
     index_reads: NotNegative
 
 
+class QueryReads(Spec):
+    """Loading warps that read a few `rows` of Q at a time and wait for each before the next.
+
+    What they do with one read takes `clk` clocks. Others fetch the first KV tile `beside_clk` clocks
+    longer than its reads take.
+    """
+
+    rows: Count
+    clk: NotNegative = 0.0
+    beside_clk: NotNegative = 0.0
+
+
+class Merging(Spec):
+    """What merging in the launch computes: `once_clk` clocks, and `clk` with each partial.
+
+    Where the rows are dealt to `warps`, a partial takes `row_clk` more for each row of a warp.
+    """
+
+    clk: NotNegative
+    once_clk: NotNegative = 0.0
+    warps: Count = 1
+    row_clk: NotNegative = 0.0
+
+
 class Traits(Spec):
     """Where a compiled instance differs from the rest of its kernel.
 
-    `mma_efficiency`, `empty_ctas`, `kv_stages` and `combine_start` stand for the kernel's. An instance
-    that `overlaps` computes the scores of one KV tile while another is in its softmax, as far as its
-    kernel does. Where the compiler makes the tensor instructions of a warpgroup wait for each other, a
-    KV tile has `tensor_waits` over all warpgroups. One that needs more registers than there are moves
-    `spilled_bytes` to local memory and back for each KV tile, `first_spilled_bytes` for the first and
-    all that comes once for an output tile. One that masks compares each score of the tiles at an edge,
-    at `mask_fma_per_score`. One built for splits issues for `split_clk` more on each output tile. The
-    first CTAs of one that `starts_early` (programmatic dependent launch) get ready while a setup kernel
-    runs. A CTA takes `step_tokens` of KV at a time, where a partitioner's own number is not it. With a
-    `chain` for the architecture it overlaps neither loading and computing nor one load and the next; it
-    computes `computed_tokens` at a time, if not its KV tile, though a split may end inside.
+    `mma_efficiency`, `segment_overhead_s`, `empty_ctas`, `kv_stages` and `combine_start` stand for the
+    kernel's. An instance that `overlaps` computes the scores of one KV tile while another is in its
+    softmax, as far as its kernel does. Where the compiler makes the tensor instructions of a warpgroup
+    wait for each other, a KV tile has `tensor_waits` over all warpgroups. One that needs more registers
+    than there are moves `spilled_bytes` to local memory and back for each KV tile,
+    `first_spilled_bytes` for the first and all that comes once for an output tile. One that masks
+    compares each score of the tiles at an edge, at `mask_fma_per_score`. One built for splits issues
+    for `split_clk` more on each output tile.
+
+    However fast its SM is, a CTA takes `tile_chain_s` from one KV tile to the next: what it does with
+    one depends on itself. With a `chain` for the architecture it overlaps neither loading and computing
+    nor one load and the next; it computes `computed_tokens` at a time, if not its KV tile, though a
+    split may end inside. It takes `step_tokens` of KV at a time, where a partitioner's own number is not
+    it. `query_reads` says that Q comes in several reads, `whole_pages` that pages are loaded beyond the
+    end of a context too. Of a segment's fixed cost, the first loads are under way for `loading_s`, and
+    the SM's schedulers are busy for `issue_clk` clocks, for which CTAs that share the SM queue.
+
+    One that is `self_contained` needs no setup kernel, as it rotates the query and appends the new
+    token itself. `merging` is what it computes for each partial that it merges, `idle_s` how long a CTA
+    without KV tiles takes to find that out and to leave, with its partial if it writes one.
     """
 
     mma_efficiency: Fraction | None = None
@@ -83,7 +116,15 @@ class Traits(Spec):
     first_spilled_bytes: Annotated[int, Field(ge=0)] = 0
     mask_fma_per_score: NotNegative = 0.0
     split_clk: NotNegative = 0.0
-    starts_early: bool = False
+    self_contained: bool = False
+    whole_pages: bool = False
+    query_reads: QueryReads | None = None
+    segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
+    tile_chain_s: dict[str, NotNegative] = Field(default_factory=dict)
+    issue_clk: dict[str, NotNegative] = Field(default_factory=dict)
+    idle_s: dict[str, NotNegative] = Field(default_factory=dict)
+    loading_s: dict[str, NotNegative] = Field(default_factory=dict)
+    merging: Merging | None = None
     empty_ctas: EmptyCtas | None = None
     kv_stages: Count | None = None
     step_tokens: Count | None = None

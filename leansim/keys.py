@@ -34,6 +34,7 @@ MODEL = (
     "schedule",
     "pricing",
     "program",
+    "segment_costs",
     "lowering",
     "result",
     "bounds",

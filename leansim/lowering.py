@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import accumulate
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from leansim import pricing
+from leansim import segment_costs as costs
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import EmptyCtas, Kernel
+from leansim.kernel import Combine, Kernel
 from leansim.occupancy import occupancy
 from leansim.program import (
     MOST_PS,
@@ -26,17 +26,13 @@ from leansim.program import (
     out_of_range,
     picoseconds,
 )
-from leansim.schedule import IN_LAUNCH, BoolArray, Schedule, changes
-from leansim.spec import DTYPE_BYTES
+from leansim.schedule import IN_LAUNCH, BoolArray, Schedule
 from leansim.tiling import IntArray, TileGrid
 
 KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
 # about half a microsecond even at DRAM's pace.
 FEW_BYTES = 4096
-# FA3's scheduler looks at as many requests at a time as a warp has lanes, less one.
-REQUESTS_PER_SCAN = 31
-DRIFT_CLASSES = 8
 _NONE = -1
 # Columns of phases and what each holds where nothing is put: as narrow as they can be, there are many.
 _COLUMNS: dict[str, tuple[type[np.signedinteger[Any]], int]] = {
@@ -48,14 +44,18 @@ _COLUMNS: dict[str, tuple[type[np.signedinteger[Any]], int]] = {
     "wait_target": (np.int32, 0),
     "signal_counter": (np.int32, _NONE),
 }
+_Columns = Mapping[str, IntArray]
 
 
 @dataclass(frozen=True, eq=False)
-class _Phases:
-    """Phases of one launch, in execution order, and the borders of its CTAs."""
+class _Launch:
+    """A launch whose CTAs have no numbers yet: the borders of their phases, and what fills those."""
 
-    columns: Mapping[str, IntArray]
+    name: str
+    ctas_per_sm: int
+    gap_ps: int
     border: IntArray
+    fill: Callable[[_Columns], None]
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what overflows is refused at the end
@@ -69,31 +69,31 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     workload, grid = schedule.grid.workload, schedule.grid
     hit_share = pricing.l2_hit_share(grid, device)
     cost = pricing.tile_cost(grid, kernel, device, hit_share)
+    prologue_s = pricing.prologue_s(grid, kernel, device, cost.fill_s)
     gap_ps = picoseconds(pricing.kernel_gap_s(device, workload.launch))
-    parts = [_main_launch(schedule, kernel, device, cost)]
-    fits = [("attention", grid.ctas_per_sm)]
+    planned = [_setup_launch(device, gap_ps) for _ in range(_setup_kernels(grid, kernel))]
+    planned.append(_main_launch(schedule, kernel, device, cost, prologue_s, gap_ps))
     if schedule.combine == "kernel":
-        parts.append(_combine_launch(schedule, kernel, device))
-        fits.append(("combine", _combine_ctas_per_sm(kernel, device)))
-    parts = [*(_setup_launch(device) for _ in range(kernel.setup_kernels)), *parts]
-    fits = [*[("setup", 1)] * kernel.setup_kernels, *fits]
-    ctas = [0, *accumulate(len(part.border) - 1 for part in parts)]
-    gaps = [0, *[gap_ps] * (len(parts) - 1)]
-    if grid.traits.starts_early and kernel.setup_kernels:
-        gaps[kernel.setup_kernels] = picoseconds(pricing.combine_gap_s(device, workload.launch, "pdl"))
-    if schedule.combine == "kernel":
-        assert kernel.combine is not None
-        start = grid.traits.combine_start or kernel.combine.start
-        gaps[-1] = picoseconds(pricing.combine_gap_s(device, workload.launch, start))
-    launches = [Launch(name, ctas[i], ctas[i + 1], fit, gaps[i]) for i, (name, fit) in enumerate(fits)]
-    offsets = [0, *accumulate(int(part.border[-1]) for part in parts)]
-    borders = [part.border[1:] + offset for part, offset in zip(parts[1:], offsets[1:], strict=False)]
+        planned.append(_combine_launch(schedule, kernel, device))
+    ctas = accumulate((len(one.border) - 1 for one in planned), initial=0)
+    launches = [
+        Launch(one.name, first, last, one.ctas_per_sm, one.gap_ps if first else 0)
+        for one, (first, last) in zip(planned, pairwise(ctas), strict=True)
+    ]
+    offsets = [*accumulate((int(one.border[-1]) for one in planned), initial=0)]
+    columns = _blank(offsets[-1])
+    for one, (first, last) in zip(planned, pairwise(offsets), strict=True):
+        one.fill({name: column[first:last] for name, column in columns.items()})
+    border = planned[0].border
+    if len(planned) > 1:
+        later = zip(planned[1:], offsets[1:], strict=False)
+        border = np.concatenate([border, *(one.border[1:] + offset for one, offset in later)])
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
-        flows=_flows(grid, cost, hit_share, device),
-        phase_of_cta=_joined([parts[0].border, *borders]),
-        **{name: _joined([part.columns[name] for part in parts]) for name in _COLUMNS},
+        flows=_flows(schedule, cost, hit_share, device),
+        phase_of_cta=border,
+        **columns,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
         num_sms=grid.num_sms,
         dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
@@ -101,7 +101,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         dram_bytes_per_ps=peak / PS_PER_S,
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / PS_PER_S,
         dram_saturation_exponent=device.dram_saturation_exponent,
-        drift_ps=_drift_ps(grid, kernel, device, cost),
+        drift_ps=costs.drift_ps(grid, device, cost, prologue_s),
     )
     return _in_range(program)
 
@@ -121,17 +121,18 @@ def _in_range(program: Program) -> Program:
 
 
 def _flows(
-    grid: TileGrid, cost: pricing.TileCost, hit_share: float, device: Device
+    schedule: Schedule, cost: pricing.TileCost, hit_share: float, device: Device
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past it.
 
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
-    loaded = grid.loaded_share
+    loaded = schedule.grid.loaded_share
+    tile_s = cost.tile_s + costs.loading_s(schedule, device)
     kv = FlowKind(
         "kv",
-        max_bytes_per_ps=cost.max_bytes_per_s / PS_PER_S,
+        max_bytes_per_ps=cost.tile_bytes / tile_s / PS_PER_S,
         sm_ps_per_byte=cost.sm_s * PS_PER_S / cost.tile_bytes,
         dram_share=loaded * (1.0 - hit_share),
         l2_share=loaded,
@@ -155,77 +156,82 @@ def _plain_flows(bytes_per_s: float) -> tuple[FlowKind, FlowKind]:
     return on_chip, replace(on_chip, name="rows", dram_share=1.0)
 
 
-def _main_launch(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> _Phases:
+def _main_launch(
+    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost, prologue_s: float,
+    gap_ps: int,
+) -> _Launch:  # fmt: skip
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
-    merges = schedule.merges
-    places = _Places.of(schedule, merges)
-    columns = _blank(places.total)
+    places = _Places.of(schedule)
+    ramp_ps = costs.ramp_ps(schedule, kernel, device, cost, prologue_s)
 
-    def put(at: IntArray | slice, kind: Phase, **values: IntArray | int) -> None:
-        columns["kind"][at] = kind
-        for name, value in values.items():
-            columns[name][at] = value
+    def fill(columns: _Columns) -> None:
+        def put(at: IntArray | slice, kind: Phase, **values: IntArray | int) -> None:
+            columns["kind"][at] = kind
+            for name, value in values.items():
+                columns[name][at] = value
 
-    put(places.launch, Phase.LAUNCH, latency_ps=_arrival_ps(schedule, kernel, device))
-    if (empty_bytes := _empty_cta_bytes(schedule, kernel)) is not None:
-        columns["bytes"][places.launch] = empty_bytes
-        columns["latency_ps"][places.launch] += _store_ps(empty_bytes, device)
-    put(
-        places.stream,
-        Phase.STREAM,
-        latency_ps=_ramp_ps(schedule, kernel, device, cost),
-        bytes=(schedule.stop - schedule.start) * cost.tile_bytes,
-        flow=KV,
-    )
-    rows = schedule.rows
-    partial_bytes = rows * pricing.partial_row_bytes(schedule.grid.workload, kernel)
-    if len(places.merge):
-        tile = schedule.output_tile[merges]
-        peers = schedule.segments_of_tile[tile] - 1
-        own_rows = np.broadcast_to(rows, merges.shape)[merges]
-        grains = pricing.merge_grains(schedule.grid.workload, kernel, own_rows, peers + 1)
-        # Sharing a merge, it reads a share of every partial, its own too: the bytes of one.
-        read, mine = (peers + 1, 1) if kernel.shared_merge else (peers, peers)
-        put(
-            places.merge,
-            Phase.MERGE,
-            wait_counter=tile,
-            wait_target=peers,
-            latency_ps=_picoseconds(
-                pricing.merge_latency_s(device, read, kernel.merge_splits_in_flight, grains)
-            ),
-            bytes=np.broadcast_to(partial_bytes, merges.shape)[merges] * mine,
-            flow=ON_CHIP,
-        )
-    published = schedule.is_partial & ~merges if schedule.combine != "none" else np.False_
+        arrival_ps = costs.arrival_ps(schedule, kernel, device)
+        put(places.launch, Phase.LAUNCH, latency_ps=arrival_ps)
+        if (empty_bytes := costs.empty_cta_bytes(schedule, kernel)) is not None:
+            columns["bytes"][places.launch] = empty_bytes
+            columns["latency_ps"][places.launch] += costs.store_ps(empty_bytes, device)
+        size = (schedule.stop - schedule.start) * cost.tile_bytes
+        put(places.stream, Phase.STREAM, latency_ps=ramp_ps, bytes=size, flow=KV)
+        idle = costs.idle_partials(schedule, kernel)
+        if len(places.merge):
+            put(places.merge, Phase.MERGE, **_merges(schedule, kernel, device, idle))
+        put(places.write, Phase.WRITE, **_writes(schedule, kernel, device, idle))
+
+    return _Launch("attention", schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
+
+
+def _merges(
+    schedule: Schedule, kernel: Kernel, device: Device, idle: IntArray | None
+) -> dict[str, IntArray | int]:
+    """What hosts wait for, and what they read: a partial of each peer, and those of `idle` CTAs.
+
+    Where CTAs share a merge each reads a part of every partial, its own too, which are the bytes of one.
+    """
+    merges, grid = schedule.merges, schedule.grid
+    tile = schedule.output_tile[merges]
+    rows = np.broadcast_to(schedule.rows, merges.shape)[merges]
+    peers = schedule.segments_of_tile[tile] - 1
+    partials = peers if idle is None else peers + idle[tile]
+    read, moved = (partials + 1, 1) if kernel.shared_merge else (partials, partials)
+    return {
+        "wait_counter": tile,
+        "wait_target": peers,
+        "latency_ps": costs.merge_ps(schedule, kernel, device, read, rows, peers + 1),
+        "bytes": rows * pricing.partial_row_bytes(grid.workload, kernel) * moved,
+        "flow": ON_CHIP,
+    }
+
+
+def _writes(
+    schedule: Schedule, kernel: Kernel, device: Device, idle: IntArray | None
+) -> dict[str, IntArray]:
+    """How segments end: with a partial that others wait for, or with rows of the output."""
+    workload = schedule.grid.workload
+    rows, query_row_bytes = schedule.rows, pricing.query_row_bytes(workload)
     in_launch = schedule.combine in IN_LAUNCH
     release_ps = picoseconds(pricing.release_s(device)) if in_launch else 0
-    query_bytes = rows * pricing.query_row_bytes(schedule.grid.workload)
-    partial = _rows_moved(partial_bytes + query_bytes, release_ps, device)
-    output = _rows_moved(rows * _output_row_bytes(schedule) + query_bytes, 0, device)
-    output["latency_ps"] = output["latency_ps"] + _lone_merge_ps(schedule, kernel, device)
-    written = {name: np.where(published, partial[name], output[name]) for name in output}
-    put(places.write, Phase.WRITE, **written)
+    output = _rows_moved(rows * (costs.output_row_bytes(schedule) + query_row_bytes), 0, device)
+    output["latency_ps"] = output["latency_ps"] + costs.lone_merge_ps(schedule, kernel, device, idle)
+    if schedule.combine == "none":
+        return output
+    published = schedule.is_partial & ~schedule.merges
+    partial_row_bytes = pricing.partial_row_bytes(workload, kernel)
+    partials = _rows_moved(rows * (partial_row_bytes + query_row_bytes), release_ps, device)
+    written = {name: np.where(published, partials[name], output[name]) for name in output}
     if in_launch:
-        columns["signal_counter"][places.write] = np.where(published, schedule.output_tile, _NONE)
-    return _Phases(columns, places.border)
-
-
-def _lone_merge_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
-    """What publishing and merging its own partial costs a CTA that alone has KV of a shared merge."""
-    if not (kernel.shared_merge and schedule.num_splits and schedule.num_splits > 1):
-        return 0
-    lone = schedule.segments_of_tile[schedule.output_tile] == 1
-    rows = np.broadcast_to(schedule.rows, lone.shape)
-    grains = pricing.merge_grains(schedule.grid.workload, kernel, rows, np.ones_like(rows))
-    taken_s = pricing.release_s(device) + grains * pricing.l2_latency_s(device)
-    return np.where(lone, _picoseconds(taken_s), 0)
+        written["signal_counter"] = np.where(published, schedule.output_tile, _NONE)
+    return written
 
 
 def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
     """How a segment's rows of Q and O are moved: few in closed form, many as a flow."""
     few = size < FEW_BYTES
-    latency_ps = release_ps + np.where(few, _store_ps(size, device), 0)
+    latency_ps = release_ps + np.where(few, costs.store_ps(size, device), 0)
     return {"bytes": size, "latency_ps": latency_ps, "flow": np.where(few, STORE, ROWS)}
 
 
@@ -241,8 +247,9 @@ class _Places:
     total: int
 
     @classmethod
-    def of(cls, schedule: Schedule, merges: BoolArray) -> _Places:
+    def of(cls, schedule: Schedule) -> _Places:
         """Two phases per segment, three where it merges, and one before them per CTA."""
+        merges: BoolArray = schedule.merges
         one_each = schedule.num_segments == schedule.num_ctas and not schedule.num_empty_ctas
         if one_each and not merges.any():
             border = np.arange(0, 3 * schedule.num_ctas + 1, 3)
@@ -259,148 +266,59 @@ class _Places:
         )
 
 
-def _ramp_ps(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost
-) -> IntArray | int:
-    """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
-    prologue_s = pricing.prologue_s(schedule.grid, kernel, device)
-    if schedule.combine == "kernel":
-        prologue_s += schedule.grid.traits.split_clk * device.clk_s
-    near = 1.0 - device.latency_spread
-    if schedule.grid.traits.computed_tokens:
-        at_once = max(1, schedule.grid.traits.computed_tokens // schedule.grid.tile_tokens)
-        masked = (schedule.start - schedule.stop) % at_once
-        return _picoseconds((prologue_s + cost.fill_s) * near + masked * cost.compute_s)
-    prefetches = schedule.dispatch == "queue" and kernel.prefetches_items
-    early = schedule.grid.traits.starts_early and kernel.setup_kernels > 0
-    if not (prefetches or early):
-        return picoseconds(max(0.0, prologue_s + cost.fill_s) * near)
-    first = (schedule.cta if prefetches else _rank(schedule, kernel)) < schedule.grid.slots
-    # Behind the first, what a queue prefetches is there when a CTA is through; before a setup kernel is
-    # over, the first have got ready.
-    fill_s = cost.fill_s * (first if prefetches else 1.0)
-    ready_s = kernel.segment_overhead_s.get(device.arch, 0.0) * (first if early else 0.0)
-    return _picoseconds(np.maximum(prologue_s + fill_s - ready_s, 0.0) * near)
+def _setup_kernels(grid: TileGrid, kernel: Kernel) -> int:
+    """Small launches before the instance that runs."""
+    return 0 if grid.traits.self_contained else kernel.setup_kernels
 
 
-def _rank(schedule: Schedule, kernel: Kernel) -> IntArray:
-    """Number of each segment's CTA, not counting those that return at once for want of KV tiles."""
-    if not (schedule.num_empty_ctas and _empty_ctas(schedule, kernel) == "return"):
-        return schedule.cta
-    rank: IntArray = np.cumsum(changes(schedule.cta)) - 1
-    return rank
-
-
-def _drift_ps(grid: TileGrid, kernel: Kernel, device: Device, cost: pricing.TileCost) -> IntArray:
-    """What each SM adds to the ramp of a segment: up to twice `latency_spread` of it.
-
-    CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
-    There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
-    """
-    ramp_s = max(0.0, pricing.prologue_s(grid, kernel, device) + cost.fill_s)
-    distance = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
-    drift_ps = _picoseconds(2.0 * device.latency_spread * ramp_s * distance)
-    return drift_ps[np.arange(grid.num_sms) % DRIFT_CLASSES]
-
-
-def _arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
-    """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
-
-    That is an atomic, and a walk over the requests between this item and the last one of the same
-    slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time.
-    """
-    does = _empty_ctas(schedule, kernel) if schedule.num_empty_ctas else "return"
-    looks_or_prepares = does in ("look", "prepare")
-    if not looks_or_prepares and schedule.dispatch == "grid":
-        return picoseconds(device.cta_launch_s)
-    arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if looks_or_prepares:
-        empty = np.diff(schedule.segments_of_cta) == 0
-        arrival[empty] += picoseconds(pricing.prologue_s(schedule.grid, kernel, device))
-    if schedule.dispatch == "queue":
-        slots = schedule.grid.slots
-        arrival[slots:] = picoseconds(device.atomic_s)
-        request = schedule.grid.request[schedule.output_tile[changes(schedule.cta)]]
-        scanned = (np.cumsum(changes(request)) - 1) // REQUESTS_PER_SCAN
-        if scanned[-1] and len(scanned) == schedule.num_ctas:
-            scanned[slots:] -= scanned[:-slots].copy()
-            # A kernel built for splits looks up how many each request has as well.
-            looks = 2 if schedule.combine == "kernel" else 1
-            arrival += scanned * looks * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
-    return arrival
-
-
-def _store_ps(size: IntArray, device: Device) -> IntArray:
-    """Time to issue stores: their bytes at the SM's rate. Nobody waits for them to land."""
-    return _picoseconds(size / device.sm_load_bytes_per_s)
-
-
-def _empty_ctas(schedule: Schedule, kernel: Kernel) -> EmptyCtas:
-    """What CTAs without KV tiles do in the instance that runs."""
-    return schedule.grid.traits.empty_ctas or kernel.empty_ctas
-
-
-def _empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
-    """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    writes = schedule.combine == "kernel" and _empty_ctas(schedule, kernel) in ("write", "prepare")
-    if not (writes and schedule.num_empty_ctas):
-        return None
-    empty = np.diff(schedule.segments_of_cta) == 0
-    row_bytes = pricing.partial_row_bytes(schedule.grid.workload, kernel)
-    written: IntArray = empty * (int(schedule.grid.rows.max()) * row_bytes)
-    return written
-
-
-def _setup_launch(device: Device) -> _Phases:
+def _setup_launch(device: Device, gap_ps: int) -> _Launch:
     """One CTA that comes and goes."""
-    columns = _blank(1)
-    columns["kind"][:] = Phase.LAUNCH
-    columns["latency_ps"][:] = picoseconds(device.cta_launch_s)
-    return _Phases(columns, np.array([0, 1]))
+
+    def fill(columns: _Columns) -> None:
+        columns["kind"][:] = Phase.LAUNCH
+        columns["latency_ps"][:] = picoseconds(device.cta_launch_s)
+
+    return _Launch("setup", 1, gap_ps, np.array([0, 1]), fill)
 
 
-def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Phases:
+def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Launch:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
-    if kernel.combine is None:
+    combine, grid = kernel.combine, schedule.grid
+    if combine is None:
         raise PairingError(
             f"kernel {kernel.name!r} has no combine kernel, and the schedule is split for one: "
             "use a partitioner whose host CTAs merge, or a kernel such as fa2"
         )
-    combine = kernel.combine
+    fit = occupancy(device, combine.threads, combine.registers_per_thread, combine.smem_bytes)
+    if fit.ctas_per_sm == 0:
+        raise PairingError(f"the combine kernel of {kernel.name!r} does not fit on {device.name!r}")
+    start = grid.traits.combine_start or combine.start
+    gap_ps = picoseconds(pricing.combine_gap_s(device, grid.workload.launch, start))
+    num_ctas = -(-grid.workload.num_query_rows // combine.rows_for(grid.workload.value_dim))
+    fill = partial(_fill_combine, schedule, kernel, combine, device)
+    return _Launch("combine", fit.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
+
+
+def _fill_combine(
+    schedule: Schedule, kernel: Kernel, combine: Combine, device: Device, columns: _Columns
+) -> None:
     assert schedule.partials is not None
-    grid, workload = schedule.grid, schedule.grid.workload
-    splits_of_row = np.repeat(schedule.partials, grid.rows)
+    workload = schedule.grid.workload
+    splits_of_row = np.repeat(schedule.partials, schedule.grid.rows)
     rows_per_cta = combine.rows_for(workload.value_dim)
     starts = np.arange(0, len(splits_of_row), rows_per_cta)
     most = np.maximum.reduceat(splits_of_row, starts)
     reads = np.add.reduceat(splits_of_row, starts)
     rows = np.minimum(len(splits_of_row) - starts, rows_per_cta)
-    n = len(starts)
-    row_bytes = pricing.partial_row_bytes(workload, kernel)
-    stored = np.where(most > 0, rows * _output_row_bytes(schedule), 0)
-    columns = _blank(3 * n)
+    stored = np.where(most > 0, rows * costs.output_row_bytes(schedule), 0)
     kind, latency_ps, size = columns["kind"], columns["latency_ps"], columns["bytes"]
     kind[0::3], kind[1::3], kind[2::3] = Phase.LAUNCH, Phase.COMBINE, Phase.WRITE
     latency_ps[0::3] = picoseconds(device.cta_launch_s)
-    latency_ps[1::3] = _picoseconds(pricing.combine_latency_s(device, combine, most))
-    latency_ps[2::3] = _store_ps(stored, device)
-    size[1::3], size[2::3] = reads * row_bytes, stored
+    latency_ps[1::3] = costs.rounded_ps(pricing.combine_latency_s(device, combine, most))
+    latency_ps[2::3] = costs.store_ps(stored, device)
+    size[1::3] = reads * pricing.partial_row_bytes(workload, kernel)
+    size[2::3] = stored
     columns["flow"][1::3] = ON_CHIP
-    return _Phases(columns, np.arange(n + 1) * 3)
-
-
-def _combine_ctas_per_sm(kernel: Kernel, device: Device) -> int:
-    combine = kernel.combine
-    assert combine is not None
-    fit = occupancy(device, combine.threads, combine.registers_per_thread, combine.smem_bytes)
-    if fit.ctas_per_sm == 0:
-        raise PairingError(f"the combine kernel of {kernel.name!r} does not fit on {device.name!r}")
-    return fit.ctas_per_sm
-
-
-def _output_row_bytes(schedule: Schedule) -> int:
-    workload = schedule.grid.workload
-    return workload.value_dim * DTYPE_BYTES[workload.q_dtype]
 
 
 def _blank(size: int) -> dict[str, IntArray]:
@@ -409,13 +327,3 @@ def _blank(size: int) -> dict[str, IntArray]:
         name: np.full(size, blank, dtype) if blank else np.zeros(size, dtype)
         for name, (dtype, blank) in _COLUMNS.items()
     }
-
-
-def _joined(arrays: list[IntArray]) -> IntArray:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _picoseconds(seconds: npt.NDArray[np.floating[Any]]) -> IntArray:
-    """Round seconds to whole picoseconds; what no clock could count comes out negative."""
-    rounded: IntArray = np.rint(seconds * PS_PER_S).astype(np.int64)
-    return rounded

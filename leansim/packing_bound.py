@@ -133,7 +133,7 @@ def _prices(program: Program, grid: TileGrid, kernel: Kernel, device: Device) ->
     attention = _phases(program, program.attention)
     kind, latency = program.kind[attention], program.latency_ps[attention]
     tiles, count = np.unique(grid.num_kv_tiles, return_counts=True)
-    tile_bytes = program.bytes_of(Phase.STREAM) / grid.total_kv_tiles
+    cost = pricing.tile_cost(grid, kernel, device, pricing.l2_hit_share(grid, device))
     ramp_ps = float(latency[kind == Phase.STREAM].min())
     if kernel.prefetches_items:  # a persistent CTA loads its next item's first tiles meanwhile
         prologue_s = pricing.prologue_s(grid, kernel, device)
@@ -141,7 +141,7 @@ def _prices(program: Program, grid: TileGrid, kernel: Kernel, device: Device) ->
     return _Prices(
         launch_ps=float(latency[kind == Phase.LAUNCH].min()),
         ramp_ps=ramp_ps,
-        tile_ps=tile_bytes / program.flows[0].max_bytes_per_ps,
+        tile_ps=PS_PER_S * cost.tile_s,
         slots=program.slots(program.attention),
         tiles=tiles,
         count=count,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from leansim.device import Device
 from leansim.errors import PairingError
-from leansim.kernel import Chain, Combine, Kernel
+from leansim.kernel import Chain, Combine, Kernel, Merging
 from leansim.spec import DTYPE_BYTES
 from leansim.tiling import IntArray, TileGrid, is_local, per_arch
 from leansim.workload import Workload
@@ -22,6 +22,7 @@ from leansim.workload import Workload
 FloatArray = npt.NDArray[np.float64]
 # Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
 WARPGROUP_ROWS = 64
+LINE_BYTES = 128
 # Page-table entries of 4 B in a cache line.
 PAGES_PER_LINE = 32
 
@@ -69,10 +70,36 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     heads = 1 if grid.packed else workload.group_size
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
     rounds = -(-heads // together)
-    warm = kept_share(workload.kv_bytes, device) if workload.cache == "warm" else 0.0
+    warm = kept_share(touched_bytes(grid), device) if workload.cache == "warm" else 0.0
     again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
     from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
     return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
+
+
+def loaded_kv_bytes(grid: TileGrid) -> float:
+    """Distinct KV bytes that the batch reads, more than it attends to where whole pages are loaded."""
+    return grid.workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
+
+
+def touched_bytes(grid: TileGrid) -> float:
+    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output."""
+    return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
+
+
+def query_latency_s(grid: TileGrid, device: Device) -> float:
+    """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
+
+    A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
+    before has left of all that it touched. Each line is as likely in the near as in the far partition of
+    L2, where there are two (assumed), and the way to DRAM is as much longer.
+    """
+    warm = 1.0
+    if grid.traits.self_contained:
+        cached = grid.workload.cache == "warm"
+        warm = kept_share(touched_bytes(grid), device) if cached else 0.0
+    lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
+    far_s = device.l2_far_latency_s - device.l2_latency_s if device.l2_partitions > 1 else 0.0
+    return kv_latency_s(device, warm) + (0.5 - 0.5**lines) * far_s
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
@@ -102,8 +129,9 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
     plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
     paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more. The first tile has its own stalls. A CTA with a `chain` takes all of it
-    for each tile, the loads too.
+    the loader takes and no more. The first tile has its own stalls. A tile is never done sooner than
+    what depends on itself is (`tile_chain_s`), which leaves the SM to others. A CTA with a `chain` takes
+    all of it for each tile, the loads too.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -135,7 +163,8 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         stages = grid.traits.kv_stages or kernel.kv_stages
         in_flight = stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        tile_s = max(compute_s, loader_s, load_s / stages, transfer_s)
+        chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
+        tile_s = max(compute_s, chain_s, loader_s, load_s / stages, transfer_s)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) + first_stall_s - stall_s
     return TileCost(
         tile_bytes=k_bytes + v_bytes,
@@ -246,15 +275,43 @@ def tensor_flop_per_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     return rate * (grid.traits.mma_efficiency or per_arch(kernel.mma_efficiency, kernel, device))
 
 
-def prologue_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
+def segment_overhead_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
+    """Fixed cost of a segment, s: the instance's, or else the kernel's."""
+    return (kernel.segment_overhead_s | grid.traits.segment_overhead_s).get(device.arch, 0.0)
+
+
+def queueing_s(alone_s: float, issue_s: float, together: int) -> list[float]:
+    """What each of 1, 2 .. `together` CTAs on an SM waits for the others to issue, s.
+
+    Of the `alone_s` that each takes by itself the schedulers are busy for `issue_s`. Mean value
+    analysis of a closed queue (Reiser and Lavenberg 1980): one that comes finds as many before it as
+    there are on average with one CTA fewer.
+    """
+    waits, queued = [], 0.0
+    for count in range(1, together + 1):
+        waiting_s = issue_s * queued
+        queued = count * (issue_s + waiting_s) / (alone_s + waiting_s)
+        waits.append(waiting_s)
+    return waits
+
+
+def prologue_s(grid: TileGrid, kernel: Kernel, device: Device, fill_s: float = 0.0) -> float:
     """Time from the start of a segment to its first KV load, s.
 
     `prologue_loads` dependent reads (sequence length, page table), then Q; all in L2, the query
     having just been written (assumed). Kernels that move whole Q and O tiles through shared memory,
-    masked rows too, pay for them `q_tile_copies` times.
+    masked rows too, pay for them `q_tile_copies` times. Where some warps read Q in parts while others
+    fetch the first KV tile, which takes `fill_s`, what of it they do not hide is added.
     """
     reads = (kernel.prologue_loads + 1) * l2_latency_s(device)
-    overhead = kernel.segment_overhead_s.get(device.arch, 0.0)
+    if (parts := grid.traits.query_reads) is not None:
+        latency = query_latency_s(grid, device)
+        rows = min(grid.rows_per_head, grid.tile_rows)
+        query_s = -(-rows // parts.rows) * (latency + parts.clk * device.clk_s)
+        # The loader of KV looks up the page, and reads the new token if it is to append it.
+        reads = l2_latency_s(device) + (latency if grid.traits.self_contained else 0.0)
+        reads += max(0.0, query_s - reads - fill_s - parts.beside_clk * device.clk_s)
+    overhead = segment_overhead_s(grid, kernel, device)
     itemsize = DTYPE_BYTES[query_dtype(grid.workload, kernel)]
     q_bytes = grid.tile_rows * grid.workload.head_dim * itemsize
     return overhead + reads + kernel.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
@@ -292,15 +349,21 @@ def release_s(device: Device) -> float:
 
 
 def merge_latency_s(
-    device: Device, peers: IntArray, splits_in_flight: int, grains: IntArray | int = 1
+    device: Device,
+    partials: IntArray,
+    splits_in_flight: int,
+    grains: IntArray | int = 1,
+    computing_s: FloatArray | float = 0.0,
 ) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
-    It sees the flag, then reads `splits_in_flight` peers at a time, one L2 latency each time: 1 in the
-    LeanAttention kernels. Where it takes the rows in `grains`, it does so for each.
+    It sees the flag, then reads `splits_in_flight` partials at a time, one L2 latency each time: 1 in
+    the LeanAttention kernels. Where it takes the rows in `grains`, it does so for each. It is no sooner
+    done than `computing_s` after the first has come.
     """
-    rounds: FloatArray = np.ceil(np.asarray(peers, dtype=np.float64) / splits_in_flight)
-    return device.flag_latency_s + grains * rounds * l2_latency_s(device)
+    rounds = grains * np.ceil(np.asarray(partials, dtype=np.float64) / splits_in_flight)
+    latency_s = l2_latency_s(device)
+    return device.flag_latency_s + np.maximum(rounds * latency_s, latency_s + computing_s)
 
 
 def merge_grains(workload: Workload, kernel: Kernel, rows: IntArray, sharing: IntArray) -> IntArray:
@@ -314,6 +377,17 @@ def merge_grains(workload: Workload, kernel: Kernel, rows: IntArray, sharing: In
     row_bytes = workload.value_dim * DTYPE_BYTES[kernel.partial_dtype]
     grains = -(-rows * row_bytes // kernel.merge_grain_bytes)
     return -(-grains // (sharing if kernel.shared_merge else 1))
+
+
+def merge_computing_s(
+    merging: Merging | None, partials: IntArray, rows: IntArray, device: Device
+) -> FloatArray | float:
+    """What a CTA computes to merge so many partials of `rows` rows, s."""
+    if merging is None:
+        return 0.0
+    rows_of_warp = np.ceil(np.asarray(rows, dtype=np.float64) / merging.warps)
+    clk: FloatArray = merging.once_clk + partials * (merging.clk + rows_of_warp * merging.row_clk)
+    return clk * device.clk_s
 
 
 def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> FloatArray:

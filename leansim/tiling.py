@@ -188,7 +188,16 @@ class TileGrid:
     @cached_property
     def loaded_share(self) -> float:
         """Share of the tokens of all KV tiles that are loaded, the rest being masked."""
-        return self.total_tokens / (self.total_kv_tiles * self.tile_tokens)
+        return self.loaded_tokens / (self.total_kv_tiles * self.tile_tokens)
+
+    @cached_property
+    def loaded_tokens(self) -> int:
+        """KV tokens that all output tiles load: what they attend to, or the pages that it lies on."""
+        if not self.traits.whole_pages:
+            return self.total_tokens
+        unit = min(self.workload.page_tokens, self.tile_tokens)
+        begin, end = self.kv_span
+        return int((-(-end // unit) - begin // unit).sum()) * unit * self.heads
 
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""

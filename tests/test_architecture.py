@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("schedule",),
     ("partitioners", "numerics", "pricing", "program"),
     # what happens
-    ("lowering", "result", "bounds"),
+    ("segment_costs", "result", "bounds"),
+    ("lowering",),
     ("engine", "metrics", "timeline", "packing_bound"),
     # what is asked: names, files and tasks
     ("checking", "catalog", "traces", "hf_config", "store", "keys", "yaml_edit"),
@@ -56,7 +57,19 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 BRANCHES: tuple[frozenset[str], ...] = (
     frozenset({"partitioners"}),
     frozenset({"numerics"}),
-    frozenset({"pricing", "program", "lowering", "result", "engine", "bounds", "metrics", "timeline"}),
+    frozenset(
+        {
+            "pricing",
+            "program",
+            "segment_costs",
+            "lowering",
+            "result",
+            "engine",
+            "bounds",
+            "metrics",
+            "timeline",
+        }
+    ),
 )
 
 # Libraries that one part of the package is the only user of.

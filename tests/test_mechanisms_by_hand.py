@@ -15,11 +15,12 @@ from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 from leansim import catalog, pricing
 from leansim.kernel import Traits
-from leansim.lowering import DRIFT_CLASSES, FEW_BYTES, REQUESTS_PER_SCAN, lower
+from leansim.lowering import FEW_BYTES, lower
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.program import Phase
 from leansim.schedule import CombineKind, Schedule
+from leansim.segment_costs import DRIFT_CLASSES, REQUESTS_PER_SCAN
 from leansim.tiling import TileGrid, tile_grid
 from leansim.workload import Workload
 
@@ -418,36 +419,6 @@ def test_a_window_that_hides_nothing_takes_the_instance_without() -> None:
         for window in (None, 127, 128)
     }
     assert rows == {None: 64, 127: 192, 128: 64}
-
-
-def test_the_first_wave_gets_ready_behind_a_setup_kernel_that_lets_it_start_early() -> None:
-    """Setup 200, then a gap of 300 instead of 700, and 6 CTAs on 5 slots.
-
-    A segment's overhead of 1000 is spared the first wave: 500 + 4680, then 4680 + 1000.
-    """
-    gaps = {"graph": 700 * NS, "stream": 1900 * NS, "pdl": 300 * NS}
-    kernel = toy_kernel(setup_kernels=1, segment_overhead_s={"sm_90": 1000 * NS})
-    grid = replace(grid_of((256,) * 6, 1), traits=Traits(starts_early=True))
-    result = run(whole(grid), toy(kernel_gap_s=gaps), kernel)
-    assert ns(result.cta_end[1:]) == [5180.0] * 5 + [5180.0 + 5680.0]
-
-
-def test_ctas_that_return_at_once_keep_nobody_out_of_the_first_wave() -> None:
-    """8 CTAs on 5 slots, 5 of them without tiles: the 3 others, 0, 4 and 7, are all spared the 1000."""
-    kernel = toy_kernel(setup_kernels=1, empty_ctas="return", segment_overhead_s={"sm_90": 1000 * NS})
-    grid = replace(grid_of((256,) * 3, 1), traits=Traits(starts_early=True))
-    zero, cta = np.zeros(3, dtype=np.int64), np.array([0, 4, 7])
-    schedule = Schedule(
-        grid, cta, np.arange(3), zero, zero + 1, num_ctas=8, num_empty_ctas=5, combine="none"
-    )
-    gaps = {"graph": 700 * NS, "stream": 1900 * NS, "pdl": 300 * NS}
-    program = lower(schedule, kernel, toy(kernel_gap_s=gaps))
-    assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [1300.0] * 3
-    schedule = replace(
-        schedule, grid=replace(grid, traits=Traits(starts_early=True, empty_ctas="write"))
-    )
-    program = lower(schedule, kernel, toy(kernel_gap_s=gaps))
-    assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [1300.0, 1300.0, 2300.0]
 
 
 def test_padding_of_a_wider_instance_is_computed_and_filled_but_not_read() -> None:

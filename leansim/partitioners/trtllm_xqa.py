@@ -61,9 +61,10 @@ class TrtllmXqa:
     The kernels deal tiles to sub-sequences like cards; here each has as many tiles, but next to each
     other. Sub-sequences beyond a request's tiles are launched and do nothing (on the 256-thread
     kernel they also write a partial, which is not counted). `num_splits` overrides the count, as
-    TRTLLM_XQA_BLOCKS_PER_SEQUENCE does; `tokens_per_block` was 512 until 2024. Calls whose CTAs would
-    occupy less than `min_wave` of the SMs are refused: TensorRT-LLM hands those to another kernel
-    (decoderXQAImplPrecompiled.cpp, shouldUse: a quarter).
+    TRTLLM_XQA_BLOCKS_PER_SEQUENCE does; `tokens_per_block` was 512 until 2024. Calls of 16-bit KV
+    whose blocks, one per `tokens_per_block` tokens and no fewer than one, would occupy less than
+    `min_wave` of the SMs are refused: TensorRT-LLM hands those to a kernel that knows no 16-bit query
+    with an 8-bit cache (decoderXQAImplJIT.cpp, shouldUse and mayHavePerfGain: a quarter).
     """
 
     num_splits: Annotated[int, Field(ge=1)] | None = None
@@ -85,10 +86,10 @@ class TrtllmXqa:
             grid.num_sms,
             self.tokens_per_block,
         )
-        ctas = grid.num_output_tiles * splits
-        if ctas < self.min_wave * grid.num_sms:
+        blocks = max(1, load.call_context_len // self.tokens_per_block) * grid.num_output_tiles
+        if blocks < self.min_wave * grid.num_sms and load.kv_dtype != "fp8":
             raise PartitionerError(
-                f"trtllm_xqa is not used where its CTAs fill less than {self.min_wave:g} of the SMs"
+                f"trtllm_xqa is not used where its blocks fill less than {self.min_wave:g} of the SMs"
             )
         unit = cta_tile_tokens(device.arch, load.kv_dtype)
         wanted = np.full(grid.num_output_tiles, splits, dtype=np.int64)
