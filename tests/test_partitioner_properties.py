@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from kernels import devices_of
 
 from leansim import catalog
 from leansim.checking import count_cover, verify
@@ -47,8 +48,7 @@ fixed = settings(
 
 @cache
 def devices_for(name: str) -> list[Device]:
-    devices = [catalog.device(found) for found in catalog.names("device")]
-    return [device for device in devices if device.arch in catalog.kernel(name).mma_efficiency]
+    return [catalog.device(found) for found in devices_of(name)]
 
 
 @st.composite
