@@ -137,6 +137,7 @@ def _flows(
         dram_share=loaded * (1.0 - hit_share),
         l2_share=loaded,
         offered_bytes_per_ps=cost.offered_bytes_per_s / PS_PER_S,
+        tensor_ps_per_byte=cost.tensor_s * PS_PER_S / cost.tile_bytes,
     )
     return kv, *_plain_flows(device.sm_load_bytes_per_s)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from leansim.bounds import roofline
 from leansim.device import Device
-from leansim.pricing import TileCost, query_row_bytes
+from leansim.pricing import query_row_bytes
 from leansim.program import Phase
 from leansim.result import Result
 from leansim.schedule import Schedule
@@ -85,12 +85,7 @@ def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
     return int(program.bytes.sum()) - program.bytes_of(Phase.STREAM) - q_bytes - workload.o_bytes
 
 
-def tensor_seconds(schedule: Schedule, cost: TileCost) -> float:
-    """Tensor work of all KV tiles on one SM, padding included, s."""
-    return schedule.grid.total_kv_tiles * cost.tensor_s
-
-
-def summarise(result: Result, schedule: Schedule, device: Device, cost: TileCost) -> Metrics:
+def summarise(result: Result, schedule: Schedule, device: Device) -> Metrics:
     """Compute every metric of a run."""
     workload = schedule.grid.workload
     makespan = result.makespan_s
@@ -105,7 +100,7 @@ def summarise(result: Result, schedule: Schedule, device: Device, cost: TileCost
         sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
         dram_utilisation=dram / makespan / device.dram_bandwidth_bytes_per_s,
         l2_utilisation=result.program.l2_bytes / makespan / device.l2_bandwidth_bytes_per_s,
-        tensor_utilisation=tensor_seconds(schedule, cost) / (device.num_sms * makespan),
+        tensor_utilisation=result.program.tensor_s / (device.num_sms * makespan),
         num_waves=schedule.num_waves,
         wave_efficiency=schedule.wave_efficiency,
         tail_s=tail_s(result),

@@ -238,6 +238,8 @@ def mask_s(grid: TileGrid, device: Device) -> float:
     An instance for causal masks compares those of the last KV tile, one for windows those of the first
     as well (flash-attention hopper/mask.h); tiles between have none.
     """
+    if not grid.traits.mask_fma_per_score:
+        return 0.0
     edges = (2 if is_local(grid.workload) else 1) * grid.num_output_tiles
     share = min(1.0, edges / max(1, grid.total_kv_tiles))
     fma = share * grid.tile_rows * grid.tile_tokens * grid.traits.mask_fma_per_score

@@ -58,6 +58,7 @@ class FlowKind:
     `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of its SM, `dram_share` and `l2_share` of
     the bytes that pass DRAM and L2 (a masked token is work and no traffic). `offered_bytes_per_ps` is
     what the loads it keeps in flight would bring from an idle memory: how deep DRAM's queues are.
+    `tensor_ps_per_byte` is how much of that work its SM's tensor cores do.
     """
 
     name: str
@@ -66,6 +67,7 @@ class FlowKind:
     dram_share: float
     l2_share: float
     offered_bytes_per_ps: float
+    tensor_ps_per_byte: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,19 @@ class Program:
     def l2_bytes(self) -> float:
         """Bytes that pass L2."""
         stored = total_where(self.flow < 0, self.bytes)
-        return stored + self._shared_bytes([flow.l2_share for flow in self.flows])
+        return stored + self._of_flows([flow.l2_share for flow in self.flows])
 
     @property
     def dram_bytes(self) -> float:
         """Bytes that come from DRAM."""
-        return self._shared_bytes([flow.dram_share for flow in self.flows])
+        return self._of_flows([flow.dram_share for flow in self.flows])
 
-    def _shared_bytes(self, shares: list[float]) -> float:
-        """Bytes of every flow times a share of it."""
+    @property
+    def tensor_s(self) -> float:
+        """Work of the tensor cores on all KV tiles, padding included, s on one SM."""
+        return self._of_flows([flow.tensor_ps_per_byte for flow in self.flows]) / PS_PER_S
+
+    def _of_flows(self, shares: list[float]) -> float:
+        """Bytes of every flow times what each comes to."""
         used = [(flow, share) for flow, share in enumerate(shares) if share]
         return sum((share * total_where(self.flow == flow, self.bytes) for flow, share in used), 0.0)

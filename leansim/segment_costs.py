@@ -6,6 +6,7 @@ what a thing costs; here is how often, and to whom.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,12 @@ def drift_ps(grid: TileGrid, device: Device, cost: pricing.TileCost, prologue_s:
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
     spread_s = 2.0 * device.latency_spread * max(0.0, prologue_s + cost.fill_s)
-    return rounded_ps(spread_s * _DISTANCES)[np.arange(grid.num_sms) % DRIFT_CLASSES]
+    return rounded_ps(spread_s * _DISTANCES)[_drift_classes(grid.num_sms)]
+
+
+@cache
+def _drift_classes(num_sms: int) -> IntArray:
+    return np.arange(num_sms) % DRIFT_CLASSES
 
 
 def loading_s(schedule: Schedule, device: Device) -> float:

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import Any, TypeVar
 
-from leansim import pricing
 from leansim.engine import Engine, execute
 from leansim.errors import OutOfRangeError
 from leansim.lowering import lower
@@ -50,10 +49,7 @@ class Simulation:
     @cached_property
     def metrics(self) -> Metrics:
         """What it came to."""
-        r = self.resolved
-        hit_share = pricing.l2_hit_share(r.grid, r.device)
-        cost = pricing.tile_cost(r.grid, r.kernel, r.device, hit_share)
-        return summarise(self.result, r.schedule, r.device, cost)
+        return summarise(self.result, self.schedule, self.resolved.device)
 
     @property
     def row(self) -> dict[str, Any]:
