@@ -182,7 +182,7 @@ def _chained(
 ) -> TileCost:
     """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
 
-    At least one read is waited for. What it offers memory is what it moves, as it does not load ahead.
+    The first tile's indices are read at once, before the loop, and at least one of KV is waited for. What it offers memory is what it moves, as it does not load ahead.
     """
     share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
     compute_s = share * chain.clk * device.clk_s
@@ -193,7 +193,7 @@ def _chained(
     return TileCost(
         tile_bytes=tile_bytes,
         tile_s=tile_s,
-        fill_s=max(0.0, latency + l2_latency_s(device) - read_s),
+        fill_s=latency + l2_latency_s(device) - read_s,
         sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
         compute_s=compute_s,
         tensor_s=tensor_s,

@@ -89,6 +89,17 @@ def loading_s(schedule: Schedule, device: Device) -> float:
     return beside_s / float((schedule.stop - schedule.start).mean()) if beside_s else 0.0
 
 
+def saved_s(schedule: Schedule, cost: pricing.TileCost, prologue_s: float) -> float:
+    """What the first tile of a segment takes less than the others and the prologue does not have.
+
+    In s a KV tile: the mean over segments. Of a chain alone; elsewhere a first tile is as long as its load.
+    """
+    if not schedule.grid.traits.chain:
+        return 0.0
+    less_s = max(0.0, -prologue_s - cost.fill_s)
+    return less_s / float((schedule.stop - schedule.start).mean()) if less_s else 0.0
+
+
 def arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
     """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
 

@@ -22,7 +22,7 @@ L1, L2, DRAM = 41.0, 343.0, 650.0
 ALU, MMA, SHARED, SHUFFLE, SPECIAL, BARRIER = 4.5, 24.1, 29.0, 24.0, 23.0, 28.0
 MMA_EVERY = 4 / 0.629
 QUEUED = 16  # clocks of shared-memory work that may wait in line
-INDICES_PER_LINE = 16  # of 8 B in 128 B
+INDICES_PER_SECTOR = 4  # of 8 B in 32 B: what a miss of L1 brings
 
 Instruction = tuple[str, str, list[str]]  # predicate, operation, operands
 
@@ -104,7 +104,7 @@ def loop_of(instructions: list[Instruction], labels: dict[str, int]) -> list[Ins
 def start_clocks(instructions: list[Instruction]) -> float:
     """Clocks from the start of a CTA to the branch that asks whether it has tokens, beside its reads."""
     first = next(at for at, (_, operation, _) in enumerate(instructions) if operation.startswith("BRA"))
-    warp = Warp(0.0, 0.0, 1, 1)
+    warp = Warp(0.0, 0.0, (1,), 1)
     for instruction in instructions[: first + 1]:
         warp.issue(instruction)
     return max(warp.now, *warp.ready.values())
@@ -131,14 +131,14 @@ class Warp:
 
     l2: float
     kv: float
-    index_loads: int  # that read each index once
+    index_loads: tuple[int, ...]  # of K and of V, or of both at once: each reads every index once
     tokens: int
     now: float = 0.0
     shared_free: float = 0.0
     mma_free: float = 0.0
     copied: float = 0.0
     ready: dict[str, float] = field(default_factory=dict)
-    lines: dict[int, float] = field(default_factory=dict)
+    sectors: dict[int, float] = field(default_factory=dict)
     read: int = 0
 
     def through_shared(self, start: float, clocks: float) -> tuple[float, float]:
@@ -148,13 +148,17 @@ class Warp:
         return start, max(SHARED, self.shared_free - start + SHARED - clocks)
 
     def index_latency(self, start: float) -> float:
-        """Latency of an index: L2's for the first of a line, then L1's or what is left of the first."""
-        line = (self.read % self.index_loads) * self.tokens // self.index_loads // INDICES_PER_LINE
+        """Latency of the warps' indices: L2's for the first of a sector, then L1's or what is left of it."""
+        at = self.read % sum(self.index_loads)
         self.read += 1
-        if line not in self.lines:
-            self.lines[line] = start + self.l2
-            return self.l2
-        return max(L1, self.lines[line] - start)
+        for loads in self.index_loads:
+            if at < loads:
+                break
+            at -= loads
+        tokens = self.tokens // loads
+        sectors = range(at * tokens // INDICES_PER_SECTOR, -(-(at + 1) * tokens // INDICES_PER_SECTOR))
+        there = max(self.sectors.setdefault(sector, start + self.l2) for sector in sectors)
+        return max(L1, there - start)
 
     def issue(self, instruction: Instruction) -> None:
         """Issue one instruction, no earlier than what it reads."""
@@ -206,11 +210,13 @@ class Warp:
 
 def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: float) -> float:
     """Clocks of one turn of the loop, once the first is over."""
-    indices = sum(operation == "LDG.E.64" for _, operation, _ in loop) // (2 if grouped else 1)
-    warp = Warp(l2, kv, indices, tokens)
+    names = [operation for _, operation, _ in loop]
+    indices = names.count("LDG.E.64")
+    of_k = sum(name.startswith("LDGSTS") for name in names[: names.index("LDGDEPBAR")]) if grouped else 0
+    warp = Warp(l2, kv, (of_k, indices - of_k) if grouped else (indices,), tokens)
     ends = []
     for _ in range(4):
-        warp.lines.clear()
+        warp.sectors.clear()
         warp.read = 0
         for instruction in loop:
             warp.issue(instruction)
