@@ -7,6 +7,7 @@ steady state or a fixed latency; sharing between CTAs is the engine's job.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -194,7 +195,7 @@ def _chained(
         tile_bytes=tile_bytes,
         tile_s=tile_s,
         fill_s=latency + l2_latency_s(device) - read_s,
-        sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
+        sm_s=max(*chain_busy_s(chain, grid, device), transfer_s),
         compute_s=compute_s,
         tensor_s=tensor_s,
         offered_bytes_per_s=tile_bytes / tile_s,
@@ -280,19 +281,26 @@ def segment_overhead_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     return (kernel.segment_overhead_s | grid.traits.segment_overhead_s).get(device.arch, 0.0)
 
 
-def queueing_s(alone_s: float, issue_s: float, together: int) -> list[float]:
-    """What each of 1, 2 .. `together` CTAs on an SM waits for the others to issue, s.
+def queueing_s(alone_s: float, busy_s: Sequence[float], together: int) -> list[float]:
+    """What each of 1, 2 .. `together` CTAs on an SM waits for what the others hold of it, s.
 
-    Of the `alone_s` that each takes by itself the schedulers are busy for `issue_s`. Mean value
-    analysis of a closed queue (Reiser and Lavenberg 1980): one that comes finds as many before it as
-    there are on average with one CTA fewer.
+    Of the `alone_s` that each takes by itself the SM's units, such as its schedulers, are busy for
+    `busy_s` each. Mean value analysis of a closed network of queues (Reiser and Lavenberg 1980): one
+    that comes finds as many before it as there are on average with one CTA fewer.
     """
-    waits, queued = [], 0.0
+    waits, queued = [], [0.0] * len(busy_s)
     for count in range(1, together + 1):
-        waiting_s = issue_s * queued
-        queued = count * (issue_s + waiting_s) / (alone_s + waiting_s)
-        waits.append(waiting_s)
+        waiting_s = [unit_s * before for unit_s, before in zip(busy_s, queued, strict=True)]
+        taken_s = alone_s + sum(waiting_s)
+        queued = [count * (unit_s + s) / taken_s for unit_s, s in zip(busy_s, waiting_s, strict=True)]
+        waits.append(sum(waiting_s))
     return waits
+
+
+def chain_busy_s(chain: Chain, grid: TileGrid, device: Device) -> tuple[float, float]:
+    """What a full KV tile of a chain takes of the schedulers and of the pipe of loads and stores, s."""
+    share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+    return share * chain.issue_clk * device.clk_s, share * chain.pipe_clk * device.clk_s
 
 
 def prologue_s(grid: TileGrid, kernel: Kernel, device: Device, fill_s: float = 0.0) -> float:

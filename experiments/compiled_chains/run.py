@@ -118,7 +118,7 @@ def registers(text: str, count: int) -> list[str]:
 
 def width(operation: str) -> int:
     """Registers that an instruction fills."""
-    if matrices := re.match(r"LDSM.*\.(\d)$", operation):
+    if matrices := re.match(r"(?:LD|ST)SM.*\.(\d)$", operation):
         return int(matrices[1])
     if ".128" in operation:
         return 4
@@ -208,6 +208,18 @@ class Warp:
         return start, latency, fills
 
 
+def pipe_clocks(loop: list[Instruction]) -> int:
+    """Clocks that a turn of the loop takes of the SM's pipe of loads and stores, four warps' together."""
+    taken = 0
+    for _, operation, _ in loop:
+        base = operation.split(".")[0]
+        if base in ("LDS", "LDSM", "STS", "STSM", "LDGSTS") or operation.startswith("LDG.E.128"):
+            taken += 4 * width(operation)
+        elif base in ("LDG", "SHFL"):
+            taken += 4  # an index that the lanes share
+    return taken
+
+
 def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: float) -> float:
     """Clocks of one turn of the loop, once the first is over."""
     names = [operation for _, operation, _ in loop]
@@ -254,7 +266,7 @@ def main(path: Path) -> None:
         print(
             f"sm_{arch} head dim {head_dim} {'grouped' if grouped else 'plain'} "
             f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {near:.0f}, issue_clk: {len(loop)}, "
-            f"kv_reads: {(all_far - far) / DRAM:.2f}, index_reads: {(far - near) / (L2 - L1):.2f}}}, "
+            f"pipe_clk: {pipe_clocks(loop)}, kv_reads: {(all_far - far) / DRAM:.2f}, index_reads: {(far - near) / (L2 - L1):.2f}}}, "
             f"{found[1]} registers, {kernel.metadata.shared} B shared, "
             f"start {start_clocks(instructions):.0f}"
         )
