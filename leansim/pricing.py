@@ -99,8 +99,13 @@ def query_latency_s(grid: TileGrid, device: Device) -> float:
         cached = grid.workload.cache == "warm"
         warm = kept_share(touched_bytes(grid), device) if cached else 0.0
     lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
+    return kv_latency_s(device, warm) + farthest_s(device, lines)
+
+
+def farthest_s(device: Device, lines: float) -> float:
+    """How much later than a line is on average the farthest of several is there, s."""
     far_s = device.l2_far_latency_s - device.l2_latency_s if device.l2_partitions > 1 else 0.0
-    return kv_latency_s(device, warm) + (0.5 - 0.5**lines) * far_s
+    return float((0.5 - 0.5**lines) * far_s)
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
@@ -183,18 +188,22 @@ def _chained(
 ) -> TileCost:
     """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
 
-    The first tile's indices are read at once, before the loop, and at least one of KV is waited for. What it offers memory is what it moves, as it does not load ahead.
+    At least one read is waited for. Where all of a tile's are waited for at once, they are issued ahead of
+    it, and those of the first before the loop, its indices at once. What is waited for together is there
+    with the farthest of its lines. What it offers memory is what it moves, as it does not load ahead.
     """
     share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
     compute_s = share * chain.clk * device.clk_s
     transfer_s = tile_bytes / device.sm_load_bytes_per_s
     kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
+    latency += farthest_s(device, tile_bytes / LINE_BYTES / max(1.0, kv_reads))
     read_s = grid.loaded_share * (kv_reads * latency + index_reads * l2_latency_s(device) + transfer_s)
     tile_s = compute_s + read_s
+    fill_s = latency + l2_latency_s(device) - read_s
     return TileCost(
         tile_bytes=tile_bytes,
         tile_s=tile_s,
-        fill_s=latency + l2_latency_s(device) - read_s,
+        fill_s=fill_s if chain.kv_reads <= 1.0 else max(0.0, fill_s),
         sm_s=max(*chain_busy_s(chain, grid, device), transfer_s),
         compute_s=compute_s,
         tensor_s=tensor_s,
