@@ -24,6 +24,9 @@ FloatArray = npt.NDArray[np.float64]
 # Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
 WARPGROUP_ROWS = 64
 LINE_BYTES = 128
+# Sectors of 32 B that L2 brings from DRAM at a time: 64 B (assumed; cudaLimitMaxL2FetchGranularity, which
+# nobody sets here, allows 32 to 128).
+SECTORS_PER_FETCH = 2
 # Page-table entries of 4 B in a cache line.
 PAGES_PER_LINE = 32
 
@@ -158,7 +161,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     compute_s = max(softmax_s, qk_s + shown_s + pv_s) + stall_s + mask_s(grid, device)
     transfer_s = (k_bytes + v_bytes) / fill_rate
     if (chain := grid.traits.chain.get(device.arch)) is not None:
-        return _chained(chain, grid, device, k_bytes + v_bytes, latency, qk_s + pv_s)
+        return _chained(chain, grid, device, k_bytes + v_bytes, hit_share, qk_s + pv_s)
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
@@ -184,22 +187,25 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
 
 
 def _chained(
-    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, latency: float, tensor_s: float
+    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, hit_share: float, tensor_s: float
 ) -> TileCost:
     """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
 
     At least one read is waited for. Where all of a tile's are waited for at once, they are issued ahead of
     it, and those of the first before the loop, its indices at once. What is waited for together is there
-    with the farthest of its lines. What it offers memory is what it moves, as it does not load ahead.
+    with the farthest of its lines. L2 keeps indices as it keeps KV, and brings two sectors of them at a
+    time. What it offers memory is what it moves, as it does not load ahead.
     """
     share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
     compute_s = share * chain.clk * device.clk_s
     transfer_s = tile_bytes / device.sm_load_bytes_per_s
     kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
+    latency = kv_latency_s(device, hit_share)
     latency += farthest_s(device, tile_bytes / LINE_BYTES / max(1.0, kv_reads))
-    read_s = grid.loaded_share * (kv_reads * latency + index_reads * l2_latency_s(device) + transfer_s)
+    index_s = kv_latency_s(device, 1.0 - (1.0 - hit_share) / SECTORS_PER_FETCH)
+    read_s = grid.loaded_share * (kv_reads * latency + index_reads * index_s + transfer_s)
     tile_s = compute_s + read_s
-    fill_s = latency + l2_latency_s(device) - read_s
+    fill_s = latency + index_s - read_s
     return TileCost(
         tile_bytes=tile_bytes,
         tile_s=tile_s,
