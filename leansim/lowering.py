@@ -121,7 +121,11 @@ def _in_range(program: Program) -> Program:
 
 
 def _flows(
-    schedule: Schedule, kernel: Kernel, cost: pricing.TileCost, hit_share: float, device: Device,
+    schedule: Schedule,
+    kernel: Kernel,
+    cost: pricing.TileCost,
+    hit_share: float,
+    device: Device,
     prologue_s: float,
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past it.
@@ -131,7 +135,8 @@ def _flows(
     """
     loaded = schedule.grid.loaded_share
     tile_s = cost.tile_s + costs.loading_s(schedule, device)
-    tile_s += costs.crowding_s(schedule, kernel, device, cost) - costs.saved_s(schedule, cost, prologue_s)
+    tile_s += costs.crowding_s(schedule, kernel, device, cost)
+    tile_s -= costs.saved_s(schedule, device, cost, prologue_s)
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=cost.tile_bytes / tile_s / PS_PER_S,

@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float64]
 # Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
 WARPGROUP_ROWS = 64
 LINE_BYTES = 128
-# Sectors of 32 B that L2 brings from DRAM at a time: 64 B (assumed; cudaLimitMaxL2FetchGranularity, which
+# Sectors of 32 B that L2 brings from DRAM at a time: 64 B (assumed; cudaLimitMaxL2FetchGranularity, that
 # nobody sets here, allows 32 to 128).
 SECTORS_PER_FETCH = 2
 # Page-table entries of 4 B in a cache line.
@@ -191,10 +191,10 @@ def _chained(
 ) -> TileCost:
     """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
 
-    At least one read is waited for. Where all of a tile's are waited for at once, they are issued ahead of
-    it, and those of the first before the loop, its indices at once. What is waited for together is there
-    with the farthest of its lines. L2 keeps indices as it keeps KV, and brings two sectors of them at a
-    time. What it offers memory is what it moves, as it does not load ahead.
+    At least one read is waited for. Where all of a tile's are waited for at once, they are issued ahead
+    of it, and those of the first before the loop, its indices at once. What is waited for together is
+    there with the farthest of its lines. L2 keeps indices as it keeps KV, and brings two sectors of
+    them at once. What it offers memory is what it moves, as it does not load ahead.
     """
     share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
     compute_s = share * chain.clk * device.clk_s

@@ -99,12 +99,12 @@ def crowding_s(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing
     return float(np.array(waits)[_beside(schedule, kernel)].mean())
 
 
-def saved_s(schedule: Schedule, cost: pricing.TileCost, prologue_s: float) -> float:
+def saved_s(schedule: Schedule, device: Device, cost: pricing.TileCost, prologue_s: float) -> float:
     """What the first tile of a segment takes less than the others and the prologue does not have.
 
-    In s a KV tile: the mean over segments. Of a chain alone; elsewhere a first tile is as long as its load.
+    In s a KV tile: the mean over segments. Other first tiles are as long as their load.
     """
-    if not schedule.grid.traits.chain:
+    if device.arch not in schedule.grid.traits.chain:
         return 0.0
     less_s = max(0.0, -prologue_s - cost.fill_s)
     return less_s / float((schedule.stop - schedule.start).mean()) if less_s else 0.0

@@ -148,7 +148,7 @@ class Warp:
         return start, max(SHARED, self.shared_free - start + SHARED - clocks)
 
     def index_latency(self, start: float) -> float:
-        """Latency of the warps' indices: L2's for the first of a sector, then L1's or what is left of it."""
+        """Latency of an index: L2's for the first of a sector, then L1's or what is left of it."""
         at = self.read % sum(self.index_loads)
         self.read += 1
         for loads in self.index_loads:
@@ -209,7 +209,7 @@ class Warp:
 
 
 def pipe_clocks(loop: list[Instruction]) -> int:
-    """Clocks that a turn of the loop takes of the SM's pipe of loads and stores, four warps' together."""
+    """Clocks that a turn of the loop takes of the SM's pipe of loads and stores, four warps in all."""
     taken = 0
     for _, operation, _ in loop:
         base = operation.split(".")[0]
@@ -224,8 +224,11 @@ def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: f
     """Clocks of one turn of the loop, once the first is over."""
     names = [operation for _, operation, _ in loop]
     indices = names.count("LDG.E.64")
-    of_k = sum(name.startswith("LDGSTS") for name in names[: names.index("LDGDEPBAR")]) if grouped else 0
-    warp = Warp(l2, kv, (of_k, indices - of_k) if grouped else (indices,), tokens)
+    loads: tuple[int, ...] = (indices,)
+    if grouped:  # an index for each copy, those of K first
+        of_k = sum(name.startswith("LDGSTS") for name in names[: names.index("LDGDEPBAR")])
+        loads = (of_k, indices - of_k)
+    warp = Warp(l2, kv, loads, tokens)
     ends = []
     for _ in range(4):
         warp.sectors.clear()
@@ -266,7 +269,8 @@ def main(path: Path) -> None:
         print(
             f"sm_{arch} head dim {head_dim} {'grouped' if grouped else 'plain'} "
             f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {near:.0f}, issue_clk: {len(loop)}, "
-            f"pipe_clk: {pipe_clocks(loop)}, kv_reads: {(all_far - far) / DRAM:.2f}, index_reads: {(far - near) / (L2 - L1):.2f}}}, "
+            f"pipe_clk: {pipe_clocks(loop)}, kv_reads: {(all_far - far) / DRAM:.2f}, "
+            f"index_reads: {(far - near) / (L2 - L1):.2f}}}, "
             f"{found[1]} registers, {kernel.metadata.shared} B shared, "
             f"start {start_clocks(instructions):.0f}"
         )
