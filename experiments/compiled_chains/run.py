@@ -264,13 +264,14 @@ def main(path: Path) -> None:
         near, far, all_far = (
             clocks(loop, tokens, grouped, l2, kv) for l2, kv in ((L1, 0.0), (L2, 0.0), (L2, DRAM))
         )
+        reads = (far - near) / (L2 - L1)
         found = re.search(r"REG:(\d+)", used)
         assert found is not None
         print(
             f"sm_{arch} head dim {head_dim} {'grouped' if grouped else 'plain'} "
-            f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {near:.0f}, issue_clk: {len(loop)}, "
+            f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {far - reads * L2:.0f}, issue_clk: {len(loop)}, "
             f"pipe_clk: {pipe_clocks(loop)}, kv_reads: {(all_far - far) / DRAM:.2f}, "
-            f"index_reads: {(far - near) / (L2 - L1):.2f}}}, "
+            f"index_reads: {reads:.2f}}}, "
             f"{found[1]} registers, {kernel.metadata.shared} B shared, "
             f"start {start_clocks(instructions):.0f}"
         )
