@@ -50,12 +50,13 @@ class Chain(Spec):
     """What a CTA that overlaps nothing does for the tokens it computes at a time.
 
     `clk` are those of its dependent instructions where memory answers at once, `issue_clk` those in
-    which it keeps the SM from others. It waits `kv_reads` times for KV, and `index_reads` times for
-    where that is.
+    which it keeps the schedulers from others, `pipe_clk` the SM's pipe of loads, stores and shuffles.
+    It waits `kv_reads` times for KV, and `index_reads` times for where that is.
     """
 
     clk: Positive
     issue_clk: Positive
+    pipe_clk: NotNegative = 0.0
     kv_reads: NotNegative
     index_reads: NotNegative
 

@@ -91,7 +91,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
-        flows=_flows(schedule, cost, hit_share, device),
+        flows=_flows(schedule, kernel, cost, hit_share, device, prologue_s),
         phase_of_cta=border,
         **columns,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
@@ -121,7 +121,12 @@ def _in_range(program: Program) -> Program:
 
 
 def _flows(
-    schedule: Schedule, cost: pricing.TileCost, hit_share: float, device: Device
+    schedule: Schedule,
+    kernel: Kernel,
+    cost: pricing.TileCost,
+    hit_share: float,
+    device: Device,
+    prologue_s: float,
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past it.
 
@@ -130,6 +135,8 @@ def _flows(
     """
     loaded = schedule.grid.loaded_share
     tile_s = cost.tile_s + costs.loading_s(schedule, device)
+    tile_s += costs.crowding_s(schedule, kernel, device, cost)
+    tile_s -= costs.saved_s(schedule, device, cost, prologue_s)
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=cost.tile_bytes / tile_s / PS_PER_S,

@@ -7,6 +7,7 @@ steady state or a fixed latency; sharing between CTAs is the engine's job.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ FloatArray = npt.NDArray[np.float64]
 # Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
 WARPGROUP_ROWS = 64
 LINE_BYTES = 128
+# Sectors of 32 B that L2 brings from DRAM at a time: 64 B (assumed; cudaLimitMaxL2FetchGranularity, that
+# nobody sets here, allows 32 to 128).
+SECTORS_PER_FETCH = 2
 # Page-table entries of 4 B in a cache line.
 PAGES_PER_LINE = 32
 
@@ -98,8 +102,13 @@ def query_latency_s(grid: TileGrid, device: Device) -> float:
         cached = grid.workload.cache == "warm"
         warm = kept_share(touched_bytes(grid), device) if cached else 0.0
     lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
+    return kv_latency_s(device, warm) + farthest_s(device, lines)
+
+
+def farthest_s(device: Device, lines: float) -> float:
+    """How much later than a line is on average the farthest of several is there, s."""
     far_s = device.l2_far_latency_s - device.l2_latency_s if device.l2_partitions > 1 else 0.0
-    return kv_latency_s(device, warm) + (0.5 - 0.5**lines) * far_s
+    return float((0.5 - 0.5**lines) * far_s)
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
@@ -152,7 +161,7 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     compute_s = max(softmax_s, qk_s + shown_s + pv_s) + stall_s + mask_s(grid, device)
     transfer_s = (k_bytes + v_bytes) / fill_rate
     if (chain := grid.traits.chain.get(device.arch)) is not None:
-        return _chained(chain, grid, device, k_bytes + v_bytes, latency, qk_s + pv_s)
+        return _chained(chain, grid, device, k_bytes + v_bytes, hit_share, qk_s + pv_s)
     if kernel.pipeline == "single_buffered":
         tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
         fill_s = min(k_s, softmax_s + pv_s)
@@ -178,23 +187,30 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
 
 
 def _chained(
-    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, latency: float, tensor_s: float
+    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, hit_share: float, tensor_s: float
 ) -> TileCost:
     """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
 
-    At least one read is waited for. What it offers memory is what it moves, as it does not load ahead.
+    At least one read is waited for. Where all of a tile's are waited for at once, they are issued ahead
+    of it, and those of the first before the loop, its indices at once. What is waited for together is
+    there with the farthest of its lines. L2 keeps indices as it keeps KV, and brings two sectors of
+    them at once. What it offers memory is what it moves, as it does not load ahead.
     """
     share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
     compute_s = share * chain.clk * device.clk_s
     transfer_s = tile_bytes / device.sm_load_bytes_per_s
     kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
-    read_s = grid.loaded_share * (kv_reads * latency + index_reads * l2_latency_s(device) + transfer_s)
+    latency = kv_latency_s(device, hit_share)
+    latency += farthest_s(device, tile_bytes / LINE_BYTES / max(1.0, kv_reads))
+    index_s = kv_latency_s(device, 1.0 - (1.0 - hit_share) / SECTORS_PER_FETCH)
+    read_s = grid.loaded_share * (kv_reads * latency + index_reads * index_s + transfer_s)
     tile_s = compute_s + read_s
+    fill_s = latency + index_s - read_s
     return TileCost(
         tile_bytes=tile_bytes,
         tile_s=tile_s,
-        fill_s=max(0.0, latency + l2_latency_s(device) - read_s),
-        sm_s=max(share * chain.issue_clk * device.clk_s, transfer_s),
+        fill_s=fill_s if chain.kv_reads <= 1.0 else max(0.0, fill_s),
+        sm_s=max(*chain_busy_s(chain, grid, device), transfer_s),
         compute_s=compute_s,
         tensor_s=tensor_s,
         offered_bytes_per_s=tile_bytes / tile_s,
@@ -282,19 +298,26 @@ def segment_overhead_s(grid: TileGrid, kernel: Kernel, device: Device) -> float:
     return (kernel.segment_overhead_s | grid.traits.segment_overhead_s).get(device.arch, 0.0)
 
 
-def queueing_s(alone_s: float, issue_s: float, together: int) -> list[float]:
-    """What each of 1, 2 .. `together` CTAs on an SM waits for the others to issue, s.
+def queueing_s(alone_s: float, busy_s: Sequence[float], together: int) -> list[float]:
+    """What each of 1, 2 .. `together` CTAs on an SM waits for what the others hold of it, s.
 
-    Of the `alone_s` that each takes by itself the schedulers are busy for `issue_s`. Mean value
-    analysis of a closed queue (Reiser and Lavenberg 1980): one that comes finds as many before it as
-    there are on average with one CTA fewer.
+    Of the `alone_s` that each takes by itself the SM's units, such as its schedulers, are busy for
+    `busy_s` each. Mean value analysis of a closed network of queues (Reiser and Lavenberg 1980): one
+    that comes finds as many before it as there are on average with one CTA fewer.
     """
-    waits, queued = [], 0.0
+    waits, queued = [], [0.0] * len(busy_s)
     for count in range(1, together + 1):
-        waiting_s = issue_s * queued
-        queued = count * (issue_s + waiting_s) / (alone_s + waiting_s)
-        waits.append(waiting_s)
+        waiting_s = [unit_s * before for unit_s, before in zip(busy_s, queued, strict=True)]
+        taken_s = alone_s + sum(waiting_s)
+        queued = [count * (unit_s + s) / taken_s for unit_s, s in zip(busy_s, waiting_s, strict=True)]
+        waits.append(sum(waiting_s))
     return waits
+
+
+def chain_busy_s(chain: Chain, grid: TileGrid, device: Device) -> tuple[float, float]:
+    """What a full KV tile of a chain takes of the schedulers and of the pipe of loads and stores, s."""
+    share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+    return share * chain.issue_clk * device.clk_s, share * chain.pipe_clk * device.clk_s
 
 
 def prologue_s(grid: TileGrid, kernel: Kernel, device: Device, fill_s: float = 0.0) -> float:

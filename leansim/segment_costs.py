@@ -48,7 +48,7 @@ def ramp_ps(
         return rounded_ps(np.maximum(prologue_s + cost.fill_s * first, 0.0) * near)
     if issue_clk := traits.issue_clk.get(device.arch):
         with_launch_s = device.cta_launch_s + alone_s
-        waits = pricing.queueing_s(with_launch_s, issue_clk * device.clk_s, grid.ctas_per_sm)
+        waits = pricing.queueing_s(with_launch_s, (issue_clk * device.clk_s,), grid.ctas_per_sm)
         return rounded_ps(alone_s * near + np.array(waits)[_beside(schedule, kernel)])
     if traits.computed_tokens:
         at_once = max(1, traits.computed_tokens // grid.tile_tokens)
@@ -60,10 +60,10 @@ def ramp_ps(
 def _beside(schedule: Schedule, kernel: Kernel) -> IntArray:
     """How many others share the SM with each segment's CTA, those of its wave being dealt evenly.
 
-    CTAs that return at once for want of KV tiles do not count.
+    CTAs that return for want of KV tiles, at once or having looked, do not count.
     """
     grid, rank = schedule.grid, schedule.cta
-    if schedule.num_empty_ctas and empty_ctas(schedule, kernel) == "return":
+    if schedule.num_empty_ctas and empty_ctas(schedule, kernel) in ("return", "look"):
         rank = np.cumsum(changes(schedule.cta)) - 1
     first = rank // grid.slots * grid.slots
     in_wave = np.minimum(int(rank[-1]) + 1 - first, grid.slots)
@@ -93,6 +93,27 @@ def loading_s(schedule: Schedule, device: Device) -> float:
     """
     beside_s = schedule.grid.traits.loading_s.get(device.arch, 0.0)
     return beside_s / float((schedule.stop - schedule.start).mean()) if beside_s else 0.0
+
+
+def crowding_s(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> float:
+    """What a chain waits for others on its SM, s a KV tile: the mean over segments."""
+    grid = schedule.grid
+    if (chain := grid.traits.chain.get(device.arch)) is None:
+        return 0.0
+    busy_s = pricing.chain_busy_s(chain, grid, device)
+    waits = pricing.queueing_s(cost.tile_s, busy_s, grid.ctas_per_sm)
+    return float(np.array(waits)[_beside(schedule, kernel)].mean())
+
+
+def saved_s(schedule: Schedule, device: Device, cost: pricing.TileCost, prologue_s: float) -> float:
+    """What the first tile of a segment takes less than the others and the prologue does not have.
+
+    In s a KV tile: the mean over segments. Other first tiles are as long as their load.
+    """
+    if device.arch not in schedule.grid.traits.chain:
+        return 0.0
+    less_s = max(0.0, -prologue_s - cost.fill_s)
+    return less_s / float((schedule.stop - schedule.start).mean()) if less_s else 0.0
 
 
 def arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:

@@ -100,7 +100,7 @@ def test_ctas_queue_for_the_schedulers_of_their_sm() -> None:
     """1000 alone, 400 of it issuing. One before it on average: 400 / 1000, then 560 * 2 / 1160."""
     second = 400 * 0.4
     third = 400 * (2 * (400 + second) / (1000 + second))
-    waits = pricing.queueing_s(1000 * NS, 400 * NS, 3)
+    waits = pricing.queueing_s(1000 * NS, (400 * NS,), 3)
     assert waits == pytest.approx([0.0, second * NS, third * NS])
 
 

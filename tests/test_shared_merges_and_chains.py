@@ -13,7 +13,7 @@ import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 import leansim
-from leansim import catalog, pricing
+from leansim import catalog, pricing, segment_costs
 from leansim.kernel import Chain, Traits
 from leansim.lowering import lower
 from leansim.measured_table import Calls, HarnessTerm
@@ -66,12 +66,14 @@ def test_a_lone_split_of_a_shared_merge_merges_itself() -> None:
 
 
 def test_a_chain_takes_one_thing_after_another() -> None:
-    """1000 of instructions, two reads of 488, one of 100, 64 KB in 1024; the SM is taken for 1024.
+    """1000 of instructions, two reads of 488, an index, 64 KB in 1024; the SM is taken for 1024.
+
+    Of two sectors of indices one comes from DRAM in 488, the other from L2 in 100.
 
     Computing 512 tokens at a time, a tile of 256 has half the instructions and half the reads.
     """
     chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=2, index_reads=1)}
-    for computed, tile_ns in ((None, 1000 + 976 + 100 + 1024), (512, 500 + 488 + 50 + 1024)):
+    for computed, tile_ns in ((None, 1000 + 976 + 294 + 1024), (512, 500 + 488 + 147 + 1024)):
         grid = replace(grid_of((512,), 1), traits=Traits(chain=chain, computed_tokens=computed))
         cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
         assert cost.tile_s == pytest.approx(tile_ns * NS)
@@ -79,12 +81,36 @@ def test_a_chain_takes_one_thing_after_another() -> None:
 
 
 def test_a_chain_waits_for_one_read_at_least() -> None:
-    """One token in 256: a 256th of 2100 ns is awaited beside 1000, and 588 less that to begin with."""
+    """One token in 256: a 256th of 2294 ns is awaited beside 1000, and 782 less that to begin with."""
     chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=2, index_reads=1)}
     grid = replace(grid_of((1,), 1), traits=Traits(chain=chain))
     cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
-    assert cost.tile_s == pytest.approx((1000 + 2100 / 256) * NS)
-    assert cost.fill_s == pytest.approx((588 - 2100 / 256) * NS)
+    assert cost.tile_s == pytest.approx((1000 + 2294 / 256) * NS)
+    assert cost.fill_s == pytest.approx((782 - 2294 / 256) * NS)
+
+
+def test_the_first_tile_of_a_chain_that_loads_ahead_reads_its_indices_at_once() -> None:
+    """Seven indices in turn of 100 each, but before the loop as one; the prologue takes 100 of that.
+
+    Two tiles of 1000 + 100 + 700 + 1024 share the rest.
+    """
+    chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=1, index_reads=7)}
+    grid = replace(grid_of((512,), 1), traits=Traits(chain=chain))
+    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
+    assert cost.tile_s == pytest.approx(2824 * NS)
+    assert cost.fill_s == pytest.approx((200 - 1824) * NS)
+    schedule = FlashAttention2()(grid, toy())
+    assert segment_costs.saved_s(schedule, toy(), cost, 100 * NS) == pytest.approx(1524 / 2 * NS)
+
+
+def test_chains_queue_for_schedulers_and_for_the_pipe_of_loads() -> None:
+    """10 CTAs on 5 SMs of 2: the second finds 300 and 400 of what each takes busy by the first."""
+    chain = {"sm_90": Chain(clk=1000, issue_clk=300, pipe_clk=400, kv_reads=1, index_reads=1)}
+    grid = replace(grid_of((512,) * 10, 1, ctas_per_sm=2), traits=Traits(chain=chain))
+    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
+    waits_s = (300**2 + 400**2) * NS * NS / cost.tile_s
+    schedule = FlashAttention2()(grid, toy())
+    assert segment_costs.crowding_s(schedule, toy_kernel(), toy(), cost) == pytest.approx(waits_s)
 
 
 def test_an_instance_may_say_how_its_combine_starts() -> None:

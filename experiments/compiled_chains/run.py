@@ -22,7 +22,7 @@ L1, L2, DRAM = 41.0, 343.0, 650.0
 ALU, MMA, SHARED, SHUFFLE, SPECIAL, BARRIER = 4.5, 24.1, 29.0, 24.0, 23.0, 28.0
 MMA_EVERY = 4 / 0.629
 QUEUED = 16  # clocks of shared-memory work that may wait in line
-INDICES_PER_LINE = 16  # of 8 B in 128 B
+INDICES_PER_SECTOR = 4  # of 8 B in 32 B: what a miss of L1 brings
 
 Instruction = tuple[str, str, list[str]]  # predicate, operation, operands
 
@@ -104,7 +104,7 @@ def loop_of(instructions: list[Instruction], labels: dict[str, int]) -> list[Ins
 def start_clocks(instructions: list[Instruction]) -> float:
     """Clocks from the start of a CTA to the branch that asks whether it has tokens, beside its reads."""
     first = next(at for at, (_, operation, _) in enumerate(instructions) if operation.startswith("BRA"))
-    warp = Warp(0.0, 0.0, 1, 1)
+    warp = Warp(0.0, 0.0, (1,), 1)
     for instruction in instructions[: first + 1]:
         warp.issue(instruction)
     return max(warp.now, *warp.ready.values())
@@ -118,7 +118,7 @@ def registers(text: str, count: int) -> list[str]:
 
 def width(operation: str) -> int:
     """Registers that an instruction fills."""
-    if matrices := re.match(r"LDSM.*\.(\d)$", operation):
+    if matrices := re.match(r"(?:LD|ST)SM.*\.(\d)$", operation):
         return int(matrices[1])
     if ".128" in operation:
         return 4
@@ -131,14 +131,14 @@ class Warp:
 
     l2: float
     kv: float
-    index_loads: int  # that read each index once
+    index_loads: tuple[int, ...]  # of K and of V, or of both at once: each reads every index once
     tokens: int
     now: float = 0.0
     shared_free: float = 0.0
     mma_free: float = 0.0
     copied: float = 0.0
     ready: dict[str, float] = field(default_factory=dict)
-    lines: dict[int, float] = field(default_factory=dict)
+    sectors: dict[int, float] = field(default_factory=dict)
     read: int = 0
 
     def through_shared(self, start: float, clocks: float) -> tuple[float, float]:
@@ -148,13 +148,17 @@ class Warp:
         return start, max(SHARED, self.shared_free - start + SHARED - clocks)
 
     def index_latency(self, start: float) -> float:
-        """Latency of an index: L2's for the first of a line, then L1's or what is left of the first."""
-        line = (self.read % self.index_loads) * self.tokens // self.index_loads // INDICES_PER_LINE
+        """Latency of an index: L2's for the first of a sector, then L1's or what is left of it."""
+        at = self.read % sum(self.index_loads)
         self.read += 1
-        if line not in self.lines:
-            self.lines[line] = start + self.l2
-            return self.l2
-        return max(L1, self.lines[line] - start)
+        for loads in self.index_loads:
+            if at < loads:
+                break
+            at -= loads
+        tokens = self.tokens // loads
+        sectors = range(at * tokens // INDICES_PER_SECTOR, -(-(at + 1) * tokens // INDICES_PER_SECTOR))
+        there = max(self.sectors.setdefault(sector, start + self.l2) for sector in sectors)
+        return max(L1, there - start)
 
     def issue(self, instruction: Instruction) -> None:
         """Issue one instruction, no earlier than what it reads."""
@@ -204,13 +208,30 @@ class Warp:
         return start, latency, fills
 
 
+def pipe_clocks(loop: list[Instruction]) -> int:
+    """Clocks that a turn of the loop takes of the SM's pipe of loads and stores, four warps in all."""
+    taken = 0
+    for _, operation, _ in loop:
+        base = operation.split(".")[0]
+        if base in ("LDS", "LDSM", "STS", "STSM", "LDGSTS") or operation.startswith("LDG.E.128"):
+            taken += 4 * width(operation)
+        elif base in ("LDG", "SHFL"):
+            taken += 4  # an index that the lanes share
+    return taken
+
+
 def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: float) -> float:
     """Clocks of one turn of the loop, once the first is over."""
-    indices = sum(operation == "LDG.E.64" for _, operation, _ in loop) // (2 if grouped else 1)
-    warp = Warp(l2, kv, indices, tokens)
+    names = [operation for _, operation, _ in loop]
+    indices = names.count("LDG.E.64")
+    loads: tuple[int, ...] = (indices,)
+    if grouped:  # an index for each copy, those of K first
+        of_k = sum(name.startswith("LDGSTS") for name in names[: names.index("LDGDEPBAR")])
+        loads = (of_k, indices - of_k)
+    warp = Warp(l2, kv, loads, tokens)
     ends = []
     for _ in range(4):
-        warp.lines.clear()
+        warp.sectors.clear()
         warp.read = 0
         for instruction in loop:
             warp.issue(instruction)
@@ -243,12 +264,14 @@ def main(path: Path) -> None:
         near, far, all_far = (
             clocks(loop, tokens, grouped, l2, kv) for l2, kv in ((L1, 0.0), (L2, 0.0), (L2, DRAM))
         )
+        reads = (far - near) / (L2 - L1)
         found = re.search(r"REG:(\d+)", used)
         assert found is not None
         print(
             f"sm_{arch} head dim {head_dim} {'grouped' if grouped else 'plain'} "
-            f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {near:.0f}, issue_clk: {len(loop)}, "
-            f"kv_reads: {(all_far - far) / DRAM:.2f}, index_reads: {(far - near) / (L2 - L1):.2f}}}, "
+            f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {far - reads * L2:.0f}, issue_clk: {len(loop)}, "
+            f"pipe_clk: {pipe_clocks(loop)}, kv_reads: {(all_far - far) / DRAM:.2f}, "
+            f"index_reads: {reads:.2f}}}, "
             f"{found[1]} registers, {kernel.metadata.shared} B shared, "
             f"start {start_clocks(instructions):.0f}"
         )
