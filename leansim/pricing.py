@@ -86,6 +86,15 @@ def touched_bytes(grid: TileGrid) -> float:
     return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
 
 
+def rows_hit_share(grid: TileGrid, device: Device) -> float:
+    """Share of the rows of Q and of the output that stay in L2, 0 to 1.
+
+    In a warm replay, what L2 keeps of all that the replay touches is read and written there. Elsewhere
+    nothing is (assumed).
+    """
+    return kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
+
+
 def query_latency_s(grid: TileGrid, device: Device) -> float:
     """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
 
@@ -95,8 +104,7 @@ def query_latency_s(grid: TileGrid, device: Device) -> float:
     """
     warm = 1.0
     if grid.traits.self_contained:
-        cached = grid.workload.cache == "warm"
-        warm = kept_share(touched_bytes(grid), device) if cached else 0.0
+        warm = rows_hit_share(grid, device)
     lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
     far_s = device.l2_far_latency_s - device.l2_latency_s if device.l2_partitions > 1 else 0.0
     return kv_latency_s(device, warm) + (0.5 - 0.5**lines) * far_s
