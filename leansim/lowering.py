@@ -139,7 +139,9 @@ def _flows(
         l2_share=loaded,
         offered_bytes_per_ps=cost.offered_bytes_per_s / PS_PER_S,
     )
-    return kv, *_plain_flows(device.sm_load_bytes_per_s, 1.0 - pricing.rows_hit_share(schedule.grid, device))
+    return kv, *_plain_flows(
+        device.sm_load_bytes_per_s, 1.0 - pricing.rows_hit_share(schedule.grid, device)
+    )
 
 
 @lru_cache(maxsize=64)

@@ -161,9 +161,10 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     transfer_s = (k_bytes + v_bytes) / fill_rate
     if (chain := grid.traits.chain.get(device.arch)) is not None:
         return _chained(chain, grid, device, k_bytes + v_bytes, latency, qk_s + pv_s)
+    chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
     if kernel.pipeline == "single_buffered":
-        tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
-        fill_s = min(k_s, softmax_s + pv_s)
+        tile_s = max(chain_s, max(v_s, qk_s) + max(k_s, softmax_s + pv_s))
+        fill_s = min(latency + grid.loaded_share * k_bytes / fill_rate, softmax_s + pv_s)
         in_flight = max(k_bytes, v_bytes)
     else:
         load_s = latency + transfer_s
@@ -171,7 +172,6 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         stages = grid.traits.kv_stages or kernel.kv_stages
         in_flight = stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
         tile_s = max(compute_s, chain_s, loader_s, load_s / stages, transfer_s)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) + first_stall_s - stall_s
     return TileCost(
