@@ -124,7 +124,7 @@ def _in_range(program: Program) -> Program:
 def _flows(
     schedule: Schedule, cost: pricing.TileCost, hit_share: float, device: Device
 ) -> tuple[FlowKind, ...]:
-    """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past what it keeps.
+    """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
     over the batch: a segment with a masked end is charged the mean, not its own.

@@ -60,7 +60,7 @@ class Calls:
 
 
 class When(Spec):
-    """Which calls a term belongs to: those that reach every minimum and pass no maximum, of what is named."""
+    """Which calls a term belongs to: those that meet every bound, of what is named."""
 
     kernels: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None
