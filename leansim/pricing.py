@@ -132,14 +132,14 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
 
     Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
     too, at the kernel's share of the dense rate. With single-buffered K and V (FA2's split-KV loop:
-    wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) +
-    max(K load, softmax + PV)) + min(K load, softmax + PV), of the first K what is not masked. With `kv_stages` tiles in flight they take
-    n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
-    plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
-    paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more. The first tile has its own stalls. A tile is never done sooner than
-    what depends on itself is (`tile_chain_s`), which leaves the SM to others. A CTA with a `chain` takes
-    all of it for each tile, the loads too.
+    wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) + max(K
+    load, softmax + PV)) + min(K load, softmax + PV), of the first K what is not masked. With
+    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load, of the last load what
+    is not masked. A load is one latency plus its bytes at the SM's load rate; a latent cache has no V
+    to load. The loader of an 8-bit cache paces the loop where it transposes more slowly than the rest
+    computes; a single tile then takes what the loader takes and no more. The first tile has its own
+    stalls. A tile is never done sooner than what depends on itself is (`tile_chain_s`), which leaves
+    the SM to others. A CTA with a `chain` takes all of it for each tile, the loads too.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
