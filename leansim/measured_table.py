@@ -60,7 +60,7 @@ class Calls:
 
 
 class When(Spec):
-    """Which calls a term belongs to: those that reach every minimum, of what is named."""
+    """Which calls a term belongs to: those that meet every bound, of what is named."""
 
     kernels: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None
@@ -69,6 +69,7 @@ class When(Spec):
     min_group_size: Count = 1
     min_batch_size: Count = 1
     min_kv_heads: Count = 1
+    max_kv_heads: Count | None = None
     min_kv_bytes: Annotated[int, Field(ge=0)] = 0
 
 
@@ -77,7 +78,10 @@ class HarnessTerm(SourcedSpec):
 
     It takes `seconds` for each of the small kernels it `launches` and `per_request_s` for each request,
     and moves `query_bytes` times the call's Q and `kv_token_bytes` times the new tokens' K and V at
-    `bytes_per_s`.
+    `bytes_per_s`. What stays in L2 from one replay to the next moves at `cached_bytes_per_s` instead:
+    all of it where the call touches no more than the first of `cached_until`, nothing from the second
+    on, linear between. A call touches its KV, its Q and its output, and half of what is moved, which is
+    written.
     """
 
     launches: Count = 1
@@ -86,6 +90,8 @@ class HarnessTerm(SourcedSpec):
     query_bytes: NotNegative = 0.0
     kv_token_bytes: NotNegative = 0.0
     bytes_per_s: Positive | None = None
+    cached_bytes_per_s: Positive | None = None
+    cached_until: tuple[Count, Count] | None = None
     when: When = When()
 
     @classmethod
@@ -97,6 +103,10 @@ class HarnessTerm(SourcedSpec):
     def _bytes_have_a_pace(self) -> HarnessTerm:
         if (self.query_bytes or self.kv_token_bytes) and self.bytes_per_s is None:
             raise ValueError("wanted bytes_per_s beside query_bytes or kv_token_bytes")
+        if (self.cached_bytes_per_s is None) != (self.cached_until is None):
+            raise ValueError("wanted cached_bytes_per_s and cached_until together")
+        if self.cached_until is not None and self.cached_until[0] >= self.cached_until[1]:
+            raise ValueError("wanted cached_until as two rising numbers of bytes")
         return self
 
     def seconds_of(self, calls: Calls) -> Any:
@@ -104,7 +114,7 @@ class HarnessTerm(SourcedSpec):
         taken = self.launches * self.seconds + self.per_request_s * calls.batch_size
         if self.bytes_per_s is not None:
             moved = self.query_bytes * calls.query_bytes + self.kv_token_bytes * calls.kv_token_bytes
-            taken = taken + moved / self.bytes_per_s
+            taken = taken + moved * self._seconds_per_byte(calls, moved)
         when = self.when
         there = (
             (np.asarray(calls.group_size) >= when.min_group_size)
@@ -112,6 +122,8 @@ class HarnessTerm(SourcedSpec):
             & (np.asarray(calls.num_kv_heads) >= when.min_kv_heads)
             & (np.asarray(calls.kv_bytes) >= when.min_kv_bytes)
         )
+        if when.max_kv_heads is not None:
+            there &= np.asarray(calls.num_kv_heads) <= when.max_kv_heads
         if when.window is not None:
             there &= np.equal(calls.windowed, when.window)
         for values, named in (
@@ -122,6 +134,15 @@ class HarnessTerm(SourcedSpec):
             if named is not None:
                 there &= np.isin(values, named)
         return np.where(there, taken, 0.0)
+
+    def _seconds_per_byte(self, calls: Calls, moved: Any) -> Any:
+        assert self.bytes_per_s is not None
+        if self.cached_bytes_per_s is None or self.cached_until is None:
+            return 1.0 / self.bytes_per_s
+        full, none = self.cached_until
+        touched = calls.kv_bytes + 2.0 * calls.query_bytes + moved / 2.0
+        kept = np.clip((none - touched) / (none - full), 0.0, 1.0)
+        return kept / self.cached_bytes_per_s + (1.0 - kept) / self.bytes_per_s
 
 
 def _named(value: Any) -> Any:

@@ -90,6 +90,15 @@ def touched_bytes(grid: TileGrid) -> float:
     return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
 
 
+def rows_hit_share(grid: TileGrid, device: Device) -> float:
+    """Share of the rows of Q and of the output that stay in L2, 0 to 1.
+
+    In a warm replay, what L2 keeps of all that the replay touches is read and written there. Elsewhere
+    nothing is (assumed).
+    """
+    return kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
+
+
 def query_latency_s(grid: TileGrid, device: Device) -> float:
     """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
 
@@ -99,8 +108,7 @@ def query_latency_s(grid: TileGrid, device: Device) -> float:
     """
     warm = 1.0
     if grid.traits.self_contained:
-        cached = grid.workload.cache == "warm"
-        warm = kept_share(touched_bytes(grid), device) if cached else 0.0
+        warm = rows_hit_share(grid, device)
     lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
     return kv_latency_s(device, warm) + farthest_s(device, lines)
 
@@ -133,14 +141,14 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
 
     Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
     too, at the kernel's share of the dense rate. With single-buffered K and V (FA2's split-KV loop:
-    wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) +
-    max(K load, softmax + PV)) + min(K load, softmax + PV). With `kv_stages` tiles in flight they take
-    n * max(compute, load / stages) + load, of the last load what is not masked. A load is one latency
-    plus its bytes at the SM's load rate; a latent cache has no V to load. The loader of an 8-bit cache
-    paces the loop where it transposes more slowly than the rest computes; a single tile then takes what
-    the loader takes and no more. The first tile has its own stalls. A tile is never done sooner than
-    what depends on itself is (`tile_chain_s`), which leaves the SM to others. A CTA with a `chain` takes
-    all of it for each tile, the loads too.
+    wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) + max(K
+    load, softmax + PV)) + min(K load, softmax + PV), of the first K what is not masked. With
+    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load, of the last load what
+    is not masked. A load is one latency plus its bytes at the SM's load rate; a latent cache has no V
+    to load. The loader of an 8-bit cache paces the loop where it transposes more slowly than the rest
+    computes; a single tile then takes what the loader takes and no more. The first tile has its own
+    stalls. A tile is never done sooner than what depends on itself is (`tile_chain_s`), which leaves
+    the SM to others. A CTA with a `chain` takes all of it for each tile, the loads too.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -162,9 +170,10 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
     transfer_s = (k_bytes + v_bytes) / fill_rate
     if (chain := grid.traits.chain.get(device.arch)) is not None:
         return _chained(chain, grid, device, k_bytes + v_bytes, hit_share, qk_s + pv_s)
+    chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
     if kernel.pipeline == "single_buffered":
-        tile_s = max(v_s, qk_s) + max(k_s, softmax_s + pv_s)
-        fill_s = min(k_s, softmax_s + pv_s)
+        tile_s = max(chain_s, max(v_s, qk_s) + max(k_s, softmax_s + pv_s))
+        fill_s = min(latency + grid.loaded_share * k_bytes / fill_rate, softmax_s + pv_s)
         in_flight = max(k_bytes, v_bytes)
     else:
         load_s = latency + transfer_s
@@ -172,7 +181,6 @@ def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) 
         stages = grid.traits.kv_stages or kernel.kv_stages
         in_flight = stages * (k_bytes + v_bytes)
         loader_s = transpose_s(grid, kernel, device, latency)
-        chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
         tile_s = max(compute_s, chain_s, loader_s, load_s / stages, transfer_s)
         fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) + first_stall_s - stall_s
     return TileCost(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,7 @@ def test_few_rows_are_refused_and_by_the_kernel(sample: pd.DataFrame) -> None:
 
 def term(**numbers: object) -> HarnessTerm:
     names = ("seconds", "per_request_s", "query_bytes", "kv_token_bytes", "bytes_per_s")
+    names += ("cached_bytes_per_s", "cached_until")
     sources = {name: "assumed: here" for name in names if name in numbers}
     return HarnessTerm.model_validate({"name": "x", "sources": sources, **numbers})
 
@@ -113,6 +114,27 @@ def test_a_term_belongs_to_calls_that_reach_every_minimum() -> None:
     assert some.seconds_of(calls).tolist() == [0, 0, 0, 1e-6]
     named = term(seconds=1e-6, when={"kernels": ["b"]})
     assert named.seconds_of(calls).tolist() == [0, 0, 0, 0]
+
+
+def test_a_term_moves_bytes_at_the_pace_of_l2_as_far_as_it_holds_them() -> None:
+    """4 Q of 1,000 B are moved, half of that is written: with Q, the output and KV 4,000 B and more.
+
+    At 4 B/us in DRAM 1 ms, at 40 in L2 0.1 ms, half way from 4,000 to 8,000 B the mean.
+    """
+    copied = term(query_bytes=4, bytes_per_s=4e6, cached_bytes_per_s=4e7, cached_until=(4000, 8000))
+    zero = np.zeros(3, int)
+    calls = Calls(
+        kernel=np.array(["a"] * 3), batch_size=zero + 1, num_kv_heads=np.array([1, 1, 1]),
+        group_size=zero + 2, query_bytes=zero + 1000, kv_token_bytes=zero,
+        kv_bytes=np.array([0, 2000, 4000]),
+    )  # fmt: skip
+    assert copied.seconds_of(calls) == pytest.approx([1e-4, 5.5e-4, 1e-3])
+    alone = term(seconds=1e-6, when={"max_kv_heads": 1})
+    two = replace(calls, num_kv_heads=np.array([1, 2, 3]))
+    assert alone.seconds_of(two).tolist() == [1e-6, 0, 0]
+    for limits in ({"cached_until": (1, 2)}, {"cached_bytes_per_s": 1.0, "cached_until": (2, 2)}):
+        with pytest.raises(ValueError, match="cached_until"):
+            term(query_bytes=1, bytes_per_s=1.0, **limits)
 
 
 def test_the_harness_of_rows_is_that_of_their_workloads() -> None:

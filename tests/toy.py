@@ -7,7 +7,7 @@ loads 64 B/ns, DRAM latency 488 ns, L2 latency 100 ns) the FlashAttention-2 loop
     QK, and PV          2*64*256*64 / 4096                         =  512
     softmax             64*256/16 exps + 64*256*5/128 FMAs         = 1664
     a KV tile           max(V 1000, QK 512) + max(K 1000, 1664 + 512) = 3176
-    filling the loop    min(K 1000, 1664 + 512)                    = 1000
+    filling the loop    min(K 1000, 1664 + 512)                    = 1000 where no token is masked
     prologue            2 reads and Q: 3*100                       =  300
     work of the SM      max(512 + 1664 + 512, 65536/64)            = 2688
 
