@@ -61,8 +61,9 @@ def _partitioner(name: str, cls: type[Any]) -> str:
 
 def _spec(thing: Any) -> str:
     values = thing.model_dump(mode="json", exclude={"name", "description", "sources"})
+    said = thing.model_dump(mode="json", exclude_defaults=True)  # of what is nested, that alone
     rows = [
-        {"number": key, "value": _shown(value), "source": thing.sources.get(key, "")}
+        {"number": key, "value": _shown(said.get(key, value)), "source": thing.sources.get(key, "")}
         for key, value in values.items()
         if value is not None
     ]
