@@ -136,67 +136,119 @@ def kv_latency_s(device: Device, hit_share: float) -> float:
     return hit_share * l2_latency_s(device) + (1.0 - hit_share) * device.dram_latency_s
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """A full KV tile in parts: bytes, what computing takes by kind, s, and how loads come."""
+
+    k_bytes: int
+    v_bytes: int
+    latency_s: float
+    load_bytes_per_s: float
+    qk_s: float
+    pv_s: float
+    softmax_s: float
+    stall_s: float
+    first_stall_s: float
+    compute_s: float
+
+    @property
+    def tile_bytes(self) -> int:
+        return self.k_bytes + self.v_bytes
+
+    @property
+    def transfer_s(self) -> float:
+        return self.tile_bytes / self.load_bytes_per_s
+
+
 def tile_cost(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) -> TileCost:
-    """Price a full KV tile.
+    """Price a full KV tile, as the kernel's loop overlaps its parts.
+
+    A tile is never done sooner than what depends on itself is (`tile_chain_s`), which leaves the SM to
+    others. A CTA with a `chain` takes all of it for each tile, the loads too.
+    """
+    parts = _parts(grid, kernel, device, hit_share)
+    if (chain := grid.traits.chain.get(device.arch)) is not None:
+        return _chained(chain, grid, device, parts, hit_share)
+    if kernel.pipeline == "single_buffered":
+        tile_s, fill_s, in_flight_bytes = _single_buffered(parts, grid.loaded_share)
+    else:
+        tile_s, fill_s, in_flight_bytes = _pipelined(parts, grid, kernel, device)
+    return TileCost(
+        tile_bytes=parts.tile_bytes,
+        tile_s=max(tile_s, grid.traits.tile_chain_s.get(device.arch, 0.0)),
+        fill_s=fill_s,
+        sm_s=max(parts.compute_s, parts.transfer_s),
+        compute_s=parts.compute_s,
+        tensor_s=parts.qk_s + parts.pv_s,
+        offered_bytes_per_s=in_flight_bytes / parts.latency_s,
+    )
+
+
+def _parts(grid: TileGrid, kernel: Kernel, device: Device, hit_share: float) -> _Parts:
+    """What a full KV tile is made of.
 
     Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
-    too, at the kernel's share of the dense rate. With single-buffered K and V (FA2's split-KV loop:
-    wait K, issue V, QK, wait V, issue next K, softmax, PV) n tiles take n * (max(V load, QK) + max(K
-    load, softmax + PV)) + min(K load, softmax + PV), of the first K what is not masked. With
-    `kv_stages` tiles in flight they take n * max(compute, load / stages) + load, of the last load what
-    is not masked. A load is one latency plus its bytes at the SM's load rate; a latent cache has no V
-    to load. The loader of an 8-bit cache paces the loop where it transposes more slowly than the rest
-    computes; a single tile then takes what the loader takes and no more. The first tile has its own
-    stalls. A tile is never done sooner than what depends on itself is (`tile_chain_s`), which leaves
-    the SM to others. A CTA with a `chain` takes all of it for each tile, the loads too.
+    too, at the kernel's share of the dense rate. A latent cache has no V to load. What pads a row in
+    shared memory comes from nowhere, and is written all the same.
     """
     load = grid.workload
     rows, tokens = grid.tile_rows, grid.tile_tokens
-    itemsize = DTYPE_BYTES[load.kv_dtype]
-    k_bytes = tokens * load.head_dim * itemsize
-    v_bytes = tokens * load.kv_bytes_per_token - k_bytes
+    k_bytes = tokens * load.head_dim * DTYPE_BYTES[load.kv_dtype]
     rate = tensor_flop_per_s(grid, kernel, device)
     padding = grid.traits.padding(load.head_dim)
     qk_s = 2 * rows * tokens * (load.head_dim + padding) / rate
     pv_s = 2 * rows * tokens * (load.value_dim + padding) / rate
     softmax_s, shown_s = softmax_time_s(grid, kernel, device)
-    latency = kv_latency_s(device, hit_share)
-    # What pads a row in shared memory comes from nowhere, and is written all the same.
-    fill_rate = device.sm_load_bytes_per_s * load.head_dim / (load.head_dim + padding)
-    k_s = latency + k_bytes / fill_rate
-    v_s = latency + v_bytes / fill_rate if v_bytes else 0.0
     stall_s, first_stall_s = stalls_s(grid, kernel, device)
-    compute_s = max(softmax_s, qk_s + shown_s + pv_s) + stall_s + mask_s(grid, device)
-    transfer_s = (k_bytes + v_bytes) / fill_rate
-    if (chain := grid.traits.chain.get(device.arch)) is not None:
-        return _chained(chain, grid, device, k_bytes + v_bytes, hit_share, qk_s + pv_s)
-    chain_s = grid.traits.tile_chain_s.get(device.arch, 0.0)
-    if kernel.pipeline == "single_buffered":
-        tile_s = max(chain_s, max(v_s, qk_s) + max(k_s, softmax_s + pv_s))
-        fill_s = min(latency + grid.loaded_share * k_bytes / fill_rate, softmax_s + pv_s)
-        in_flight = max(k_bytes, v_bytes)
-    else:
-        load_s = latency + transfer_s
-        fill_s = latency + grid.loaded_share * transfer_s
-        stages = grid.traits.kv_stages or kernel.kv_stages
-        in_flight = stages * (k_bytes + v_bytes)
-        loader_s = transpose_s(grid, kernel, device, latency)
-        tile_s = max(compute_s, chain_s, loader_s, load_s / stages, transfer_s)
-        fill_s = max(0.0, fill_s - max(0.0, loader_s - compute_s)) + first_stall_s - stall_s
-    return TileCost(
-        tile_bytes=k_bytes + v_bytes,
-        tile_s=tile_s,
-        fill_s=fill_s,
-        sm_s=max(compute_s, transfer_s),
-        compute_s=compute_s,
-        tensor_s=qk_s + pv_s,
-        offered_bytes_per_s=in_flight / latency,
+    return _Parts(
+        k_bytes=k_bytes,
+        v_bytes=tokens * load.kv_bytes_per_token - k_bytes,
+        latency_s=kv_latency_s(device, hit_share),
+        load_bytes_per_s=device.sm_load_bytes_per_s * load.head_dim / (load.head_dim + padding),
+        qk_s=qk_s,
+        pv_s=pv_s,
+        softmax_s=softmax_s,
+        stall_s=stall_s,
+        first_stall_s=first_stall_s,
+        compute_s=max(softmax_s, qk_s + shown_s + pv_s) + stall_s + mask_s(grid, device),
     )
 
 
-def _chained(
-    chain: Chain, grid: TileGrid, device: Device, tile_bytes: int, hit_share: float, tensor_s: float
-) -> TileCost:
+def _single_buffered(parts: _Parts, loaded_share: float) -> tuple[float, float, int]:
+    """Time of a tile, of what a run takes beyond its tiles, and bytes in flight, with one buffer each.
+
+    FA2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV. n tiles take n * (max(V
+    load, QK) + max(K load, softmax + PV)) + min(K load, softmax + PV), of the first K what is not
+    masked. A load is one latency plus its bytes at the SM's load rate.
+    """
+    rate, latency = parts.load_bytes_per_s, parts.latency_s
+    k_s = latency + parts.k_bytes / rate
+    v_s = latency + parts.v_bytes / rate if parts.v_bytes else 0.0
+    tile_s = max(v_s, parts.qk_s) + max(k_s, parts.softmax_s + parts.pv_s)
+    first_s = latency + loaded_share * parts.k_bytes / rate
+    in_flight = max(parts.k_bytes, parts.v_bytes)
+    return tile_s, min(first_s, parts.softmax_s + parts.pv_s), in_flight
+
+
+def _pipelined(
+    parts: _Parts, grid: TileGrid, kernel: Kernel, device: Device
+) -> tuple[float, float, int]:
+    """The same with `kv_stages` tiles in flight.
+
+    n tiles take n * max(compute, load / stages) + load, of the last load what is not masked. The loader
+    of an 8-bit cache paces the loop where it transposes more slowly than the rest computes; a single
+    tile then takes what the loader takes and no more. The first tile has its own stalls.
+    """
+    stages = grid.traits.kv_stages or kernel.kv_stages
+    load_s = parts.latency_s + parts.transfer_s
+    loader_s = transpose_s(grid, kernel, device, parts.latency_s)
+    tile_s = max(parts.compute_s, loader_s, load_s / stages, parts.transfer_s)
+    first_s = parts.latency_s + grid.loaded_share * parts.transfer_s
+    fill_s = max(0.0, first_s - max(0.0, loader_s - parts.compute_s))
+    return tile_s, fill_s + parts.first_stall_s - parts.stall_s, stages * parts.tile_bytes
+
+
+def _chained(chain: Chain, grid: TileGrid, device: Device, parts: _Parts, hit_share: float) -> TileCost:
     """Price a full KV tile of a CTA that overlaps nothing; of masked tokens nothing is read.
 
     At least one read is waited for. Where all of a tile's are waited for at once, they are issued ahead
@@ -206,22 +258,22 @@ def _chained(
     """
     share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
     compute_s = share * chain.clk * device.clk_s
-    transfer_s = tile_bytes / device.sm_load_bytes_per_s
+    transfer_s = parts.tile_bytes / device.sm_load_bytes_per_s
     kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
     latency = kv_latency_s(device, hit_share)
-    latency += farthest_s(device, tile_bytes / LINE_BYTES / max(1.0, kv_reads))
+    latency += farthest_s(device, parts.tile_bytes / LINE_BYTES / max(1.0, kv_reads))
     index_s = kv_latency_s(device, 1.0 - (1.0 - hit_share) / SECTORS_PER_FETCH)
     read_s = grid.loaded_share * (kv_reads * latency + index_reads * index_s + transfer_s)
     tile_s = compute_s + read_s
     fill_s = latency + index_s - read_s
     return TileCost(
-        tile_bytes=tile_bytes,
+        tile_bytes=parts.tile_bytes,
         tile_s=tile_s,
         fill_s=fill_s if chain.kv_reads <= 1.0 else max(0.0, fill_s),
         sm_s=max(*chain_busy_s(chain, grid, device), transfer_s),
         compute_s=compute_s,
-        tensor_s=tensor_s,
-        offered_bytes_per_s=tile_bytes / tile_s,
+        tensor_s=parts.qk_s + parts.pv_s,
+        offered_bytes_per_s=parts.tile_bytes / tile_s,
     )
 
 
