@@ -331,3 +331,24 @@ def test_the_verb_prints_and_writes(tmp_path: Path) -> None:
     assert {"predicted_measured.png", "error_over_context_len.png", "error_over_batch_size.png"} <= names
     assert "![predicted measured](predicted_measured.png)" in (tmp_path / "RESULTS.md").read_text()
     assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 12 * len(catalog.names("table"))
+
+
+def test_numbers_taken_from_another_table_are_its_numbers() -> None:
+    """A source `assumed: as NAME` is a copy, which a new calibration of NAME must carry along."""
+    copies = 0
+    for name in catalog.names("table"):
+        for term in catalog.table(name).harness:
+            for field, source in term.sources.items():
+                _, as_, origin = source.partition("assumed: as ")
+                if not as_ or origin not in catalog.names("table"):
+                    continue
+                (original,) = (one for one in catalog.table(origin).harness if one.name == term.name)
+                assert getattr(term, field) == getattr(original, field), f"{name}, {term.name}, {field}"
+                copies += 1
+    assert copies > 10
+    for name in ("h100_sxm_trtllm", "h200_sxm_trtllm"):
+        terms = {term.name: term for term in catalog.table(name).harness}
+        assert terms["preprocessing_8_bit"].seconds == terms["preprocessing"].seconds
+    h100, h200 = catalog.device("h100_sxm"), catalog.device("h200_sxm")
+    for field in ("l2_resident_fraction", "latency_spread"):
+        assert getattr(h200, field) == getattr(h100, field), field
