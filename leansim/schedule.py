@@ -81,7 +81,7 @@ class Schedule:
         self._check_partials()
         if self.num_splits is None:
             object.__setattr__(self, "num_splits", int(counts.max()))
-        if self.combine in IN_LAUNCH:
+        if self.combine == "host":  # the last segment of a tile waits for none that is placed after it
             self._check_progress()
 
     @classmethod
