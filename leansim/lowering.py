@@ -135,9 +135,7 @@ def _flows(
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
     loaded = schedule.grid.loaded_share
-    tile_s = cost.tile_s + costs.loading_s(schedule, device)
-    tile_s += costs.crowding_s(schedule, kernel, device, cost)
-    tile_s -= costs.saved_s(schedule, device, cost, prologue_s)
+    tile_s = costs.tile_s(schedule, kernel, device, cost, prologue_s)
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=cost.tile_bytes / tile_s / PS_PER_S,
@@ -148,7 +146,7 @@ def _flows(
         tensor_ps_per_byte=cost.tensor_s * PS_PER_S / cost.tile_bytes,
     )
     return kv, *_plain_flows(
-        device.sm_load_bytes_per_s, 1.0 - pricing.rows_hit_share(schedule.grid, device)
+        device.sm_load_bytes_per_s, 1.0 - pricing.replay_hit_share(schedule.grid, device)
     )
 
 
@@ -173,7 +171,6 @@ def _main_launch(
 ) -> _Launch:  # fmt: skip
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
     places = _Places.of(schedule)
-    ramp_ps = costs.ramp_ps(schedule, kernel, device, cost, prologue_s)
 
     def fill(columns: _Columns) -> None:
         def put(at: IntArray | slice, kind: Phase, **values: IntArray | int) -> None:
@@ -187,6 +184,7 @@ def _main_launch(
             columns["bytes"][places.launch] = empty_bytes
             columns["latency_ps"][places.launch] += costs.store_ps(empty_bytes, device)
         size = (schedule.stop - schedule.start) * cost.tile_bytes
+        ramp_ps = costs.ramp_ps(schedule, kernel, device, cost, prologue_s)
         put(places.stream, Phase.STREAM, latency_ps=ramp_ps, bytes=size, flow=KV)
         idle = costs.idle_partials(schedule, kernel)
         if len(places.merge):
@@ -226,7 +224,7 @@ def _writes(
     rows, query_row_bytes = schedule.rows, pricing.query_row_bytes(workload)
     in_launch = schedule.combine in IN_LAUNCH
     release_ps = picoseconds(pricing.release_s(device)) if in_launch else 0
-    output = _rows_moved(rows * (costs.output_row_bytes(schedule) + query_row_bytes), 0, device)
+    output = _rows_moved(rows * (pricing.output_row_bytes(workload) + query_row_bytes), 0, device)
     output["latency_ps"] = output["latency_ps"] + costs.lone_merge_ps(schedule, kernel, device, idle)
     if schedule.combine == "none":
         return output
@@ -321,7 +319,7 @@ def _fill_combine(
     most = np.maximum.reduceat(splits_of_row, starts)
     reads = np.add.reduceat(splits_of_row, starts)
     rows = np.minimum(len(splits_of_row) - starts, rows_per_cta)
-    stored = np.where(most > 0, rows * costs.output_row_bytes(schedule), 0)
+    stored = np.where(most > 0, rows * pricing.output_row_bytes(workload), 0)
     kind, latency_ps, size = columns["kind"], columns["latency_ps"], columns["bytes"]
     kind[0::3], kind[1::3], kind[2::3] = Phase.LAUNCH, Phase.COMBINE, Phase.WRITE
     latency_ps[0::3] = picoseconds(device.cta_launch_s)

@@ -74,7 +74,7 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     heads = 1 if grid.packed else workload.group_size
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
     rounds = -(-heads // together)
-    warm = kept_share(touched_bytes(grid), device) if workload.cache == "warm" else 0.0
+    warm = replay_hit_share(grid, device)
     again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
     from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
     return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
@@ -90,11 +90,10 @@ def touched_bytes(grid: TileGrid) -> float:
     return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
 
 
-def rows_hit_share(grid: TileGrid, device: Device) -> float:
-    """Share of the rows of Q and of the output that stay in L2, 0 to 1.
+def replay_hit_share(grid: TileGrid, device: Device) -> float:
+    """Share of what a call touches that L2 kept of the replay before, 0 to 1: of KV, Q and the output.
 
-    In a warm replay, what L2 keeps of all that the replay touches is read and written there. Elsewhere
-    nothing is (assumed).
+    Only in a warm replay is there one before (assumed).
     """
     return kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
 
@@ -108,7 +107,7 @@ def query_latency_s(grid: TileGrid, device: Device) -> float:
     """
     warm = 1.0
     if grid.traits.self_contained:
-        warm = rows_hit_share(grid, device)
+        warm = replay_hit_share(grid, device)
     lines = -(-query_row_bytes(grid.workload) // LINE_BYTES)
     return kv_latency_s(device, warm) + farthest_s(device, lines)
 
@@ -256,7 +255,7 @@ def _chained(chain: Chain, grid: TileGrid, device: Device, parts: _Parts, hit_sh
     there with the farthest of its lines. L2 keeps indices as it keeps KV, and brings two sectors of
     them at once. What it offers memory is what it moves, as it does not load ahead.
     """
-    share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+    share = computed_share(grid)
     compute_s = share * chain.clk * device.clk_s
     transfer_s = parts.tile_bytes / device.sm_load_bytes_per_s
     kv_reads, index_reads = (share * reads for reads in (chain.kv_reads, chain.index_reads))
@@ -374,9 +373,14 @@ def queueing_s(alone_s: float, busy_s: Sequence[float], together: int) -> list[f
     return waits
 
 
+def computed_share(grid: TileGrid) -> float:
+    """What a KV tile is of the tokens that a CTA computes at a time."""
+    return grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+
+
 def chain_busy_s(chain: Chain, grid: TileGrid, device: Device) -> tuple[float, float]:
     """What a full KV tile of a chain takes of the schedulers and of the pipe of loads and stores, s."""
-    share = grid.tile_tokens / (grid.traits.computed_tokens or grid.tile_tokens)
+    share = computed_share(grid)
     return share * chain.issue_clk * device.clk_s, share * chain.pipe_clk * device.clk_s
 
 
@@ -489,6 +493,11 @@ def combine_latency_s(device: Device, combine: Combine, splits: IntArray) -> Flo
 def query_row_bytes(workload: Workload) -> int:
     """Bytes of one row of Q."""
     return workload.head_dim * DTYPE_BYTES[workload.q_dtype]
+
+
+def output_row_bytes(workload: Workload) -> int:
+    """Bytes of one row of the output, in the query's dtype."""
+    return workload.value_dim * DTYPE_BYTES[workload.q_dtype]
 
 
 def partial_row_bytes(workload: Workload, kernel: Kernel) -> int:

@@ -16,8 +16,7 @@ from leansim import pricing
 from leansim.device import Device
 from leansim.kernel import EmptyCtas, Kernel
 from leansim.program import PS_PER_S, picoseconds
-from leansim.schedule import Schedule, changes
-from leansim.spec import DTYPE_BYTES
+from leansim.schedule import BoolArray, Schedule, changes
 from leansim.tiling import IntArray, TileGrid
 
 # FA3's scheduler looks at as many requests at a time as a warp has lanes, less one.
@@ -86,13 +85,20 @@ def _drift_classes(num_sms: int) -> IntArray:
     return np.arange(num_sms) % DRIFT_CLASSES
 
 
+def tile_s(
+    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost, prologue_s: float
+) -> float:
+    """Pace of the tile loop, s a KV tile, with what else of a segment bounds or shortens it."""
+    pace_s = cost.tile_s + loading_s(schedule, device) + crowding_s(schedule, kernel, device, cost)
+    return pace_s - saved_s(schedule, device, cost, prologue_s)
+
+
 def loading_s(schedule: Schedule, device: Device) -> float:
     """What of a segment's fixed cost its loads go on beside, s a KV tile: the mean over segments.
 
     It bounds the pace of the segment, and is nothing before it.
     """
-    beside_s = schedule.grid.traits.loading_s.get(device.arch, 0.0)
-    return beside_s / float((schedule.stop - schedule.start).mean()) if beside_s else 0.0
+    return _a_tile(schedule, schedule.grid.traits.loading_s.get(device.arch, 0.0))
 
 
 def crowding_s(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> float:
@@ -112,8 +118,12 @@ def saved_s(schedule: Schedule, device: Device, cost: pricing.TileCost, prologue
     """
     if device.arch not in schedule.grid.traits.chain:
         return 0.0
-    less_s = max(0.0, -prologue_s - cost.fill_s)
-    return less_s / float((schedule.stop - schedule.start).mean()) if less_s else 0.0
+    return _a_tile(schedule, max(0.0, -prologue_s - cost.fill_s))
+
+
+def _a_tile(schedule: Schedule, segment_s: float) -> float:
+    """What a segment has once, shared out over its KV tiles, s: with the mean number of them."""
+    return segment_s / float((schedule.stop - schedule.start).mean()) if segment_s else 0.0
 
 
 def arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
@@ -128,7 +138,7 @@ def arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray |
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
     if idle_ps:
-        arrival[np.diff(schedule.segments_of_cta) == 0] += idle_ps
+        arrival[_is_empty(schedule)] += idle_ps
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)
@@ -147,6 +157,11 @@ def empty_ctas(schedule: Schedule, kernel: Kernel) -> EmptyCtas:
     return schedule.grid.traits.empty_ctas or kernel.empty_ctas
 
 
+def _is_empty(schedule: Schedule) -> BoolArray:
+    """Which CTAs have no KV tiles."""
+    return np.equal(np.diff(schedule.segments_of_cta), 0)
+
+
 def _idle_s(schedule: Schedule, kernel: Kernel, device: Device) -> float:
     """What a CTA without KV tiles does beside coming and going, s."""
     own = schedule.grid.traits.idle_s.get(device.arch)
@@ -161,9 +176,8 @@ def empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
     writes = schedule.combine == "kernel" and empty_ctas(schedule, kernel) in ("write", "prepare")
     if not (writes and schedule.num_empty_ctas):
         return None
-    empty = np.diff(schedule.segments_of_cta) == 0
     row_bytes = pricing.partial_row_bytes(schedule.grid.workload, kernel)
-    written: IntArray = empty * (int(schedule.grid.rows.max()) * row_bytes)
+    written: IntArray = _is_empty(schedule) * (int(schedule.grid.rows.max()) * row_bytes)
     return written
 
 
@@ -220,9 +234,3 @@ def lone_merge_ps(
 def store_ps(size: IntArray, device: Device) -> IntArray:
     """Time to issue stores: their bytes at the SM's rate. Nobody waits for them to land."""
     return rounded_ps(size / device.sm_load_bytes_per_s)
-
-
-def output_row_bytes(schedule: Schedule) -> int:
-    """Bytes of a row of the output."""
-    workload = schedule.grid.workload
-    return workload.value_dim * DTYPE_BYTES[workload.q_dtype]
