@@ -33,6 +33,7 @@ MODEL = (
     "tiling",
     "schedule",
     "pricing",
+    "tile_pricing",
     "program",
     "segment_costs",
     "lowering",

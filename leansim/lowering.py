@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from leansim import pricing
+from leansim import pricing, tile_pricing
 from leansim import segment_costs as costs
 from leansim.device import Device
 from leansim.errors import PairingError
@@ -69,7 +69,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     """
     workload, grid = schedule.grid.workload, schedule.grid
     hit_share = pricing.l2_hit_share(grid, device)
-    cost = pricing.tile_cost(grid, kernel, device, hit_share)
+    cost = tile_pricing.tile_cost(grid, kernel, device, hit_share)
     prologue_s = pricing.prologue_s(grid, kernel, device, cost.fill_s)
     gap_ps = picoseconds(pricing.kernel_gap_s(device, workload.launch))
     planned = [_setup_launch(device, gap_ps) for _ in range(_setup_kernels(grid, kernel))]
@@ -124,7 +124,7 @@ def _in_range(program: Program) -> Program:
 def _flows(
     schedule: Schedule,
     kernel: Kernel,
-    cost: pricing.TileCost,
+    cost: tile_pricing.TileCost,
     hit_share: float,
     device: Device,
     prologue_s: float,
@@ -166,7 +166,7 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 
 def _main_launch(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost, prologue_s: float,
+    schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost, prologue_s: float,
     gap_ps: int,
 ) -> _Launch:  # fmt: skip
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim import pricing
+from leansim import pricing, tile_pricing
 from leansim.device import Device
 from leansim.kernel import Kernel
 from leansim.program import PS_PER_S, FloatArray, Launch, Phase, Program
@@ -133,7 +133,7 @@ def _prices(program: Program, grid: TileGrid, kernel: Kernel, device: Device) ->
     attention = _phases(program, program.attention)
     kind, latency = program.kind[attention], program.latency_ps[attention]
     tiles, count = np.unique(grid.num_kv_tiles, return_counts=True)
-    cost = pricing.tile_cost(grid, kernel, device, pricing.l2_hit_share(grid, device))
+    cost = tile_pricing.tile_cost(grid, kernel, device, pricing.l2_hit_share(grid, device))
     ramp_ps = float(latency[kind == Phase.STREAM].min())
     if kernel.prefetches_items:  # a persistent CTA loads its next item's first tiles meanwhile
         prologue_s = pricing.prologue_s(grid, kernel, device)

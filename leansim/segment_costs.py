@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leansim import pricing
+from leansim import pricing, tile_pricing
 from leansim.device import Device
 from leansim.kernel import EmptyCtas, Kernel
 from leansim.program import PS_PER_S, picoseconds
@@ -32,7 +32,7 @@ def rounded_ps(seconds: npt.NDArray[np.floating[Any]]) -> IntArray:
 
 
 def ramp_ps(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost, prologue_s: float
+    schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost, prologue_s: float
 ) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     grid, traits = schedule.grid, schedule.grid.traits
@@ -70,7 +70,7 @@ def _beside(schedule: Schedule, kernel: Kernel) -> IntArray:
     return beside
 
 
-def drift_ps(grid: TileGrid, device: Device, cost: pricing.TileCost, prologue_s: float) -> IntArray:
+def drift_ps(grid: TileGrid, device: Device, cost: tile_pricing.TileCost, prologue_s: float) -> IntArray:
     """What each SM adds to the ramp of a segment: up to twice `latency_spread` of it.
 
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
@@ -86,7 +86,7 @@ def _drift_classes(num_sms: int) -> IntArray:
 
 
 def tile_s(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost, prologue_s: float
+    schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost, prologue_s: float
 ) -> float:
     """Pace of the tile loop, s a KV tile, with what else of a segment bounds or shortens it."""
     pace_s = cost.tile_s + loading_s(schedule, device) + crowding_s(schedule, kernel, device, cost)
@@ -101,17 +101,17 @@ def loading_s(schedule: Schedule, device: Device) -> float:
     return _a_tile(schedule, schedule.grid.traits.loading_s.get(device.arch, 0.0))
 
 
-def crowding_s(schedule: Schedule, kernel: Kernel, device: Device, cost: pricing.TileCost) -> float:
+def crowding_s(schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost) -> float:
     """What a chain waits for others on its SM, s a KV tile: the mean over segments."""
     grid = schedule.grid
     if (chain := grid.traits.chain.get(device.arch)) is None:
         return 0.0
-    busy_s = pricing.chain_busy_s(chain, grid, device)
+    busy_s = tile_pricing.chain_busy_s(chain, grid, device)
     waits = pricing.queueing_s(cost.tile_s, busy_s, grid.ctas_per_sm)
     return float(np.array(waits)[_beside(schedule, kernel)].mean())
 
 
-def saved_s(schedule: Schedule, device: Device, cost: pricing.TileCost, prologue_s: float) -> float:
+def saved_s(schedule: Schedule, device: Device, cost: tile_pricing.TileCost, prologue_s: float) -> float:
     """What the first tile of a segment takes less than the others and the prologue does not have.
 
     In s a KV tile: the mean over segments. Other first tiles are as long as their load.

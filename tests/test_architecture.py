@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("schedule",),
     ("partitioners", "numerics", "pricing", "program"),
     # what happens
-    ("segment_costs", "result", "bounds"),
+    ("tile_pricing", "result", "bounds"),
+    ("segment_costs",),
     ("lowering",),
     ("engine", "metrics", "timeline", "packing_bound"),
     # what is asked: names, files and tasks
@@ -57,19 +58,8 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 BRANCHES: tuple[frozenset[str], ...] = (
     frozenset({"partitioners"}),
     frozenset({"numerics"}),
-    frozenset(
-        {
-            "pricing",
-            "program",
-            "segment_costs",
-            "lowering",
-            "result",
-            "engine",
-            "bounds",
-            "metrics",
-            "timeline",
-        }
-    ),
+    frozenset({"pricing", "tile_pricing", "program", "segment_costs", "lowering", "result"})
+    | frozenset({"engine", "bounds", "metrics", "timeline"}),
 )
 
 # Libraries that one part of the package is the only user of.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
-from leansim import catalog, partitioners, pricing
+from leansim import catalog, partitioners, pricing, tile_pricing
 from leansim.errors import PartitionerError
 from leansim.kernel import Merging, QueryReads, Traits
 from leansim.lowering import lower
@@ -66,9 +66,9 @@ def test_whole_pages_are_loaded_beyond_the_end() -> None:
 def test_a_tile_takes_no_less_than_its_chain_and_leaves_the_sm_free() -> None:
     kernel = toy_kernel(pipeline="multi_stage", kv_stages=2)
     grid = grid_of((256,), 1)
-    plain = pricing.tile_cost(grid, kernel, toy(), hit_share=0.0)
+    plain = tile_pricing.tile_cost(grid, kernel, toy(), hit_share=0.0)
     traits = Traits(tile_chain_s={"sm_90": 9000 * NS})
-    chained = pricing.tile_cost(replace(grid, traits=traits), kernel, toy(), hit_share=0.0)
+    chained = tile_pricing.tile_cost(replace(grid, traits=traits), kernel, toy(), hit_share=0.0)
     assert (chained.tile_s, chained.sm_s) == (9000 * NS, plain.sm_s)
     assert plain.tile_s < 9000 * NS
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
-from leansim import catalog, pricing
+from leansim import catalog, pricing, tile_pricing
 from leansim.kernel import Traits
 from leansim.lowering import FEW_BYTES, lower
 from leansim.partitioners.flash_attention_2 import FlashAttention2
@@ -304,7 +304,7 @@ def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
         kernel = catalog.kernel("sglang_fa3")
         assert pricing.query_dtype(workload, kernel) == "fp8"
         grid = tile_grid(workload, kernel, device)
-        costs.append(pricing.tile_cost(grid, kernel, device, hit_share=0.0))
+        costs.append(tile_pricing.tile_cost(grid, kernel, device, hit_share=0.0))
     assert costs[0] == costs[1]
     plain = Workload.uniform(4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128)
     assert pricing.query_dtype(plain, catalog.kernel("sglang_fa3")) == "bfloat16"
@@ -391,10 +391,10 @@ def test_the_loader_of_an_8_bit_cache_sets_the_pace_where_it_is_the_slower() -> 
     device = toy()
     for page_tokens, share in ((1, 1.0), (64, 1 / 8)):
         grid = grid_of((512,), 1, kv_dtype="fp8", page_tokens=page_tokens)
-        cost = pricing.tile_cost(grid, kernel, device, hit_share=0.0)
+        cost = tile_pricing.tile_cost(grid, kernel, device, hit_share=0.0)
         assert cost.tile_s == pytest.approx(4096 * NS + share * device.dram_latency_s)
         assert cost.tile_s > cost.compute_s
-    plain = pricing.tile_cost(grid_of((512,), 1), kernel, device, hit_share=0.0)
+    plain = tile_pricing.tile_cost(grid_of((512,), 1), kernel, device, hit_share=0.0)
     assert plain.tile_s < 4096 * NS
 
 
@@ -431,7 +431,7 @@ def test_padding_of_a_wider_instance_is_computed_and_filled_but_not_read() -> No
     """
     wide = toy_kernel().tiles[0].model_copy(update={"head_dim": 128})
     grid = replace(grid_of((256,), 1), traits=wide)
-    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
+    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
     assert cost.tile_s == pytest.approx(4200 * NS)
     assert cost.tile_bytes == 65_536
 
@@ -441,7 +441,7 @@ def test_a_window_masks_every_score() -> None:
     plain, masking = toy_kernel(), toy_kernel(window_fma_per_score=3)
     for window, more in ((None, 0.0), (200, 384 * NS)):
         grid = grid_of((256,), 1, window=window)
-        (was, _), (now, _) = (pricing.softmax_time_s(grid, k, toy()) for k in (plain, masking))
+        (was, _), (now, _) = (tile_pricing.softmax_time_s(grid, k, toy()) for k in (plain, masking))
         assert now - was == pytest.approx(more)
 
 

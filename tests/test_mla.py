@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import leansim
-from leansim import catalog, pricing
+from leansim import catalog, pricing, tile_pricing
 from leansim.checking import verify
 from leansim.errors import ConfigError, PairingError, WorkloadError
 from leansim.hf_config import read_hf_config
@@ -120,8 +120,8 @@ def test_a_tile_is_priced_without_values() -> None:
     """A pipelined tile moves its keys only; tensor work is QK at 576 and PV at 512 as ever."""
     kernel, device = catalog.kernel("flash_mla"), catalog.device("h100_sxm")
     apart = changed(kernel, latent_kv=False)
-    cost = pricing.tile_cost(tile_grid(latent(), kernel, device), kernel, device, 0.0)
-    twice = pricing.tile_cost(tile_grid(plain(), apart, device), apart, device, 0.0)
+    cost = tile_pricing.tile_cost(tile_grid(latent(), kernel, device), kernel, device, 0.0)
+    twice = tile_pricing.tile_cost(tile_grid(plain(), apart, device), apart, device, 0.0)
     assert (cost.tile_bytes, twice.tile_bytes) == (64 * 1152, 64 * (1152 + 1024))
     assert (cost.tensor_s, cost.compute_s) == (twice.tensor_s, twice.compute_s)
 
@@ -130,7 +130,7 @@ def test_a_single_buffered_tile_waits_for_no_values() -> None:
     """`max(V load, QK) + max(K load, softmax + PV)` with a V load of nothing, not even a latency."""
     device = catalog.device("h100_sxm")
     kernel = changed(catalog.kernel("flash_mla"), pipeline="single_buffered", kv_stages=1)
-    cost = pricing.tile_cost(tile_grid(latent(), kernel, device), kernel, device, 0.0)
+    cost = tile_pricing.tile_cost(tile_grid(latent(), kernel, device), kernel, device, 0.0)
     qk_s = cost.tensor_s * 576 / (576 + 512)
     k_s = pricing.kv_latency_s(device, 0.0) + cost.tile_bytes / device.sm_load_bytes_per_s
     assert cost.tile_s == pytest.approx(qk_s + max(k_s, cost.compute_s - qk_s))

@@ -13,7 +13,7 @@ import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 import leansim
-from leansim import catalog, pricing, segment_costs
+from leansim import catalog, segment_costs, tile_pricing
 from leansim.kernel import Chain, Traits
 from leansim.lowering import lower
 from leansim.measured_table import Calls, HarnessTerm
@@ -75,7 +75,7 @@ def test_a_chain_takes_one_thing_after_another() -> None:
     chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=2, index_reads=1)}
     for computed, tile_ns in ((None, 1000 + 976 + 294 + 1024), (512, 500 + 488 + 147 + 1024)):
         grid = replace(grid_of((512,), 1), traits=Traits(chain=chain, computed_tokens=computed))
-        cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
+        cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
         assert cost.tile_s == pytest.approx(tile_ns * NS)
         assert (cost.sm_s, cost.fill_s) == (pytest.approx(1024 * NS), 0.0)
 
@@ -84,7 +84,7 @@ def test_a_chain_waits_for_one_read_at_least() -> None:
     """One token in 256: a 256th of 2294 ns is awaited beside 1000, and 782 less that to begin with."""
     chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=2, index_reads=1)}
     grid = replace(grid_of((1,), 1), traits=Traits(chain=chain))
-    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
+    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
     assert cost.tile_s == pytest.approx((1000 + 2294 / 256) * NS)
     assert cost.fill_s == pytest.approx((782 - 2294 / 256) * NS)
 
@@ -96,7 +96,7 @@ def test_the_first_tile_of_a_chain_that_loads_ahead_reads_its_indices_at_once() 
     """
     chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=1, index_reads=7)}
     grid = replace(grid_of((512,), 1), traits=Traits(chain=chain))
-    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
+    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
     assert cost.tile_s == pytest.approx(2824 * NS)
     assert cost.fill_s == pytest.approx((200 - 1824) * NS)
     schedule = FlashAttention2()(grid, toy())
@@ -107,7 +107,7 @@ def test_chains_queue_for_schedulers_and_for_the_pipe_of_loads() -> None:
     """10 CTAs on 5 SMs of 2: the second finds 300 and 400 of what each takes busy by the first."""
     chain = {"sm_90": Chain(clk=1000, issue_clk=300, pipe_clk=400, kv_reads=1, index_reads=1)}
     grid = replace(grid_of((512,) * 10, 1, ctas_per_sm=2), traits=Traits(chain=chain))
-    cost = pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
+    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
     waits_s = (300**2 + 400**2) * NS * NS / cost.tile_s
     schedule = FlashAttention2()(grid, toy())
     assert segment_costs.crowding_s(schedule, toy_kernel(), toy(), cost) == pytest.approx(waits_s)
