@@ -17,10 +17,10 @@ H100_TFLOPS, H100_GB_PER_S = 989.5, 3350.0
 
 def aiconfigurator() -> Estimate:
     """Interpolation in the measured table of vLLM on H100, by its compiled engine; ms, or NaN."""
-    from aiconfigurator_core.sdk.common import KVCacheQuantMode  # noqa: PLC0415
-    from aiconfigurator_core.sdk.errors import PerfDataNotAvailableError  # noqa: PLC0415
-    from aiconfigurator_core.sdk.operations.attention import GenerationAttention  # noqa: PLC0415
-    from aiconfigurator_core.sdk.perf_database import get_database  # noqa: PLC0415
+    from aiconfigurator_core.sdk.common import KVCacheQuantMode
+    from aiconfigurator_core.sdk.errors import PerfDataNotAvailableError
+    from aiconfigurator_core.sdk.operations.attention import GenerationAttention
+    from aiconfigurator_core.sdk.perf_database import get_database
 
     database = get_database("h100_sxm", "vllm", "0.24.0")
 
@@ -39,9 +39,9 @@ def aiconfigurator() -> Estimate:
 
 def genz() -> Estimate:
     """GenZ's roofline of the two operators of decode attention, Q K and P V; ms."""
-    from GenZ.operators import Attend, Logit  # noqa: PLC0415
-    from GenZ.system import System  # noqa: PLC0415
-    from GenZ.unit import Unit  # noqa: PLC0415
+    from GenZ.operators import Attend, Logit
+    from GenZ.system import System
+    from GenZ.unit import Unit
 
     system, unit = System(flops=H100_TFLOPS, offchip_mem_bw=H100_GB_PER_S, bits="bf16"), Unit()
 

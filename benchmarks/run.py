@@ -26,17 +26,18 @@ import numpy as np
 from others import Estimate, installed
 
 from leansim import __version__
-from leansim.allocator import keep_memory
-from leansim.bounds import roofline
-from leansim.catalog import names
-from leansim.engine import execute, numba_engine, simpy_engine
+from leansim.engine import numba_engine, simpy_engine
+from leansim.engine.execute import execute
+from leansim.engine.program import Program
 from leansim.errors import LeansimError
-from leansim.lowering import lower
-from leansim.metrics import time_shares
-from leansim.points import Point, point, resolve
-from leansim.predicting import prediction
-from leansim.program import Program
-from leansim.tables import render
+from leansim.points.point import Point, point, resolve
+from leansim.report.text import render
+from leansim.results.metrics import time_shares
+from leansim.specs.catalog import names
+from leansim.sweeps.allocator import keep_memory
+from leansim.sweeps.predict import prediction
+from leansim.timing.lowering import lower
+from leansim.timing.roofline import roofline
 
 HERE = Path(__file__).resolve().parent
 HEADS = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
@@ -64,7 +65,7 @@ def programmed(what: Point) -> Program:
 
 def whole(what: Point) -> Callable[[], Any]:
     """Everything a prediction does: resolve, plan, price, execute, measure."""
-    from leansim.simulating import simulate  # noqa: PLC0415
+    from leansim.points.simulate import simulate
 
     return lambda: simulate(what).metrics
 

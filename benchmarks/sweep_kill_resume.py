@@ -22,7 +22,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from leansim.executors import cores
+from leansim.sweeps.executors import cores
 
 DEVICES, KERNELS = ("a100_sxm_80gb", "h100_sxm"), ("fa2", "flash_decoding", "lean", "lean_ort")
 BATCHES = (1, 2, 3, 4, 6)

@@ -1,5 +1,5 @@
 """`python -m leansim` is the command line."""
 
-from leansim.cli import main
+from leansim.cli.main import main
 
 main()

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from leansim import catalog
-from leansim.checking import Invariance, Verification, batch_invariance
-from leansim.checking import verify as verify_schedule
-from leansim.config import Grid, GridConfig, load
-from leansim.device import Device
-from leansim.engine import Engine
+from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem, UnknownNameError
-from leansim.kernel import Kernel
-from leansim.model import Model
-from leansim.numerics import Precision
-from leansim.partitioners import partitioners
-from leansim.points import Cell, Point, Resolved, plan_row, resolve
-from leansim.schedule import Schedule
-from leansim.simulating import Simulation, simulate
-from leansim.traces import builtin_traces
+from leansim.numerics.attention import Precision
+from leansim.numerics.invariance import Invariance, batch_invariance
+from leansim.numerics.verify import Verification
+from leansim.numerics.verify import verify as verify_schedule
+from leansim.partitioners.registry import partitioners
+from leansim.points.grid import Grid, GridConfig, load
+from leansim.points.point import Cell, Point, Resolved, plan_row, resolve
+from leansim.points.simulate import Simulation, simulate
+from leansim.schedule.schedule import Schedule
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.model import Model
+from leansim.specs.traces import builtin_traces
 
 Things = Literal["devices", "kernels", "partitioners", "models", "traces"]
 THINGS: tuple[str, ...] = get_args(Things)

@@ -16,19 +16,20 @@ from functools import partial
 
 import numpy as np
 
-from leansim import catalog
-from leansim.checking import verify
-from leansim.device import Device
-from leansim.engine import execute
+from leansim.arrays import IntArray
+from leansim.engine.execute import execute
+from leansim.engine.program import PS_PER_S, Phase, Program
+from leansim.engine.result import Result
 from leansim.errors import LeansimError, NumericsError, PairingError, PartitionerError
-from leansim.kernel import Kernel
-from leansim.lowering import lower
-from leansim.partitioners import Partitioner, is_partitioner
-from leansim.program import PS_PER_S, Phase, Program
-from leansim.result import Result
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid, tile_grid
-from leansim.workload import Workload
+from leansim.numerics.verify import verify
+from leansim.partitioners.registry import Partitioner, is_partitioner
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
+from leansim.timing.lowering import lower
 
 _TIMES = ("begin", "ready", "moving", "end", "slot")
 _SEGMENTS = ("cta", "output_tile", "start", "stop")

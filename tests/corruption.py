@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from leansim.schedule import Schedule
+from leansim.schedule.schedule import Schedule
 
 
 def altered(schedule: Schedule, **columns: Any) -> Schedule:

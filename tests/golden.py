@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from leansim import catalog
-from leansim.device import Device
+from leansim.specs import catalog
+from leansim.specs.device import Device
 
 FOLDER = Path(__file__).parent / "data" / "golden"
 SHOWN = 5

@@ -9,8 +9,8 @@ import numpy as np
 from golden import assert_agree, read
 
 from leansim.partitioners._least_loaded import Pieces
-from leansim.schedule import Schedule
-from leansim.workload import Workload
+from leansim.schedule.schedule import Schedule
+from leansim.specs.workload import Workload
 
 Row = dict[str, Any]
 Facts = dict[str, Any]

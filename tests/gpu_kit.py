@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from leansim import numerics
 from leansim.errors import ScheduleError
 from leansim.gpu import toolkit, worklist
 from leansim.gpu.toolkit import Toolkit
-from leansim.schedule import CombineKind, Schedule
-from leansim.tiling import TileGrid
-from leansim.workload import Workload
+from leansim.numerics import attention as numerics
+from leansim.schedule.schedule import CombineKind, Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.workload import Workload
 
 # Set where these tests must run: CI installs torch and triton for them, and a skip would hide it if it
 # had failed.

@@ -6,8 +6,8 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from leansim import catalog
-from leansim.workload import Workload
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 
 LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_dim": 576, "head_dim_v": 512, "latent_kv": True}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from leansim.program import FlowKind, Launch, Phase, Program
+from leansim.engine.program import FlowKind, Launch, Phase, Program
 
 SHARP = 64.0  # an exponent at which the loaded-throughput law is min(offer, peak) but near the peak
 PLENTY = 1e9

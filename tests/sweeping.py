@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from leansim.config import GridConfig, build
-from leansim.store import Store
-from leansim.strict_yaml import Document
-from leansim.sweeps import RESULTS
+from leansim.files.strict_yaml import Document
+from leansim.points.grid import GridConfig, build
+from leansim.sweeps.store import Store
+from leansim.sweeps.sweep import RESULTS
 
 AXES: dict[str, Any] = {
     "name": "small",

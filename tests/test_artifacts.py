@@ -12,10 +12,10 @@ import pytest
 
 import leansim
 from leansim.api import Run
-from leansim.config import build
-from leansim.report import write_run
-from leansim.strict_yaml import Document
-from leansim.timeline import trace_events, write_trace
+from leansim.files.strict_yaml import Document
+from leansim.points.grid import build
+from leansim.report.run import write_run
+from leansim.results.perfetto import trace_events, write_trace
 
 
 def run(**changes: Any) -> Run:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from leansim.buckets import Bucket, buckets, sampled, usable_counts
 from leansim.errors import PartitionerError, WorkloadError
-from leansim.points import Point, point
-from leansim.simulating import simulate
+from leansim.points.point import Point, point
+from leansim.points.simulate import simulate
+from leansim.study.buckets import Bucket, buckets, sampled, usable_counts
 
 GQA: dict[str, Any] = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 COUNTS = (1, 4, 16, 64)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from toy import NS, grid_of, ns, rows, run, toy, two_heads
 
-from leansim import catalog
-from leansim.engine import execute
-from leansim.lowering import lower
+from leansim.engine.execute import execute
+from leansim.engine.program import Phase
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding, num_splits_heuristic
 from leansim.partitioners.lean_attention import LeanAttention
-from leansim.program import Phase
-from leansim.schedule import Schedule
+from leansim.schedule.schedule import Schedule
+from leansim.specs import catalog
+from leansim.timing.lowering import lower
 
 # -- the paper's toy: schedules --------------------------------------------------------------------
 

@@ -11,8 +11,11 @@ import pandas as pd
 import pytest
 
 import leansim
-from leansim import catalog
-from leansim.calibration import (
+from leansim.errors import ConfigError, LeansimError, StoreError
+from leansim.files.strict_yaml import parse
+from leansim.files.writing import write_together
+from leansim.files.yaml_edit import edited, short
+from leansim.silicon.calibration import (
     FITTING,
     MOST_PER_PAIR,
     Calibration,
@@ -25,12 +28,10 @@ from leansim.calibration import (
     target_of,
     value_at,
 )
-from leansim.errors import ConfigError, LeansimError, StoreError
-from leansim.fitting import calibrate, edits, fit_rows, fitted_source, write
-from leansim.measurements import FILE_COLUMNS, calls_of, digest, measured_rows, points_of
-from leansim.strict_yaml import parse
-from leansim.validation import table_rows, validate
-from leansim.yaml_edit import edited, short, write_together
+from leansim.silicon.fit import calibrate, edits, fit_rows, fitted_source, write
+from leansim.silicon.tables import FILE_COLUMNS, calls_of, digest, measured_rows, points_of
+from leansim.silicon.validate import table_rows, validate
+from leansim.specs import catalog
 
 SHIPPED = Path(__file__).parent.parent / "configs"
 DATA = Path(__file__).parent / "data" / "silicon"

@@ -13,14 +13,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernels import device_for, suited
 
-from leansim import catalog, numerics
-from leansim.checking import TOLERANCES, Invariance, batch_invariance, count_cover, verify
 from leansim.errors import NumericsError, PairingError, PartitionerError, UnknownNameError
-from leansim.numerics import PRECISIONS, Precision
-from leansim.partitioners import make, partitioners
-from leansim.schedule import Schedule
-from leansim.tiling import tile_grid
-from leansim.workload import Workload
+from leansim.numerics import attention as numerics
+from leansim.numerics.attention import PRECISIONS, Precision
+from leansim.numerics.invariance import Invariance, batch_invariance
+from leansim.numerics.verify import TOLERANCES, count_cover, verify
+from leansim.partitioners.registry import make, partitioners
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import tile_grid
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 
 H100, MI300X = "h100_sxm", "mi300x"
 RAGGED = Workload((300, 7000), 8, 2, 64)

@@ -31,7 +31,7 @@ def leansim(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[
 
 def test_help_lists_the_verbs_and_loads_nothing_heavy() -> None:
     heavy = "{'pandas', 'matplotlib', 'numba', 'simpy'}"
-    code = f"import sys, leansim.cli; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, leansim.cli.main; print(sorted({heavy} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
     done = leansim("--help")

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from leansim import catalog
 from leansim.api import schema, simulate
-from leansim.config import build, load
 from leansim.errors import ConfigError, LeansimError, UnknownNameError
-from leansim.points import point, resolve
-from leansim.strict_yaml import parse
+from leansim.files.strict_yaml import parse
+from leansim.points.grid import build, load
+from leansim.points.point import point, resolve
+from leansim.specs import catalog
 
 GOOD = """
 name: good

@@ -12,19 +12,20 @@ import numpy as np
 import pytest
 from kernels import kernels_and_a_few_devices
 
-from leansim import catalog, partitioners
-from leansim.device import Device
-from leansim.engine import execute
+from leansim.engine.execute import execute
 from leansim.errors import PairingError, PartitionerError, ScheduleError
-from leansim.lowering import lower
+from leansim.partitioners import registry as partitioners
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_attention import LeanAttention
-from leansim.schedule import Schedule
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.workload import Workload
 from leansim.testing import ConformanceError, awkward_workloads, check_partitioner
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
+from leansim.timing.lowering import lower
 
 EACH = list(
     zip(partitioners.partitioners(), itertools.cycle(["a100_sxm_80gb", "h100_sxm"]), strict=False)
@@ -209,7 +210,7 @@ def test_a_broken_result_breaks_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 
     On an L40S, whose SMs ask for more than its DRAM has.
     """
-    from leansim import testing  # noqa: PLC0415 - the module itself is patched
+    from leansim import testing
 
     def faster(program: Any) -> Any:
         result = execute(program)

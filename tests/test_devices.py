@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from leansim import strict_yaml
-from leansim.device import Device
+from leansim.files import strict_yaml
+from leansim.specs.device import Device
 
 FOLDER = Path(__file__).parent.parent / "configs" / "devices"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from golden import read
 
-from leansim import catalog
-from leansim.partitioners import partitioners
+from leansim.partitioners.registry import partitioners
+from leansim.specs import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "schedulers.md").read_text()

@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from kernels import kernels_and_devices, suited
 from programs import STORE, Sketch, Step, kv, program_of, sketches
 
-from leansim import catalog, partitioners
-from leansim.device import Device
 from leansim.engine import simpy_engine
+from leansim.engine.program import FlowKind, Phase, Program
+from leansim.engine.result import Result
 from leansim.errors import PairingError, PartitionerError
-from leansim.kernel import Kernel
-from leansim.lowering import lower
-from leansim.partitioners import Partitioner
-from leansim.program import FlowKind, Phase, Program
-from leansim.result import Result
-from leansim.tiling import tile_grid
-from leansim.workload import Workload
+from leansim.partitioners import registry as partitioners
+from leansim.partitioners.registry import Partitioner
+from leansim.schedule.tiling import tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
+from leansim.timing.lowering import lower
 
 pytest.importorskip("numba")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from leansim.config import load
-from leansim.simulating import simulate
+from leansim.points.grid import load
+from leansim.points.simulate import simulate
 
 EXPERIMENTS = sorted((Path(__file__).resolve().parent.parent / "experiments").glob("*/expected.csv"))
 EVERY = 50

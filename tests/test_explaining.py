@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from leansim.explaining import explain
-from leansim.oracle import oracle
-from leansim.points import Point, point, resolve
-from leansim.simulating import simulate
-from leansim.trials import Bench
+from leansim.points.point import Point, point, resolve
+from leansim.points.simulate import simulate
+from leansim.study.bench import Bench
+from leansim.study.explain import explain
+from leansim.study.oracle import oracle
 
 GQA: dict[str, Any] = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 POINTS = [
@@ -86,7 +86,9 @@ def test_where_it_wins_it_says_so_too() -> None:
 
 
 def test_a_schedule_that_refuses_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leansim.explaining.LEAN", "vllm_paged_v1")  # keeps all scores in shared memory
+    monkeypatch.setattr(
+        "leansim.study.explain.LEAN", "vllm_paged_v1"
+    )  # keeps all scores in shared memory
     said = explain(point(device="h100_sxm", kernel="fa2", batch_size=1, context_len="256k", **GQA))
     assert said.lean is None
     assert said.record()["lean_s"] is None

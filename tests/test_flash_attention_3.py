@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim import catalog
-from leansim.device import Device
 from leansim.partitioners.flash_attention_3 import (
     PREPARED_REQUESTS,
     FlashAttention3,
@@ -19,9 +17,11 @@ from leansim.partitioners.flash_attention_3 import (
     num_splits_heuristic,
     packs_gqa,
 )
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
-from leansim.workload import Workload
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.workload import Workload
 
 MIB = 1024**2
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from golden import device_with, read
 
-from leansim import catalog
 from leansim.errors import PairingError, PartitionerError
 from leansim.partitioners._chunks import chunk_span
 from leansim.partitioners._least_loaded import EXACT, least_loaded
@@ -17,9 +16,10 @@ from leansim.partitioners.flashinfer_batch import FlashinferBatch, batch_plan
 from leansim.partitioners.flashinfer_decode import FlashinferDecode
 from leansim.partitioners.flashinfer_mla import FlashinferMla, mla_plan
 from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
+from leansim.schedule.tiling import TileGrid, smem_bytes, tile_grid, variant_and_occupancy
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
-from leansim.tiling import TileGrid, smem_bytes, tile_grid, variant_and_occupancy
-from leansim.workload import Workload
 
 DEVICES = {80: "a100_sxm_80gb", 90: "h100_sxm"}
 

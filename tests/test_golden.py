@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, device_with, numbers, read
 
-from leansim import catalog
-from leansim.kernel import Kernel
-from leansim.occupancy import occupancy
 from leansim.partitioners.flash_decoding import FlashDecoding, split_borders
 from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_attention import LeanAttention, ort_deal
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid, smem_bytes, tile_grid
-from leansim.workload import Workload
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, smem_bytes, tile_grid
+from leansim.specs import catalog
+from leansim.specs.kernel import Kernel
+from leansim.specs.occupancy import occupancy
+from leansim.specs.workload import Workload
 
 DEVICES = {80: "a100_sxm_80gb", 90: "h100_sxm"}
 

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, numbers, read
 
-from leansim import catalog, partitioners
-from leansim.device import Device
-from leansim.kernel import Kernel
+from leansim.partitioners import registry as partitioners
 from leansim.partitioners.flash_attention_3 import (
     FlashAttention3,
     FlashAttention3Varlen,
@@ -26,9 +24,12 @@ from leansim.partitioners.flash_attention_3 import (
 )
 from leansim.partitioners.flash_attention_4 import FlashAttention4
 from leansim.partitioners.flash_attention_4 import num_splits_heuristic as fa4_num_splits
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
 
 DEVICES = {80: "a100_sxm_80gb", 89: "l40s", 90: "h100_sxm"}
 

@@ -18,8 +18,8 @@ from leansim.partitioners.flashinfer_tc_decode import (
     query_tile_rows,
     tc_decode_plan,
 )
-from leansim.tiling import TileGrid
-from leansim.workload import Workload
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.workload import Workload
 
 Facts = dict[str, Any]
 DEVICE = device_with(108)  # partitioners read the grid's SMs

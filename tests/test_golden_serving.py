@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, device_with, numbers, read
 
-from leansim import catalog, partitioners
 from leansim.errors import PartitionerError
+from leansim.partitioners import registry as partitioners
 from leansim.partitioners.flex_decoding import FlexDecoding
 from leansim.partitioners.sglang_triton import SglangTriton, dynamic_splits, head_groups
 from leansim.partitioners.trtllm_gen import TrtllmGen
@@ -17,10 +17,11 @@ from leansim.partitioners.trtllm_xqa import TrtllmXqa
 from leansim.partitioners.vllm_paged import VllmPagedV1, VllmPagedV2
 from leansim.partitioners.vllm_unified import VllmUnified
 from leansim.partitioners.xformers_split_k import XformersSplitK
-from leansim.schedule import Schedule
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import tile_grid
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
-from leansim.tiling import tile_grid
-from leansim.workload import Workload
 
 ARCHS = {"80": "a100_sxm_80gb", "90": "h100_sxm"}
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, device_with, numbers
 
-from leansim import catalog
 from leansim.errors import PartitionerError
-from leansim.partitioners import Partitioner
 from leansim.partitioners.cutlass_mla import CutlassMla, set_split_kv
 from leansim.partitioners.cutlass_stream_k import CutlassStreamK, best_sk_ctas, block_plan
 from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_aiter_paged import LeanAiterPaged, paged_deal
-from leansim.schedule import changes
+from leansim.partitioners.registry import Partitioner
+from leansim.schedule.schedule import changes
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
 
 
 def grid_of(lengths: tuple[int, ...], num_sms: int, ctas_per_sm: int = 1) -> TileGrid:

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from gpu_kit import needs_triton
 
-from leansim import catalog
-from leansim.tiling import per_arch
+from leansim.schedule.tiling import per_arch
+from leansim.specs import catalog
 
 pytestmark = needs_triton
 # A process compiles or interprets, so this one starts another. Windows and several tokens take most.
 SCRIPT = """
 import json, sys
 from leansim.gpu.compiling import combine_resources, resources_of
-from leansim.points import point, resolve
+from leansim.points.point import point, resolve
 device, head_dim = sys.argv[1], int(sys.argv[2])
 found = []
 for in_launch in (False, True):
@@ -96,7 +96,7 @@ class Driver:
 
 driver.set_active(Driver())
 from leansim.gpu import execution, inputs, launching, toolkit
-from leansim.points import point, resolve
+from leansim.points.point import point, resolve
 
 class OnTheCpu(toolkit.Toolkit):
     where = "cpu"

@@ -10,14 +10,15 @@ import pytest
 from gpu_kit import interpreted, needs_triton, schedules
 from hypothesis import HealthCheck, given, settings
 
-from leansim import catalog, numerics
 from leansim.errors import GpuError, PairingError
 from leansim.gpu.execution import Execution, row_error
 from leansim.gpu.inputs import Inputs, draw, reference
 from leansim.gpu.worklist import SEGMENT
-from leansim.points import Resolved, point, resolve
-from leansim.schedule import Schedule
-from leansim.workload import Workload
+from leansim.numerics import attention as numerics
+from leansim.points.point import Resolved, point, resolve
+from leansim.schedule.schedule import Schedule
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 
 pytestmark = needs_triton
 BATCH = {

@@ -17,19 +17,19 @@ import pytest
 from gpu_kit import interpreted, needs_triton
 from gpu_stand_in import CALL_MS, stand_in
 
-from leansim import catalog
-from leansim.calibration import read_calibration
 from leansim.errors import ConfigError, GpuError, LeansimError
-from leansim.fitting import calibrate, write
 from leansim.gpu import micro, timing
 from leansim.gpu.campaign import COLUMNS, KERNELS, MeasuredFile, campaign, measured
 from leansim.gpu.machine import differences, recognised
 from leansim.gpu.measuring import Measurer, check_kernel
 from leansim.gpu.timing import calls_for, timed
-from leansim.measured_points import MACHINE_COLUMNS, MEASUREMENT_COLUMNS, is_for_fitting
-from leansim.points import point_from_row, resolve
-from leansim.simulating import simulate
-from leansim.validation import validate_points
+from leansim.points.point import point_from_row, resolve
+from leansim.points.simulate import simulate
+from leansim.silicon.calibration import read_calibration
+from leansim.silicon.fit import calibrate, write
+from leansim.silicon.measured_points import MACHINE_COLUMNS, MEASUREMENT_COLUMNS, is_for_fitting
+from leansim.silicon.validate import validate_points
+from leansim.specs import catalog
 
 POINT = {"device": "h200_sxm", "kernel": "triton_flash_decoding", "batch_size": "1",
          "context_len": "700",
@@ -329,9 +329,9 @@ def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
     """In a process that finds no torch, whether it is installed or not."""
     script = (
         "import sys; sys.modules['torch'] = None\n"
-        "import leansim.cli, leansim.gpu.measuring, leansim.gpu.micro\n"
+        "import leansim.cli.main, leansim.gpu.measuring, leansim.gpu.micro\n"
         f"sys.argv = ['leansim', 'measure', 'micro', '-o', {str(tmp_path / 'x.csv')!r}]\n"
-        "leansim.cli.main()"
+        "leansim.cli.main.main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -10,13 +10,14 @@ from gpu_kit import numpy_kernels, schedules
 from hypothesis import given, settings
 from kernels import device_for
 
-from leansim import catalog, numerics
 from leansim.errors import GpuError, LeansimError
 from leansim.gpu.execution import check_residency
 from leansim.gpu.worklist import SEGMENT, SEGMENT_COLUMNS, one_at_a_time, work_list
-from leansim.points import point, resolve
-from leansim.schedule import Schedule
-from leansim.workload import Workload
+from leansim.numerics import attention as numerics
+from leansim.points.point import point, resolve
+from leansim.schedule.schedule import Schedule
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 
 BATCH = {"context_lens": (700, 33, 1500, 64, 3000), "num_q_heads": 16, "num_kv_heads": 4, "head_dim": 64}
 

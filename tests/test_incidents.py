@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim.config import load
 from leansim.partitioners.sglang_triton import dynamic_splits
-from leansim.reasons import facts_of
-from leansim.simulating import simulate
+from leansim.points.grid import load
+from leansim.points.simulate import simulate
+from leansim.study.reasons import facts_of
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 

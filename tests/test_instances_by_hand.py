@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
-from leansim import catalog, partitioners, pricing, tile_pricing
+from leansim.engine.program import Phase
 from leansim.errors import PartitionerError
-from leansim.kernel import Merging, QueryReads, Traits
-from leansim.lowering import lower
+from leansim.partitioners import registry as partitioners
 from leansim.partitioners.flash_attention_2 import FlashAttention2
-from leansim.program import Phase
-from leansim.schedule import Schedule
-from leansim.tiling import tile_grid
-from leansim.workload import Workload
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import tile_grid
+from leansim.specs import catalog
+from leansim.specs.kernel import Merging, QueryReads, Traits
+from leansim.specs.workload import Workload
+from leansim.timing import pricing, tile_pricing
+from leansim.timing.lowering import lower
 
 PLAIN_NS = 4680.0  # a CTA of one tile
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from leansim.checking import batch_invariance
-from leansim.invariance import invariance
-from leansim.points import point, resolve
-from leansim.simulating import simulate
+from leansim.numerics.invariance import batch_invariance
+from leansim.points.point import point, resolve
+from leansim.points.simulate import simulate
+from leansim.study.invariance import invariance
 
 GQA: dict[str, Any] = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 GIVEN = point(device="h100_sxm", kernel="flash_decoding", context_lens=(9000, 1200, 3000), **GQA)

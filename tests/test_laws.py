@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import STORE, Sketch, Step, flow_kinds, kv, program_of, sketches
 
+from leansim.engine.program import FlowKind, Phase, Program
+from leansim.engine.result import Result
 from leansim.engine.sharing import sm_limits
 from leansim.engine.simpy_engine import execute
-from leansim.program import FlowKind, Phase, Program
-from leansim.result import Result
 
 RELATIVE = 1e-9
 TIMES = ("begin", "ready", "moving", "end", "slot")

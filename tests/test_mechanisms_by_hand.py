@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
-from leansim import catalog, pricing, tile_pricing
-from leansim.kernel import Traits
-from leansim.lowering import FEW_BYTES, lower
+from leansim.engine.program import Phase
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
-from leansim.program import Phase
-from leansim.schedule import CombineKind, Schedule
-from leansim.segment_costs import DRIFT_CLASSES, REQUESTS_PER_SCAN
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
+from leansim.schedule.schedule import CombineKind, Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.kernel import Traits
+from leansim.specs.workload import Workload
+from leansim.timing import pricing, tile_pricing
+from leansim.timing.lowering import FEW_BYTES, lower
+from leansim.timing.segments import DRIFT_CLASSES, REQUESTS_PER_SCAN
 
 PACE = 65_536 / (3176 * NS)  # bytes/s of one CTA that nothing holds up
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import leansim
-from leansim import config
-from leansim.device import Device
 from leansim.errors import ConfigError, LeansimError, PartitionerError
-from leansim.points import point, resolve
-from leansim.schedule import Schedule
-from leansim.strict_yaml import parse
-from leansim.tiling import TileGrid
+from leansim.files.strict_yaml import parse
+from leansim.points import grid as config
+from leansim.points.point import point, resolve
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 ONE = {"device": "h100_sxm", "kernel": "fa2", "num_q_heads": 8, "num_kv_heads": 2, "head_dim": 128}
 BASE = "name: x\ndevice: h100_sxm\nkernel: [fa2, lean]\nnum_q_heads: 8\nnum_kv_heads: 8\nhead_dim: 64\n"

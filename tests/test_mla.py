@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 import leansim
-from leansim import catalog, pricing, tile_pricing
-from leansim.checking import verify
 from leansim.errors import ConfigError, PairingError, WorkloadError
-from leansim.hf_config import read_hf_config
-from leansim.kernel import Kernel
-from leansim.keys import result_key
-from leansim.model import Model
-from leansim.numerics import head_inputs, random_inputs
-from leansim.partitioners import make
-from leansim.points import point_from_row, resolve
-from leansim.tiling import smem_bytes, tile_grid
-from leansim.workload import Workload
+from leansim.numerics.attention import head_inputs, random_inputs
+from leansim.numerics.verify import verify
+from leansim.partitioners.registry import make
+from leansim.points.keys import result_key
+from leansim.points.point import point_from_row, resolve
+from leansim.schedule.tiling import smem_bytes, tile_grid
+from leansim.specs import catalog
+from leansim.specs.hf_config import read_hf_config
+from leansim.specs.kernel import Kernel
+from leansim.specs.model import Model
+from leansim.specs.workload import Workload
+from leansim.timing import pricing, tile_pricing
 
 LENS = (5000, 64, 333)
 DEEPSEEK: dict[str, Any] = {

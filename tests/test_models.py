@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from leansim import strict_yaml
 from leansim.errors import ConfigError, WorkloadError
-from leansim.hf_config import read_hf_config
-from leansim.model import Model
+from leansim.files import strict_yaml
+from leansim.specs.hf_config import read_hf_config
+from leansim.specs.model import Model
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs" / "models").glob("*.yaml"))
 

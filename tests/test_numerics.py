@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leansim.errors import UnknownNameError
-from leansim.numerics import (
+from leansim.numerics.attention import (
     Partial,
     empty,
     finish,

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim import catalog
 from leansim.errors import LeansimError, UnknownNameError
-from leansim.lowering import lower
-from leansim.oracle import Oracle, best_per_request, best_uniform, distinct_counts, oracle
-from leansim.packing_bound import program_floor_s
 from leansim.partitioners.per_request_splits import PerRequestSplits, tiles_of_request
-from leansim.points import Point, point, resolve
-from leansim.rules import chosen_rules, heeds_count, known_rules, own_rule, told
-from leansim.trials import Bench
+from leansim.points.point import Point, point, resolve
+from leansim.specs import catalog
+from leansim.study.bench import Bench
+from leansim.study.oracle import Oracle, best_per_request, best_uniform, distinct_counts, oracle
+from leansim.study.rules import chosen_rules, heeds_count, known_rules, own_rule, told
+from leansim.timing.bound import program_floor_s
+from leansim.timing.lowering import lower
 
 GQA: dict[str, Any] = {"num_q_heads": 16, "num_kv_heads": 4, "head_dim": 128}
 RAGGED = (100, 3000, 700, 17_000, 2500, 9000, 65)

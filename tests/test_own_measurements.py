@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import leansim
-from leansim import catalog
 from leansim.errors import ConfigError, LeansimError
-from leansim.measured_table import Calls
-from leansim.measurements import points_of
-from leansim.planning import predict_csv
-from leansim.predicting import predict
-from leansim.validation import error_table, table_rows, validate_points
+from leansim.points.point import workload_of
+from leansim.report.plan import predict_csv
+from leansim.silicon.tables import points_of
+from leansim.silicon.validate import error_table, table_rows, validate_points
+from leansim.specs import catalog
+from leansim.specs.harness import Calls
+from leansim.sweeps.predict import predict
 
 DATA = Path(__file__).parent / "data" / "silicon"
 HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"
@@ -87,7 +88,7 @@ def test_predictions_may_hold_the_harness(tmp_path: Path) -> None:
     assert isinstance(alone, dict)
     assert isinstance(whole, dict)
     table = catalog.table("a100_sxm_vllm")
-    harness_us = table.harness_s(Calls.of("vllm_fa2", leansim.points.workload_of(point))) * 1e6
+    harness_us = table.harness_s(Calls.of("vllm_fa2", workload_of(point))) * 1e6
     assert whole["harness_us"] == pytest.approx(harness_us, abs=1e-6)
     assert whole["latency_us"] == pytest.approx(alone["latency_us"] + harness_us, abs=2e-6)
     assert alone["harness_us"] == 0

@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kernels import devices_of
 
-from leansim import catalog
-from leansim.checking import count_cover, verify
-from leansim.device import Device
 from leansim.errors import PairingError, PartitionerError
-from leansim.kernel import Kernel
-from leansim.partitioners import make
+from leansim.numerics.verify import count_cover, verify
 from leansim.partitioners.lean_attention import LeanAttention
-from leansim.schedule import Schedule, changes
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
+from leansim.partitioners.registry import make
+from leansim.schedule.schedule import Schedule, changes
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
 
 REPLAYED_TOKENS = 2000
 LENGTHS = st.one_of(

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim import catalog
-from leansim.checking import batch_invariance
-from leansim.device import Device
 from leansim.errors import PartitionerError
-from leansim.kernel import Kernel
-from leansim.partitioners import make
+from leansim.numerics.invariance import batch_invariance
 from leansim.partitioners.fixed_split_size import FixedSplitSize
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
 from leansim.partitioners.per_request_splits import PerRequestSplits, without_empty_runs
-from leansim.schedule import Schedule
+from leansim.partitioners.registry import make
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
 
 TOKENS = 128  # a KV tile of fa2 at head dim 128
 

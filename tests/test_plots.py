@@ -15,15 +15,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from leansim.comparing import axes_of, compare, ticks, with_speedup, x_column
-from leansim.config import build
 from leansim.errors import StoreError
-from leansim.figures import line_figure, winner_map
-from leansim.plots import plot
-from leansim.sheet import COLOURS, styles_of
-from leansim.strict_yaml import Document
-from leansim.summary import speedup_summary
-from leansim.sweeps import write_results
+from leansim.files.strict_yaml import Document
+from leansim.points.grid import build
+from leansim.report.figures import line_figure, winner_map
+from leansim.report.plots import plot
+from leansim.report.sheet import COLOURS, styles_of
+from leansim.sweeps.compare import axes_of, compare, ticks, with_speedup, x_column
+from leansim.sweeps.summary import speedup_summary
+from leansim.sweeps.sweep import write_results
 
 Refuse = Callable[[dict[str, Any]], bool]
 ONE: dict[str, Any] = {"batch_size": [1], "context_len": [1024]}

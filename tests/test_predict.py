@@ -9,10 +9,10 @@ import pytest
 
 import leansim
 from leansim.errors import ConfigError, LeansimError
-from leansim.planning import plan_csv, predict_csv
-from leansim.points import point
-from leansim.points_csv import read_points
-from leansim.predicting import PREDICTION_COLUMNS, predict
+from leansim.points.csv import read_points
+from leansim.points.point import point
+from leansim.report.plan import plan_csv, predict_csv
+from leansim.sweeps.predict import PREDICTION_COLUMNS, predict
 
 SHAPE = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"

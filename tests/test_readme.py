@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import leansim
-from leansim import config
-from leansim.strict_yaml import parse
+from leansim.files.strict_yaml import parse
+from leansim.points import grid as config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,7 +54,7 @@ def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 CHECK = (
-    "from leansim.testing import check_partitioner; from leansim.partitioners import make; "
+    "from leansim.testing import check_partitioner; from leansim.partitioners.registry import make; "
     "check_partitioner(make('round_robin'))"
 )
 
@@ -96,7 +96,10 @@ def test_another_package_adds_a_partitioner_by_entry_point(tmp_path: Path) -> No
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
     entries = "[leansim.partitioners]\ntheirs = their_package:RoundRobin\nbroken = nowhere:Thing\n"
     (info / "entry_points.txt").write_text(entries)
-    code = "from leansim import partitioners as p; print(p.make('theirs'), 'broken' in p.partitioners())"
+    code = (
+        "from leansim.partitioners.registry import make, partitioners\n"
+        "print(make('theirs'), 'broken' in partitioners())"
+    )
     command = [sys.executable, "-c", code]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from leansim.points import Point, point
-from leansim.reasons import PATH, Facts, facts_of, why_slower
-from leansim.simulating import simulate
+from leansim.points.point import Point, point
+from leansim.points.simulate import simulate
+from leansim.study.reasons import PATH, Facts, facts_of, why_slower
 
 RAGGED = (100, 3000, 700, 17_000, 2500, 9000, 65)
 

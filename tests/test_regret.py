@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from leansim import catalog
-from leansim.config import GridConfig, build
 from leansim.errors import LeansimError
-from leansim.regret import RegretMap, cell_rows, cells_of, family, regret
-from leansim.simulating import simulate
-from leansim.spreading import spread
-from leansim.strict_yaml import Document
-from leansim.study_figures import regret_figure, regret_figures, save_all
-from leansim.study_report import regret_sections, write_study
+from leansim.files.strict_yaml import Document
+from leansim.points.grid import GridConfig, build
+from leansim.points.simulate import simulate
+from leansim.report.study_figures import regret_figure, regret_figures, save_all
+from leansim.report.study_report import regret_sections, write_study
+from leansim.specs import catalog
+from leansim.study.regret import RegretMap, cell_rows, cells_of, family, regret
+from leansim.sweeps.spreading import spread
 
 
 def grid(**changes: Any) -> GridConfig:

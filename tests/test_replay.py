@@ -13,11 +13,9 @@ from corruption import altered
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from leansim import catalog, numerics
-from leansim.device import Device
 from leansim.errors import PairingError, PartitionerError
-from leansim.kernel import Kernel
-from leansim.numerics import (
+from leansim.numerics import attention as numerics
+from leansim.numerics.attention import (
     Partial,
     random_inputs,
     reference,
@@ -26,10 +24,13 @@ from leansim.numerics import (
     row_owners,
     tile_attention,
 )
-from leansim.partitioners import make, partitioners
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
+from leansim.partitioners.registry import make, partitioners
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
 
 # Options, beyond the defaults, under which a partitioner cuts differently, or cuts what is short.
 OPTIONS: list[tuple[str, dict[str, Any]]] = [

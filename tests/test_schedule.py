@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim import catalog
-from leansim.engine import execute
+from leansim.engine.execute import execute
+from leansim.engine.program import Phase
 from leansim.errors import ScheduleError
-from leansim.lowering import lower
-from leansim.program import Phase
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
-from leansim.workload import Workload
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
+from leansim.timing.lowering import lower
 
 Segments = list[tuple[int, int, int, int]]
 

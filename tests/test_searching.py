@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leansim.searching import EXHAUSTIVE, cheapest, geometric
+from leansim.study.search import EXHAUSTIVE, cheapest, geometric
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=EXHAUSTIVE), st.integers(1, 100))

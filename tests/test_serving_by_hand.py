@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from leansim import catalog, partitioners
+from leansim.partitioners import registry as partitioners
 from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.partitioners.split_grid import issue_order
 from leansim.partitioners.trtllm_gen import num_ctas_per_kv
 from leansim.partitioners.trtllm_xqa import TrtllmXqa, cta_tile_tokens, multi_block_count
 from leansim.partitioners.vllm_paged import takes_v1
 from leansim.partitioners.vllm_unified import most_sequences_of_3d
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid, tile_grid
-from leansim.workload import Workload
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 
 
 def planned(

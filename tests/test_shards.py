@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sweeping import AXES, TOTAL, grid, leansim, results, runs
 
-from leansim import merging, sweeps
 from leansim.errors import ConfigError, StoreError
-from leansim.sweeps import RESULTS, Shard, sweep
+from leansim.sweeps import merging
+from leansim.sweeps import sweep as sweeps
+from leansim.sweeps.sweep import RESULTS, Shard, sweep
 
 
 @pytest.fixture(scope="module")

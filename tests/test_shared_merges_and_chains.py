@@ -13,15 +13,18 @@ import pytest
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 import leansim
-from leansim import catalog, segment_costs, tile_pricing
-from leansim.kernel import Chain, Traits
-from leansim.lowering import lower
-from leansim.measured_table import Calls, HarnessTerm
-from leansim.measurements import measured_rows, points_of
+from leansim.engine.program import Phase
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.sglang_triton import SglangTriton
-from leansim.program import Phase
-from leansim.schedule import Schedule
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import tile_grid
+from leansim.silicon.tables import measured_rows, points_of
+from leansim.specs import catalog
+from leansim.specs.harness import Calls, HarnessTerm
+from leansim.specs.kernel import Chain, Traits
+from leansim.timing import segments as segment_costs
+from leansim.timing import tile_pricing
+from leansim.timing.lowering import lower
 
 # Four grains of the 64 float32 of a row.
 SHARED = {"merge_grain_bytes": 64, "shared_merge": True}
@@ -124,7 +127,7 @@ def test_an_instance_may_say_how_its_combine_starts() -> None:
                 mine = kernel.model_copy(
                     update={"tiles": (tile.model_copy(update={"combine_start": start}),)}
                 )
-                grid = leansim.tiling.tile_grid(workload, mine, device)
+                grid = tile_grid(workload, mine, device)
                 gaps.append(lower(SglangTriton()(grid, device), mine, device).launches[-1].gap_ps)
             break
     assert ns(gaps) == [200.0, 700.0]
@@ -136,7 +139,7 @@ def test_splits_under_a_window_are_those_of_the_whole_context() -> None:
     shape = {"num_q_heads": 8, "num_kv_heads": 4, "head_dim": 128}
     for window, splits in ((None, 3), (1024, 3)):
         workload = leansim.Workload.uniform(132, 65_536, window=window, **shape)
-        schedule = SglangTriton()(leansim.tiling.tile_grid(workload, kernel, device), device)
+        schedule = SglangTriton()(tile_grid(workload, kernel, device), device)
         assert set(schedule.segments_of_tile.tolist()) == {splits}
 
 

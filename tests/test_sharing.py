@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import flow_kinds, kv
 
+from leansim.engine.program import FlowKind
 from leansim.engine.sharing import Demand, level, loaded_capacity, shared_rates, sm_limits
-from leansim.program import FlowKind
 
 RELATIVE = 1e-9
 

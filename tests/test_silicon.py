@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 import leansim
-from leansim import catalog, measurements
 from leansim.errors import ConfigError, StoreError
-from leansim.measured_table import Calls, HarnessTerm, MeasuredTable
-from leansim.measurements import FILE_COLUMNS, ROW_COLUMNS, SHAPE, calls_of, digest, measured_rows
-from leansim.validation import (
+from leansim.files.strict_yaml import Document
+from leansim.points.point import workload_of
+from leansim.silicon import tables as measurements
+from leansim.silicon.tables import FILE_COLUMNS, ROW_COLUMNS, SHAPE, calls_of, digest, measured_rows
+from leansim.silicon.validate import (
     comparison_sample,
     errors_of,
     ranking,
@@ -24,6 +25,8 @@ from leansim.validation import (
     validate,
     worst_rows,
 )
+from leansim.specs import catalog
+from leansim.specs.harness import Calls, HarnessTerm, MeasuredTable
 
 DATA = Path(__file__).parent / "data" / "silicon"
 
@@ -143,7 +146,7 @@ def test_the_harness_of_rows_is_that_of_their_workloads() -> None:
     assert set(rows["q_dtype"]) == {"bfloat16", "fp8"}
     table, columns = catalog.table("h100_sxm_sglang"), calls_of(rows)
     for i, point in list(enumerate(measurements.points_of(rows)))[::7]:
-        calls = Calls.of(point.kernel, leansim.points.workload_of(point))
+        calls = Calls.of(point.kernel, workload_of(point))
         for field in fields(Calls):
             assert getattr(calls, field.name) == getattr(columns, field.name)[i], field.name
         assert table.harness_s(calls) == pytest.approx(table.harness_s(columns)[i])
@@ -163,7 +166,7 @@ def test_the_harness_of_rows_is_that_of_their_workloads() -> None:
 def test_mistakes_in_a_table_are_named(changes: dict[str, object], complaint: str) -> None:
     data = catalog.table("a100_sxm_vllm").model_dump(mode="python", exclude_unset=True)
     with pytest.raises(ConfigError, match=complaint):
-        catalog.validate(MeasuredTable, leansim.strict_yaml.Document("x", {**data, **changes}, {}))
+        catalog.validate(MeasuredTable, Document("x", {**data, **changes}, {}))
 
 
 # Reading
@@ -207,7 +210,7 @@ def table_of(tmp_path: Path, text: str, **changes: object) -> MeasuredTable:
     (tmp_path / "t.csv").write_text(",".join(FILE_COLUMNS) + "\n" + text)
     spec = catalog.table("a100_sxm_vllm").model_dump(mode="python", exclude_unset=True)
     data = {**spec, "name": "t", **changes}
-    return catalog.validate(MeasuredTable, leansim.strict_yaml.Document("t", data, {}))
+    return catalog.validate(MeasuredTable, Document("t", data, {}))
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from leansim import engine
+from leansim.engine import execute as engine
 from leansim.engine import simpy_engine
 from leansim.errors import LeansimError, OutOfRangeError, PairingError, UnknownNameError
-from leansim.lowering import lower
-from leansim.points import Point, point, resolve
-from leansim.simulating import Simulation, simulate, simulate_each
+from leansim.points.point import Point, point, resolve
+from leansim.points.simulate import Simulation, simulate, simulate_each
+from leansim.timing.lowering import lower
 
 SHAPE = {"device": "h100_sxm", "num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 
@@ -73,9 +73,9 @@ def test_the_compiled_engine_is_loaded_when_there_is_enough_to_do() -> None:
     """In a process of its own: in this one it may be loaded already."""
     script = (
         "import sys\n"
-        "from leansim import engine\n"
-        "from leansim.points import point, resolve\n"
-        "from leansim.lowering import lower\n"
+        "from leansim.engine import execute as engine\n"
+        "from leansim.points.point import point, resolve\n"
+        "from leansim.timing.lowering import lower\n"
         f"r = resolve(point(kernel='fa2', batch_size=4, context_len=512, **{SHAPE!r}))\n"
         "program = lower(r.schedule, r.kernel, r.device)\n"
         "engine.execute(program)\n"

@@ -9,10 +9,10 @@ import pytest
 
 from leansim.errors import LeansimError, PartitionerError
 from leansim.partitioners.flash_decoding import num_splits_heuristic
-from leansim.points import Point, point
-from leansim.simulating import simulate
-from leansim.splits import KNEE, split_curve
-from leansim.study_figures import splits_figure
+from leansim.points.point import Point, point
+from leansim.points.simulate import simulate
+from leansim.report.study_figures import splits_figure
+from leansim.study.splits import KNEE, split_curve
 
 GQA: dict[str, Any] = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 

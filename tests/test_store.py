@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from leansim import keys
 from leansim.errors import StoreError
-from leansim.store import FILE_NAME, Store
+from leansim.points import keys
+from leansim.sweeps.store import FILE_NAME, Store
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_files_that_are_no_store_are_refused(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from leansim.store import Store
+from leansim.sweeps.store import Store
 name, count = sys.argv[1], int(sys.argv[2])
 with Store(Path("shared")) as store:
     for i in range(count):
@@ -141,18 +141,18 @@ def test_a_killed_writer_loses_nothing_it_committed(tmp_path: Path) -> None:
 
 def test_keys_know_the_source_of_the_time_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed line anywhere in the model is another model, whatever the version says."""
-    package = Path(keys.__file__).parent
+    package = Path(keys.__file__).parent.parent
     copied = tmp_path / "leansim"
     shutil.copytree(package, copied, ignore=shutil.ignore_patterns("__pycache__", "data"))
-    monkeypatch.setattr(keys, "__file__", str(copied / "keys.py"))
+    monkeypatch.setattr(keys, "__file__", str(copied / "points" / "keys.py"))
     digest = keys.model_digest.__wrapped__
     before = digest()
     assert before == digest() == keys.model_digest()
-    for name in ("pricing.py", "engine/sharing.py", "partitioners/stream_k.py"):
+    for name in ("timing/pricing.py", "engine/sharing.py", "partitioners/stream_k.py"):
         with (copied / name).open("a") as file:
             file.write("# another model\n")
         assert digest() != before
         before = digest()
-    with (copied / "cli.py").open("a") as file:
+    with (copied / "cli" / "main.py").open("a") as file:
         file.write("# the same model\n")
     assert digest() == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from leansim.errors import ConfigError
-from leansim.strict_yaml import dotted, parse, read, scalar
+from leansim.files.strict_yaml import dotted, parse, read, scalar
 
 
 @pytest.mark.parametrize(

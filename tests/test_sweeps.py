@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from sweeping import AXES, DEADLY, TOTAL, grid, install, results, runs
 
-from leansim import executors
 from leansim.errors import LeansimError
-from leansim.executors import Finished, point_key, simulate_chunk
-from leansim.points import Point, point, resolve
-from leansim.progress import Progress, estimate
-from leansim.store import Store
-from leansim.sweeps import sweep
+from leansim.points.point import Point, point, resolve
+from leansim.sweeps import executors
+from leansim.sweeps.executors import Finished, point_key, simulate_chunk
+from leansim.sweeps.progress import Progress, estimate
+from leansim.sweeps.store import Store
+from leansim.sweeps.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,7 +91,7 @@ def test_two_processes_share_a_store(whole: Path, tmp_path: Path) -> None:
 
 # --- keys ----------------------------------------------------------------------------------------
 
-KEY = "from leansim import points as p; print(p.resolve(p.point(**{})).key)"
+KEY = "from leansim.points import point as p; print(p.resolve(p.point(**{})).key)"
 ONE = {"device": "h100_sxm", "kernel": "fa2+other", "batch_size": 1, "context_len": 4096}
 ONE |= {"num_q_heads": 8, "num_kv_heads": 8, "head_dim": 128}
 
@@ -210,9 +210,9 @@ def test_cores_are_those_this_process_may_use() -> None:
 
 
 def test_the_commands_on_the_page_exist() -> None:
-    import typer.main  # noqa: PLC0415
+    import typer.main
 
-    from leansim.cli import app  # noqa: PLC0415
+    from leansim.cli.main import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     page = (ROOT / "docs" / "sweeps.md").read_text()

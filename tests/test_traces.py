@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from leansim.errors import ConfigError, UnknownNameError, WorkloadError
-from leansim.traces import (
+from leansim.specs.traces import (
     BUILTIN_FOLDER,
     MOST_PROBLEMS,
     Trace,

@@ -16,8 +16,8 @@ import pytest
 from sweeping import AXES, DEADLY, TOTAL, grid, install, leansim, results, runs
 
 from leansim.errors import WorkerError
-from leansim.executors import Chunk, in_processes, point_key, simulate_chunk
-from leansim.sweeps import RESULTS, sweep
+from leansim.sweeps.executors import Chunk, in_processes, point_key, simulate_chunk
+from leansim.sweeps.sweep import RESULTS, sweep
 
 
 def test_a_point_that_kills_its_worker_costs_itself_alone(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_workers_die_with_the_sweep(tmp_path: Path) -> None:
     """Not even `kill -9` leaves processes behind that hold memory and cores."""
     code = (
         "import os, time\n"
-        "from leansim.executors import process_pool\n"
+        "from leansim.sweeps.executors import process_pool\n"
         "if __name__ == '__main__':\n"
         "    pool = process_pool(1)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"
@@ -140,7 +140,9 @@ CLUSTER = """
 import json, sys
 import dask
 from distributed import LocalCluster
-from leansim import config, strict_yaml, sweeps
+from leansim.points import grid as config
+from leansim.files import strict_yaml
+from leansim.sweeps import sweep as sweeps
 
 if __name__ == "__main__":
     dask.config.set({"distributed.scheduler.allowed-failures": 1})

@@ -29,15 +29,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leansim import catalog
-from leansim.device import Device
-from leansim.engine import execute
-from leansim.kernel import Kernel
-from leansim.lowering import lower
-from leansim.result import Result
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
-from leansim.workload import Workload
+from leansim.engine.execute import execute
+from leansim.engine.result import Result
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
+from leansim.timing.lowering import lower
 
 NS = 1e-9
 LAUNCH, FLAG, L2, GAP = 200.0, 400.0, 100.0, 700.0

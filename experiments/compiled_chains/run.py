@@ -44,8 +44,8 @@ def source(path: Path) -> ModuleType:
 
 def compiled(kernels: ModuleType, arch: int, head_dim: int, grouped: bool, fp8: bool) -> Any:
     """Compile stage 1 as SGLang calls it: two heads in a group, or one."""
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415 - optional
-    from triton.compiler import ASTSource, compile  # noqa: PLC0415
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
 
     function = kernels._fwd_grouped_kernel_stage1 if grouped else kernels._fwd_kernel_stage1
     constants: dict[str, Any] = {
@@ -241,7 +241,7 @@ def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: f
 
 def main(path: Path) -> None:
     """Print every chain as the kernel file has it."""
-    import triton  # noqa: PLC0415 - optional
+    import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     kernels = source(path)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from leansim.errors import LeansimError
+from leansim.files.csv import read_csv
 from leansim.gpu.campaign import COLUMNS, KERNELS
-from leansim.own_measurements import measured_points
-from leansim.points_csv import read_csv
-from leansim.validation import errors_of, with_regimes
+from leansim.silicon.own import measured_points
+from leansim.silicon.validate import errors_of, with_regimes
 
 FOLDER = Path(__file__).resolve().parent
 FA2, FLASH_DECODING, LEAN = KERNELS
@@ -75,10 +75,10 @@ def close_share(rows: pd.DataFrame) -> float:
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Measured against simulated speedup: a row per baseline, a column per way to look at it."""
-    import matplotlib as mpl  # noqa: PLC0415
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt
 
     ways = (("context_len", "longest context, tokens"), ("num_kv_heads", "KV heads"), ("batch", "batch"))
     figure, axes = plt.subplots(2, len(ways), figsize=(12, 7), sharey="row", layout="constrained")

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leansim.catalog import validate
-from leansim.oracle import search
-from leansim.points import Point, resolve
-from leansim.reasons import facts_of, why_slower
-from leansim.rules import own_rule
-from leansim.simulating import Simulation
-from leansim.strict_yaml import Document, read
-from leansim.tables import render
-from leansim.trials import Bench
+from leansim.files.strict_yaml import Document, read
+from leansim.points.point import Point, resolve
+from leansim.points.simulate import Simulation
+from leansim.report.text import render
+from leansim.specs.catalog import validate
+from leansim.study.bench import Bench
+from leansim.study.oracle import search
+from leansim.study.reasons import facts_of, why_slower
+from leansim.study.rules import own_rule
 
 HERE = Path(__file__).resolve().parent
 CLOSE = 1.6

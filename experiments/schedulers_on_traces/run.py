@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leansim.comparing import finished
-from leansim.config import load
-from leansim.progress import Progress
-from leansim.regret import RegretMap, regret
-from leansim.study_figures import regret_figure, save_all
-from leansim.sweeps import sweep
-from leansim.tables import render
+from leansim.points.grid import load
+from leansim.report.study_figures import regret_figure, save_all
+from leansim.report.text import render
+from leansim.study.regret import RegretMap, regret
+from leansim.sweeps.compare import finished
+from leansim.sweeps.progress import Progress
+from leansim.sweeps.sweep import sweep
 
 HERE = Path(__file__).resolve().parent
 LEAN = "fa2+lean_attention(lengths=actual)"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leansim import catalog
-from leansim.measurements import FILE_COLUMNS, measured_rows
+from leansim.silicon.tables import FILE_COLUMNS, measured_rows
+from leansim.specs import catalog
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "tests" / "data" / "silicon"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from leansim.config import load
-from leansim.plots import line_figure, plot
-from leansim.summary import speedup_summary
-from leansim.sweeps import sweep
-from leansim.tables import render
+from leansim.points.grid import load
+from leansim.report.plots import line_figure, plot
+from leansim.report.text import render
+from leansim.sweeps.summary import speedup_summary
+from leansim.sweeps.sweep import sweep
 
 HERE = Path(__file__).resolve().parent
 FIGURES = (

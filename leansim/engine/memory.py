@@ -16,8 +16,8 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL, EventPriority
 
+from leansim.engine.program import FlowKind, Program
 from leansim.engine.sharing import Demand, shared_rates, sm_limits
-from leansim.program import FlowKind, Program
 
 # After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
 PLACE = EventPriority(2)

@@ -24,9 +24,9 @@ from leansim.engine.numba_memory import (
     serve,
     settle,
 )
+from leansim.engine.program import Phase, Program
+from leansim.engine.result import Result
 from leansim.engine.sharing import sm_limits
-from leansim.program import Phase, Program
-from leansim.result import Result
 
 _WAITING, _LATENCY, _MOVING, _DONE = 0, 1, 2, 3  # stages of a phase
 # Phases and slots are counted without sign, where none is missing: the compiled code then need not

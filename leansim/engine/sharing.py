@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from leansim.program import FloatArray, FlowKind
-from leansim.tiling import IntArray
+from leansim.arrays import FloatArray, IntArray
+from leansim.engine.program import FlowKind
 
 
 @dataclass(frozen=True)

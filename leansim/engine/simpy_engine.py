@@ -15,8 +15,8 @@ import numpy as np
 import simpy
 
 from leansim.engine.memory import PLACE, At, Clock, Memory
-from leansim.program import Launch, Phase, Program
-from leansim.result import Result
+from leansim.engine.program import Launch, Phase, Program
+from leansim.engine.result import Result
 
 Process = Generator[simpy.Event, Any, None]
 

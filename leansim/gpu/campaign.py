@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
-from leansim.measured_points import MEASUREMENT_COLUMNS
-from leansim.measurements import digest
-from leansim.points_csv import Row, read_csv
-from leansim.traces import builtin_traces
+from leansim.files.csv import read_csv
+from leansim.points.csv import Row
+from leansim.silicon.measured_points import MEASUREMENT_COLUMNS
+from leansim.silicon.tables import digest
+from leansim.specs.traces import builtin_traces
 
 KERNELS = ("triton_fa2", "triton_flash_decoding", "triton_lean")
 COLUMNS = (

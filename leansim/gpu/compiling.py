@@ -15,7 +15,7 @@ from typing import Any
 from leansim.errors import PairingError
 from leansim.gpu import toolkit
 from leansim.gpu.launching import Meta, attention_meta, combine_meta
-from leansim.points import Resolved
+from leansim.points.point import Resolved
 
 _REGISTERS = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
@@ -48,8 +48,8 @@ def compiled(name: str, meta: Meta, dtype: str, arch: str) -> Resources:
     if not arch.startswith("sm_"):
         raise PairingError(f"found architecture {arch!r}; wanted one of NVIDIA's, such as sm_90")
     tools = toolkit.load(interpret=False)
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415 - an extra
-    from triton.compiler import ASTSource  # noqa: PLC0415
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
 
     function = getattr(tools.kernels, name)
     signature, attributes = _signature(function.arg_names, meta, dtype)
@@ -87,7 +87,7 @@ def _signature(names: list[str], meta: Meta, dtype: str) -> tuple[dict[str, str]
 
 def _usage(cubin: bytes) -> tuple[int, int, int]:
     """Registers, stack and static shared memory of the one kernel in a cubin."""
-    import triton  # noqa: PLC0415
+    import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -10,15 +10,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leansim.device import Device
 from leansim.errors import GpuError, ScheduleError
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.launching import Meta, attention_meta, combine_meta
 from leansim.gpu.toolkit import Toolkit
 from leansim.gpu.worklist import one_at_a_time, work_list
-from leansim.kernel import Kernel
-from leansim.occupancy import occupancy
-from leansim.schedule import Schedule
+from leansim.schedule.schedule import Schedule
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.occupancy import occupancy
 
 # Largest ||out - reference|| / ||reference|| of a row. Rounding P and O to the format gives half of it
 # (numerics.replay); one KV tile too few among N gives about N^-0.5, more for N up to tens of thousands.

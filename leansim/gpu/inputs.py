@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leansim.errors import GpuError, PairingError
-from leansim.workload import Workload
+from leansim.specs.workload import Workload
 
 _AT_ONCE_BYTES = 2**30  # of float64 keys in the reference
 _KEPT_FREE = 0.25

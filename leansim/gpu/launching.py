@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leansim.device import Device
-from leansim.kernel import Kernel
-from leansim.tiling import TileGrid, per_arch, variant_and_occupancy
+from leansim.schedule.tiling import TileGrid, per_arch, variant_and_occupancy
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
 
 # Triton's matrix instructions take no narrower tile.
 _LEAST = 16

@@ -12,11 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leansim import __version__, catalog
-from leansim.device import Device
+from leansim import __version__
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
-from leansim.measured_points import MACHINE_COLUMNS
+from leansim.silicon.measured_points import MACHINE_COLUMNS
+from leansim.specs import catalog
+from leansim.specs.device import Device
 
 _QUERY = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 _STALE_S = 10.0

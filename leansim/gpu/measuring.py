@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from leansim import catalog
-from leansim.calibration import chain
 from leansim.errors import GpuError, LeansimError
 from leansim.gpu.execution import Execution, Fit
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
 from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
-from leansim.measured_points import MEASURED, MEASUREMENT_COLUMNS, point_cells
-from leansim.points import Resolved, point_from_row, resolve
-from leansim.workload import Workload
+from leansim.points.point import Resolved, point_from_row, resolve
+from leansim.silicon.calibration import chain
+from leansim.silicon.measured_points import MEASURED, MEASUREMENT_COLUMNS, point_cells
+from leansim.specs import catalog
+from leansim.specs.workload import Workload
 
 # The kernel that the others are based on: what is measured must be what runs.
 BASE = "triton_fa2"

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from leansim.device import Device
 from leansim.errors import GpuError
 from leansim.gpu.launching import power_of_two
 from leansim.gpu.machine import Machine
 from leansim.gpu.timing import L2Flush, Timing, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
-from leansim.measured_points import MACHINE_COLUMNS
-from leansim.workload import Launch
+from leansim.silicon.measured_points import MACHINE_COLUMNS
+from leansim.specs.device import Device
+from leansim.specs.workload import Launch
 
 COLUMNS = (
     "measurement", "x", "x_unit", "series", "bytes", "gb_per_s", "median_us", "spread_us", "min_us",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from leansim.gpu.toolkit import Toolkit
-from leansim.workload import Launch
+from leansim.specs.workload import Launch
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 12, 200
 _SAMPLE_US, _MOST_CALLS = 1000.0, 64

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from leansim.arrays import IntArray
 from leansim.errors import ScheduleError
-from leansim.schedule import IN_LAUNCH, Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import IN_LAUNCH, Schedule
+from leansim.schedule.tiling import TileGrid
 
 Int32Array = npt.NDArray[np.int32]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.arrays import IntArray
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
 
 
 def chunk_span(

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from leansim.tiling import IntArray
+from leansim.arrays import IntArray
 
 EXACT = 2**24  # whole numbers below are exact in single precision
 

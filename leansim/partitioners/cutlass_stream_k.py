@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.partitioners.stream_k import Deal, cut, merged_in_launch
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 MIN_TILES_PER_CTA = 2
 NEVER = -1  # a saving below zero: stream-K is not worth it

@@ -11,10 +11,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
 from leansim.partitioners.split_grid import clipped
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 
 @dataclass(frozen=True)

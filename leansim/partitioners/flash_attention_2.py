@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.device import Device
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.arrays import IntArray
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 
 def issue_order(grid: TileGrid) -> IntArray:

@@ -14,9 +14,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
-from leansim.schedule import Dispatch, Schedule
-from leansim.tiling import IntArray, TileGrid, is_local
+from leansim.arrays import IntArray
+from leansim.schedule.schedule import Dispatch, Schedule
+from leansim.schedule.tiling import TileGrid, is_local
+from leansim.specs.device import Device
 
 MAX_SPLITS = 128
 PREPARED_REQUESTS = 992

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.partitioners.flash_attention_2 import FlashAttention2
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 MAX_SPLITS = 128
 

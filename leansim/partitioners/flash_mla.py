@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 OVERHEAD_BLOCKS = 5
 

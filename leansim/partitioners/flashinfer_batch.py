@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners._chunks import chunk_span
 from leansim.partitioners._least_loaded import Pieces, causal_end, deal
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 TASK_TILE_ROWS = (128, 16)
 MOST_WORKS = 65_536

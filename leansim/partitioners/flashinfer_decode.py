@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners._chunks import chunked_schedule
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 LEAST_CHUNK_TOKENS = 128
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners._least_loaded import Pieces, causal_end, deal
 from leansim.partitioners.flashinfer_batch import work_lists
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 TILE_ROWS = 64
 MOST_WORKS = 16_384

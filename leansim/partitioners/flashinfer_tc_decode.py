@@ -12,12 +12,13 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners._chunks import chunked_schedule
 from leansim.partitioners.flashinfer_decode import LEAST_CHUNK_TOKENS, shortest_chunk
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 CTAS_PER_SM = 2
 

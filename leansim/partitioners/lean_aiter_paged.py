@@ -12,11 +12,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
 from leansim.errors import PartitionerError
 from leansim.partitioners.stream_k import Deal, cut, merged_in_launch
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 
 def paged_deal(tiles_per_head: int, heads: int, num_programs: int) -> Deal:

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
 from leansim.errors import PartitionerError
 from leansim.partitioners.stream_k import (
     MAX_SPLITS_PER_HEAD,
@@ -21,8 +20,9 @@ from leansim.partitioners.stream_k import (
     merged_in_launch,
     small_work_grid,
 )
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 
 def ort_deal(total: int, tiles_per_head: int, heads: int, num_sms: int, ctas_per_sm: int = 2) -> Deal:

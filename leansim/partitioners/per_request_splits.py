@@ -12,11 +12,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners.flash_attention_3 import deal
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 Splits = Annotated[int, Field(ge=1)]
 

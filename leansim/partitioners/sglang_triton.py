@@ -12,11 +12,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners.split_grid import Order, fixed_splits
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 GRID: Order = ("request", "row_block", "head", "split")
 HEADS_PER_CTA = 16

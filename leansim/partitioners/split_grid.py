@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from leansim.schedule import CombineKind, Dispatch, Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.arrays import IntArray
+from leansim.schedule.schedule import CombineKind, Dispatch, Schedule
+from leansim.schedule.tiling import TileGrid
 
 Axis = Literal["request", "head", "row_block", "split"]
 Order = tuple[Axis, Axis, Axis, Axis]

@@ -7,8 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from leansim.schedule import Schedule, changes
-from leansim.tiling import IntArray, TileGrid
+from leansim.arrays import IntArray
+from leansim.schedule.schedule import Schedule, changes
+from leansim.schedule.tiling import TileGrid
 
 MAX_SPLITS_PER_HEAD = 32
 

@@ -12,10 +12,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
 from leansim.partitioners.split_grid import Order, even_runs, fixed_splits
-from leansim.schedule import Dispatch, Schedule
-from leansim.tiling import TileGrid
+from leansim.schedule.schedule import Dispatch, Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 GRID: Order = ("row_block", "split", "head", "request")
 

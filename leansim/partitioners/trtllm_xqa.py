@@ -13,11 +13,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
 from leansim.errors import PartitionerError
 from leansim.partitioners.split_grid import Order, even_runs, fixed_splits
-from leansim.schedule import Schedule
-from leansim.tiling import TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 GRID: Order = ("split", "row_block", "head", "request")
 MOST_WAVES = 8

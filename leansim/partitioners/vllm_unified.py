@@ -11,10 +11,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.device import Device
+from leansim.arrays import IntArray
 from leansim.partitioners.split_grid import clipped
-from leansim.schedule import Schedule
-from leansim.tiling import IntArray, TileGrid
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
 
 LEAST_2D_GRID = 128
 CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))

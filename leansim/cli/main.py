@@ -1,0 +1,340 @@
+"""The command line: each verb parses, calls its Python twin, and prints.
+
+Mistakes print without a traceback and exit with 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leansim import __version__
+from leansim.cli import measure, silicon, study
+from leansim.cli.options import (
+    Baseline,
+    EngineName,
+    File,
+    Form,
+    Jobs,
+    Out,
+    Plots,
+    Settings,
+    check_form,
+    grid_of,
+    mistake,
+    with_point_flags,
+)
+from leansim.engine.execute import ENGINE_VARIABLE, check_engine
+from leansim.errors import LeansimError, StoreError
+from leansim.points.point import resolve
+from leansim.sweeps.allocator import keep_memory
+
+app = typer.Typer(
+    name="leansim",
+    help="What an attention-decode schedule does on a GPU, simulated.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+@with_point_flags
+def run(
+    file: File = None,
+    out: Out = None,
+    settings: Settings = None,
+    form: Form = "table",
+    baseline: Baseline = None,
+    engine: EngineName = "auto",
+    flags: list[str] = [],  # noqa: B006 - filled by the decorator
+) -> None:
+    """Simulate one workload under several kernels and print one table."""
+    from leansim import api
+    from leansim.report import text
+
+    check_form(form)
+    extra = [f"baseline={baseline}"] if baseline else []
+    grid = grid_of(file, [*extra, *(settings or [])], flags)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
+    done = api.run(grid, engine=engine)  # type: ignore[arg-type]
+    rows = text.run_rows(done) if form in ("table", "md") else text.run_records(done)
+    first = done.simulations[0].resolved.workload
+    if form in ("table", "md"):
+        print(f"{done.config.name}: {first.describe()}\n")
+    print(text.render(rows, form))
+    if form in ("table", "md"):
+        print("\n" + "\n".join(text.run_notes(done)))
+    if out is not None:
+        from leansim.report.run import write_run
+
+        written = write_run(done, out)
+        print(
+            f"\nwrote {len(written)} files under {out}/: "
+            + ", ".join(str(p.relative_to(out)) for p in written),
+            file=sys.stderr,
+        )
+
+
+@app.command()
+@with_point_flags
+def sweep(
+    file: File = None,
+    out: Out = None,
+    settings: Settings = None,
+    jobs: Jobs = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="keep finished points, or simulate them again")
+    ] = True,
+    plots: Plots = True,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="tcp://HOST:PORT", help="Dask scheduler whose workers simulate"),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="simulate the I-th of N parts; see `merge`")
+    ] = None,
+    engine: EngineName = "auto",
+    flags: list[str] = [],  # noqa: B006
+) -> None:
+    """Simulate a grid of points over all cores; results, figures and manifest go to a folder."""
+    from leansim.sweeps import sweep as sweeps
+    from leansim.sweeps.progress import Progress
+
+    if out is None:
+        raise mistake("--out", "nothing", "wanted a folder: -o DIR")
+    if jobs is not None and scheduler is not None:
+        wanted = "wanted one of the two: the scheduler's workers are as many as they are"
+        raise mistake("--jobs", "--scheduler too", wanted)
+    grid = grid_of(file, settings, flags)
+    _use_engine(engine)
+    try:
+        with Progress(grid.name) as progress:
+            done = sweeps.sweep(
+                grid,
+                out,
+                jobs=jobs,
+                resume=resume,
+                progress=progress,
+                scheduler=scheduler,
+                shard=shard,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; what is finished is kept in {out}, the same command goes on", file=sys.stderr
+        )
+        raise typer.Exit(130) from None
+    _tell_sweep(done, plots and shard is None)
+
+
+def _tell_sweep(done: Any, plots: bool) -> None:
+    """Print what became of a sweep's points, draw it, and exit with 1 if some failed."""
+    print(
+        f"{len(done.table)} points in {done.folder}: {done.simulated} simulated, "
+        f"{done.reused} already there, {done.refused} refused"
+        + (f", {done.failed} failed: the same command tries them again" if done.failed else "")
+    )
+    for reason, count in done.table["error"].dropna().value_counts().items():
+        print(f"  {count} without a result: {reason}")
+    if plots:
+        from leansim.report.plots import plot as draw
+
+        try:
+            for path in draw(done.folder):
+                print(f"  drew {path}")
+        except StoreError as error:
+            print(f"  no figures: {error}")
+    if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(help="folder for the whole sweep's results")],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="the shards' folders; by default those in OUT")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="write what there is though points are missing")
+    ] = False,
+    plots: Plots = True,
+) -> None:
+    """Join the shards of a sweep, made with `sweep --shard i/n`, into one folder of results."""
+    from leansim.sweeps.merging import merge as join
+
+    _tell_sweep(join(out, folders or (), partial), plots)
+
+
+@app.command()
+@with_point_flags
+def plan(
+    file: Annotated[str | None, typer.Argument(help="a YAML file or a CSV of points")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the planned points")] = None,
+    settings: Settings = None,
+    form: Form = "table",
+    segments: Annotated[bool, typer.Option("--segments", help="list every segment")] = False,
+    flags: list[str] = [],  # noqa: B006
+) -> None:
+    """Make schedules without simulating: grid, waves, splits per request, segments."""
+    from leansim.report.plan import plan_csv, planned_rows, segment_rows
+    from leansim.report.text import render
+
+    check_form(form)
+    if file is not None and file.lower().endswith(".csv"):
+        if flags or settings or segments:
+            found = ", ".join([*flags, *(settings or []), *(["--segments"] if segments else [])])
+            wanted = "wanted each point's fields in its row"
+            raise mistake(file, found, wanted)
+        plan_csv(file, out, "csv" if out is not None and form == "table" else form)
+        return
+    resolved = [resolve(point) for point in grid_of(file, settings, flags).points()]
+    described = segment_rows if segments else planned_rows
+    rows = [row for item in resolved for row in described(item)]
+    _print_or_write(render(rows, form), out)
+
+
+@app.command()
+def predict(
+    file: Annotated[str, typer.Argument(help="a CSV of points; columns as for `plan`")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the predictions")] = None,
+    form: Form = "csv",
+    jobs: Jobs = None,
+    engine: EngineName = "auto",
+) -> None:
+    """Predict the latency of every point of a CSV."""
+    from leansim.report.plan import predict_csv
+
+    check_form(form)
+    _use_engine(engine)
+    predict_csv(file, out, form, jobs)
+
+
+def _use_engine(engine: str) -> None:
+    """Choose the engine for this process and the workers it starts."""
+    check_engine(engine)
+    os.environ[ENGINE_VARIABLE] = engine
+
+
+@app.command()
+@with_point_flags
+def verify(
+    file: File = None,
+    settings: Settings = None,
+    form: Form = "table",
+    input_seed: Annotated[
+        int, typer.Option("--input-seed", min=0, help="seed of the random inputs")
+    ] = 0,
+    flags: list[str] = [],  # noqa: B006
+) -> None:
+    """Replay schedules in NumPy against reference attention; exits with 1 if one is not exact."""
+    from leansim import api
+    from leansim.report import text
+
+    check_form(form)
+    rows, notes, passed = [], [], True
+    for point in grid_of(file, settings, flags).points():
+        verification, invariance = api.verify(point, seed=input_seed)
+        passed &= verification.passed
+        label = {"device": point.device, "kernel": point.policy}
+        rows += [{**label, **row} for row in verification.rows()]
+        notes.append(text.verify_note(point, verification, invariance))
+    print(text.render(rows, form))
+    if form in ("table", "md"):
+        print("\n" + "\n".join(notes))
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="a folder written by `leansim sweep`")],
+    baseline: Baseline = None,
+) -> None:
+    """Draw the figures of stored results again, without simulating."""
+    from leansim.report.plots import plot as draw
+
+    for path in draw(folder, baseline):
+        print(path)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="devices, kernels, partitioners, models or traces")],
+) -> None:
+    """List what there is."""
+    from leansim.report.show import listed
+
+    print(listed(what))  # type: ignore[arg-type]
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="a device, kernel, model or partitioner, or a YAML file")],
+) -> None:
+    """Print every number of a thing with its source."""
+    from leansim.report.show import described
+
+    print(described(name))
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the schema")] = None,
+) -> None:
+    """Print the JSON Schema of run and sweep files, for editors."""
+    from leansim import api
+
+    _print_or_write(json.dumps(api.schema(), indent=2), out)
+
+
+def _print_or_write(text: str, out: Path | None) -> None:
+    from leansim.files.writing import write_whole
+
+    if out is None:
+        print(text)
+    else:
+        write_whole(out, text + "\n")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"leansim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Simulate attention-decode schedules on GPUs."""
+
+
+silicon.register(app)
+measure.register(app)
+study.register(app)
+
+
+def main() -> None:
+    """Entry point: run the app; print what a user got wrong, without a traceback, and exit with 2."""
+    keep_memory()
+    try:
+        app()
+    except LeansimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that is a file, a full disk, a missing permission
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The verbs that hold the model against measurements: validate and calibrate."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leansim.cli.options import Jobs, mistake
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="folder of <table>.csv samples, instead of the installed tables"),
+]
+_TOLD_EVERY_S = 5.0
+
+
+def validate(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="measured tables in configs/tables; all by default")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="rows of each table, chosen by hash; all by default")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="rows to use: test (never fitted), fit or all; of --points all by default"),
+    ] = None,
+    points: Annotated[
+        Path | None,
+        typer.Option(help="a CSV of your own: points with measured_us, or FlashInfer's benchmark"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="with --points: where FlashInfer's benchmark ran")
+    ] = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder for predictions, tables and figures")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="how many of the worst rows to print")] = 15,
+    jobs: Jobs = None,
+) -> None:
+    """Hold predictions against measured latencies: errors by regime, the worst rows, the ranking."""
+    from leansim.report import validation_report
+    from leansim.silicon import validate as validation
+    from leansim.sweeps.progress import Progress
+
+    if points is not None and (tables or sample or data):
+        raise mistake("--points", "tables too", "wanted one of the two")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
+    with Progress("validate") as progress:
+        if points is not None:
+            table = validation.validate_points(points, device, jobs, progress, split or "all")  # type: ignore[arg-type]
+        else:
+            rows = validation.table_rows(tables or (), split or "test", sample, data)  # type: ignore[arg-type]
+            table = validation.validate(rows, jobs, progress)
+    print(validation_report.printed(table, worst))
+    if out is not None:
+        flags = [f"--sample {sample}"] if sample else []
+        flags += [f"--points {points.name}"] if points else []
+        flags += [f"--split {split or 'test'}"] if split or not points else []
+        command = " ".join(["leansim validate", *(tables or ()), *flags])
+        written = validation_report.write_validation(table, out, worst, command)
+        names = ", ".join(path.name for path in written)
+        print(f"wrote {len(written)} files under {out}/: {names}", file=sys.stderr)
+
+
+def calibrate(
+    config: Annotated[str, typer.Argument(help="a file of configs/calibrations")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what was fitted and write nothing")
+    ] = False,
+    data: Data = None,
+    jobs: Jobs = None,
+) -> None:
+    """Fit the free constants of kernels, devices and harnesses to measurements, and write them."""
+    from leansim.report import validation_report
+    from leansim.silicon import fit as fitting
+    from leansim.silicon.calibration import read_calibration
+
+    told_s = time.monotonic()
+
+    def progress(evaluations: int, error: float) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s > _TOLD_EVERY_S:
+            told_s = time.monotonic()
+            print(f"calibrate: {evaluations} evaluations, mean error {error:.2%}", file=sys.stderr)
+
+    fit = fitting.calibrate(read_calibration(config), data, jobs, progress)
+    print(validation_report.fitted(fit))
+    if dry_run:
+        print("\nnothing written: --dry-run")
+        return
+    for path in fitting.write(fit):
+        print(f"wrote {path}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these verbs to an app."""
+    app.command()(validate)
+    app.command()(calibrate)

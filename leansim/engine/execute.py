@@ -1,0 +1,83 @@
+"""Engines execute a Program and record a Result; they agree to the picosecond.
+
+`numba` is compiled and does all long work where Numba is installed (extra `fast`); `simpy` is the
+reference, and needs no loading.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+from leansim.engine.program import Program
+from leansim.engine.result import Result
+from leansim.errors import UnknownNameError
+
+Engine = Literal["auto", "numba", "simpy"]
+ENGINE_VARIABLE = "LEANSIM_ENGINE"
+_COMPILED = "leansim.engine.numba_engine"
+# Events that the reference executes while Numba and the compiled code are loaded, some 0.5 s.
+_WORTH_LOADING = 100_000
+
+
+def check_engine(engine: str) -> None:
+    """Raise `UnknownNameError` for an engine that does not exist or is not installed."""
+    known = [name for name in get_args(Engine) if name != "numba" or find_spec("numba")]
+    if engine not in known:
+        raise UnknownNameError("engine", engine, known)
+
+
+@cache
+def _default(wanted: str) -> str:
+    check_engine(wanted)
+    return "simpy" if wanted == "auto" and not find_spec("numba") else wanted
+
+
+class _Chooser:
+    """Loads the compiled engine once the reference has worked as long as loading it takes.
+
+    A single small point is then answered at once, and nobody waits more than twice as long as with
+    either engine alone (the ski rental problem).
+    """
+
+    def __init__(self) -> None:
+        self.events_left = _WORTH_LOADING
+
+    def engine_for(self, program: Program) -> str:
+        """Name the engine to execute a program with."""
+        if _COMPILED not in sys.modules:
+            self.events_left -= program.num_events
+            if self.events_left >= 0:
+                return "simpy"
+        return "numba"
+
+
+_auto = _Chooser()
+
+
+def load() -> None:
+    """Load the engine of long work now: for a process that is there for nothing else."""
+    if _default(os.environ.get(ENGINE_VARIABLE, "auto")) != "simpy":
+        importlib.import_module(_COMPILED)
+
+
+def execute(program: Program, engine: Engine = "auto") -> Result:
+    """Execute a program.
+
+    `auto` is the engine that `$LEANSIM_ENGINE` names, else `numba` where it is installed and there is
+    enough to do, else `simpy`. Raises `UnknownNameError` for an engine that is not there.
+    """
+    name = _default(os.environ.get(ENGINE_VARIABLE, "auto") if engine == "auto" else engine)
+    if name == "auto":
+        name = _auto.engine_for(program)
+    if name == "numba":
+        from leansim.engine import numba_engine
+
+        return numba_engine.execute(program)
+    from leansim.engine import simpy_engine
+
+    return simpy_engine.execute(program)

@@ -1,0 +1,192 @@
+"""A schedule priced on a device: plain arrays that any engine can execute.
+
+A launch is a run of CTAs, a CTA a run of phases. A phase waits for a counter, then for a fixed
+latency, then moves bytes, then signals a counter; each part may be absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from leansim.arrays import IntArray
+from leansim.errors import OutOfRangeError
+
+PS_PER_S = 1_000_000_000_000
+
+
+class Phase(IntEnum):
+    """What a CTA is doing."""
+
+    LAUNCH = 0
+    STREAM = 1
+    WRITE = 2
+    MERGE = 3
+    COMBINE = 4
+
+
+# A quarter of what 64 bits hold, about two weeks: sums of times stay exact.
+MOST_PS = 2**60
+
+
+def out_of_range() -> OutOfRangeError:
+    """Return the error of a time that picoseconds in 64 bits cannot hold."""
+    return OutOfRangeError("the numbers of this device and kernel make times no clock could count")
+
+
+def picoseconds(seconds: float) -> int:
+    """Round seconds to whole picoseconds, the engine's unit of time. Raises `OutOfRangeError`."""
+    if not abs(seconds) < MOST_PS / PS_PER_S:
+        raise out_of_range()
+    return round(seconds * PS_PER_S)
+
+
+def total_where(mask: npt.NDArray[np.bool_], values: IntArray) -> int:
+    """Sum the values where a mask is true: a product is four times as fast as picking them out."""
+    return int(np.einsum("i,i", values, mask))
+
+
+@dataclass(frozen=True)
+class FlowKind:
+    """How a phase's bytes move: the most one CTA takes, what they cost its SM and DRAM.
+
+    `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of its SM, `dram_share` and `l2_share` of
+    the bytes that pass DRAM and L2 (a masked token is work and no traffic). `offered_bytes_per_ps` is
+    what the loads it keeps in flight would bring from an idle memory: how deep DRAM's queues are.
+    `tensor_ps_per_byte` is how much of that work its SM's tensor cores do.
+    """
+
+    name: str
+    max_bytes_per_ps: float
+    sm_ps_per_byte: float
+    dram_share: float
+    l2_share: float
+    offered_bytes_per_ps: float
+    tensor_ps_per_byte: float = 0.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: CTAs `[first_cta, last_cta)`, begun `gap_ps` after the last one drained."""
+
+    name: str
+    first_cta: int
+    last_cta: int
+    ctas_per_sm: int
+    gap_ps: int
+
+    @property
+    def num_ctas(self) -> int:
+        """CTAs of this launch."""
+        return self.last_cta - self.first_cta
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Everything an engine needs. Launches run one after the other.
+
+    Phase arrays are indexed alike; -1 means "none".
+
+    `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`; with flow -1 their time is
+    part of the latency and they share nothing (stores, which nobody waits for). `wait_counter` must
+    reach `wait_target` before the phase goes on; `signal_counter` is raised by one when it ends.
+    `drift_ps`, per SM, is added to the latency of its STREAM phases (None: nothing).
+    """
+
+    launches: tuple[Launch, ...]
+    flows: tuple[FlowKind, ...]
+    phase_of_cta: IntArray
+    kind: IntArray
+    latency_ps: IntArray
+    bytes: IntArray
+    flow: IntArray
+    wait_counter: IntArray
+    wait_target: IntArray
+    signal_counter: IntArray
+    num_counters: int
+    num_sms: int
+    dispatch_interval_ps: int
+    launch_ps: int
+    dram_bytes_per_ps: float
+    l2_bytes_per_ps: float
+    dram_saturation_exponent: float
+    drift_ps: IntArray | None = None
+
+    @property
+    def num_ctas(self) -> int:
+        """CTAs of all launches."""
+        return len(self.phase_of_cta) - 1
+
+    @property
+    def num_phases(self) -> int:
+        """Phases of all CTAs."""
+        return len(self.kind)
+
+    @property
+    def attention(self) -> Launch:
+        """The launch that streams KV."""
+        return next(launch for launch in self.launches if launch.name == "attention")
+
+    @cached_property
+    def segment(self) -> IntArray:
+        """Segment of the schedule that each phase belongs to, -1 for none."""
+        launch = self.attention
+        first, last = self.phase_of_cta[[launch.first_cta, launch.last_cta]]
+        segment = np.full(self.num_phases, -1, dtype=np.int64)
+        number = np.cumsum(self.is_kind(Phase.STREAM)[first:last]) - 1
+        segment[first:last] = np.where(self.is_kind(Phase.LAUNCH)[first:last], -1, number)
+        return segment
+
+    @property
+    def max_ctas_per_sm(self) -> int:
+        """Most CTAs that share an SM in any launch."""
+        return max(launch.ctas_per_sm for launch in self.launches)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that move as flows."""
+        return sum(total_where(self.flow == flow, self.bytes) for flow in range(len(self.flows)))
+
+    @property
+    def num_events(self) -> int:
+        """Moments an engine must handle: CTAs placed, latencies over, waits over, transfers done."""
+        transfers = np.count_nonzero((self.flow >= 0) & (self.bytes > 0))
+        fixed = np.count_nonzero(self.latency_ps) + np.count_nonzero(self.wait_counter >= 0)
+        return int(self.num_ctas + fixed + transfers)
+
+    def slots(self, launch: Launch) -> int:
+        """Places where CTAs of a launch can run."""
+        return self.num_sms * launch.ctas_per_sm
+
+    def is_kind(self, kind: Phase) -> npt.NDArray[np.bool_]:
+        """Which phases are of a kind."""
+        return np.equal(self.kind, kind.value)  # the Enum itself would be compared in 64 bits
+
+    def bytes_of(self, kind: Phase) -> int:
+        """Bytes worked through by all phases of a kind, masked ones included."""
+        return total_where(self.is_kind(kind), self.bytes)
+
+    @property
+    def l2_bytes(self) -> float:
+        """Bytes that pass L2."""
+        stored = total_where(self.flow < 0, self.bytes)
+        return stored + self._of_flows([flow.l2_share for flow in self.flows])
+
+    @property
+    def dram_bytes(self) -> float:
+        """Bytes that come from DRAM."""
+        return self._of_flows([flow.dram_share for flow in self.flows])
+
+    @property
+    def tensor_s(self) -> float:
+        """Work of the tensor cores on all KV tiles, padding included, s on one SM."""
+        return self._of_flows([flow.tensor_ps_per_byte for flow in self.flows]) / PS_PER_S
+
+    def _of_flows(self, shares: list[float]) -> float:
+        """Bytes of every flow times what each comes to."""
+        used = [(flow, share) for flow, share in enumerate(shares) if share]
+        return sum((share * total_where(self.flow == flow, self.bytes) for flow, share in used), 0.0)

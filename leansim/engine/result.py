@@ -1,0 +1,89 @@
+"""What an engine recorded: when each phase of each CTA began, and ended. Flat and immutable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from leansim.arrays import IntArray
+from leansim.engine.program import Launch, Phase, Program, total_where
+
+_PHASES = tuple(phase.name.lower() for phase in Phase)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Times in picoseconds since the first launch reached the device.
+
+    `begin`, `ready` (its wait over), `moving` (its latency over) and `end` are per phase, in the
+    program's phase order; `slot` is per CTA. Slot `j` of a launch is on SM `j % num_sms`.
+    `launch_begin` and `launch_end` are per launch, the gap before it included. `bytes_served` counts
+    what transfers moved.
+    """
+
+    program: Program
+    begin: IntArray
+    ready: IntArray
+    moving: IntArray
+    end: IntArray
+    slot: IntArray
+    launch_begin: tuple[int, ...]
+    launch_end: tuple[int, ...]
+    bytes_served: int
+
+    @property
+    def makespan_ps(self) -> int:
+        """Last end minus first start on the device."""
+        return self.launch_end[-1]
+
+    @property
+    def makespan_s(self) -> float:
+        """The same, in seconds."""
+        return self.makespan_ps * 1e-12
+
+    @property
+    def latency_s(self) -> float:
+        """Makespan plus the boundary to whatever ran before, in seconds."""
+        return (self.makespan_ps + self.program.launch_ps) * 1e-12
+
+    @cached_property
+    def cta_of_phase(self) -> IntArray:
+        """CTA of each phase."""
+        return np.repeat(np.arange(self.program.num_ctas), np.diff(self.program.phase_of_cta))
+
+    @cached_property
+    def cta_begin(self) -> IntArray:
+        """When each CTA was placed."""
+        return self.begin[self.program.phase_of_cta[:-1]]
+
+    @cached_property
+    def cta_end(self) -> IntArray:
+        """When each CTA left its slot."""
+        return self.end[self.program.phase_of_cta[1:] - 1]
+
+    def launch_of(self, launch: Launch) -> slice:
+        """Phases of one launch."""
+        border = self.program.phase_of_cta
+        return slice(int(border[launch.first_cta]), int(border[launch.last_cta]))
+
+    def spent_ps(self, launch: Launch) -> dict[str, int]:
+        """Slot time of a launch by what it was spent on; the parts and `idle` sum to slots x window.
+
+        Phases count under their own names; of a STREAM the fixed part is `ramp`; waiting for
+        another CTA is `wait`; a slot without a CTA, and the gap before the launch, are `idle`.
+        """
+        at = self.launch_of(launch)
+        kind, ready = self.program.kind[at], self.ready[at]
+        took = self.end[at] - ready
+        spent = dict.fromkeys(_PHASES, 0)
+        for phase in range(int(kind.max()) + 1):
+            spent[_PHASES[phase]] = total_where(kind == phase, took)
+        spent["ramp"] = total_where(kind == Phase.STREAM.value, self.moving[at] - ready)
+        spent["stream"] -= spent["ramp"]
+        spent["wait"] = int((ready - self.begin[at]).sum()) if self.program.num_counters else 0
+        index = self.program.launches.index(launch)
+        window = self.launch_end[index] - self.launch_begin[index]
+        spent["idle"] = window * self.program.slots(launch) - sum(spent.values())
+        return spent

@@ -1,0 +1,323 @@
+"""Checks a schedule: exact cover and exact numbers.
+
+Counts cover afresh from the workload and replays output tiles against whole-context attention.
+Ignores time. A large workload is replayed in part; the report says how much of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from leansim.arrays import IntArray
+from leansim.errors import NumericsError
+from leansim.numerics.attention import (
+    FloatArray,
+    Precision,
+    head_inputs,
+    kv_head_of,
+    merge_order,
+    reference_heads,
+    replay_tile,
+    rounded,
+    row_owners,
+)
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+
+# Largest error allowed, as a share of `softmax(scores) @ |v|`, the size of what is summed, so that
+# an output near zero by cancellation is not held to more digits than its terms have. The reference
+# takes inputs rounded to the precision, so rounding them is no error.
+TOLERANCES: dict[Precision, float] = {
+    # Some 10^4 roundings of 2^-53; a sum of 10^6 terms in blocks stays far below it.
+    "float64": 1e-12,
+    # 64 roundings of 2^-24: scores of up to some 10 (their error passes through exp), the lse of
+    # partials, the products and sums. Holds for inputs of unit variance, as used here.
+    "float32": 64 * 2.0**-24,
+    # Two roundings to 8 significant bits, 2^-8 each at worst: the probabilities and the output.
+    # A twentieth more for second order and the float32 sums.
+    "bfloat16": 1.05 * 2 * 2.0**-8,
+    # The same with 11 significant bits. Probabilities below 2^-14 of the largest lose bits, but
+    # 2^-25 of the largest each at worst: lost in the margin while scores have unit variance.
+    "float16": 1.05 * 2 * 2.0**-11,
+}
+DEFAULT_PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Cover:
+    """What the segments of a schedule add up to.
+
+    Sums over output tiles; `partials_merged` counts what combines read, a host's own included.
+    `problem` is empty if all is covered exactly once and each split output tile has one combiner.
+    """
+
+    output_tiles: int
+    rows: int
+    kv_tiles: int
+    kv_tokens: int
+    segments: int
+    partials_merged: int
+    problem: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is covered exactly once."""
+        return not self.problem
+
+
+@dataclass(frozen=True)
+class PrecisionCheck:
+    """Errors of replayed output tiles; `tolerance` bounds the one relative to softmax @ |v|."""
+
+    precision: Precision
+    max_abs_error: float
+    rms_error: float
+    max_rel_error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within tolerance; NaN is not."""
+        return self.max_rel_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found out about a schedule.
+
+    `replayed_tiles` of `cover.output_tiles` were computed; they show `replayed_patterns` of
+    `patterns` ways (context length, row block, borders) in which output tiles are cut.
+    """
+
+    cover: Cover
+    checks: tuple[PrecisionCheck, ...]
+    replayed_tiles: int
+    replayed_tokens: int
+    replayed_patterns: int
+    patterns: int
+    facts: dict[str, str | int]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the cover is exact and every precision is within tolerance."""
+        return self.cover.exact and all(check.passed for check in self.checks)
+
+    def rows(self) -> list[dict[str, str | float | bool]]:
+        """One record for each precision, for tables."""
+        return [{**asdict(check), "passed": check.passed} for check in self.checks]
+
+    def raise_if_failed(self) -> None:
+        """Raise `NumericsError` that lists all that is wrong, if anything is."""
+        wrong = [self.cover.problem] if self.cover.problem else []
+        wrong += [
+            f"{check.precision}: relative error {check.max_rel_error:.3g}, "
+            f"wanted at most {check.tolerance:.3g}"
+            for check in self.checks
+            if not check.passed
+        ]
+        if wrong:
+            raise NumericsError("schedule is not exact: " + "; ".join(wrong))
+
+
+def verify(
+    schedule: Schedule,
+    precisions: Sequence[Precision] = DEFAULT_PRECISIONS,
+    seed: int = 0,
+    max_tokens: int = 1 << 18,
+) -> Verification:
+    """Count the cover of a schedule and replay output tiles against whole-context attention.
+
+    `max_tokens` bounds the KV tokens replayed, in each precision; one output tile is replayed
+    whatever its length. Inputs are drawn as needed, one KV head at a time. Finding fault is not an
+    error: see `Verification.raise_if_failed`. Raises `UnknownNameError` for a precision.
+    """
+    order, borders = merge_order(schedule)
+    tokens = np.subtract(*_token_bounds(schedule.grid)[::-1])
+    pattern = _patterns(schedule, order, borders)
+    chosen = _sample(pattern, np.diff(borders), tokens, max_tokens)
+    errors = np.zeros((len(chosen), len(precisions), 4))
+    for row, tile in enumerate(chosen):
+        segments = order[borders[tile] : borders[tile + 1]].tolist()
+        errors[row] = _tile_errors(schedule, tile, segments, precisions, seed)
+    return Verification(
+        cover=count_cover(schedule),
+        checks=tuple(_check(p, errors[:, i]) for i, p in enumerate(precisions)),
+        replayed_tiles=len(chosen),
+        replayed_tokens=int(tokens[chosen].sum()),
+        replayed_patterns=len(np.unique(pattern[chosen])),
+        patterns=len(np.unique(pattern)),
+        facts=_facts(schedule),
+    )
+
+
+def _patterns(schedule: Schedule, order: IntArray, borders: IntArray) -> IntArray:
+    """Assign numbers to the ways output tiles are cut: by context length, row block, segments."""
+    grid = schedule.grid
+    lens, block = grid.context_lens[grid.request], grid.row_block
+    cuts = np.stack([schedule.start[order], schedule.stop[order]], axis=1)
+    known: dict[tuple[int, int, bytes], int] = {}
+    pattern = np.empty(grid.num_output_tiles, dtype=np.int64)
+    for tile in range(grid.num_output_tiles):
+        cut = cuts[borders[tile] : borders[tile + 1]].tobytes()
+        key = (int(lens[tile]), int(block[tile]), cut)
+        pattern[tile] = known.setdefault(key, len(known))
+    return pattern
+
+
+def _sample(pattern: IntArray, segments: IntArray, tokens: IntArray, max_tokens: int) -> list[int]:
+    """Choose output tiles within a budget: one of each pattern, then a second of each, and so on.
+
+    Among equals, one of each segment count before another of any, the most cut first.
+    """
+    turns: dict[tuple[int, ...], int] = {}
+
+    def turn(*key: int) -> int:
+        turns[key] = turns.get(key, -1) + 1
+        return turns[key]
+
+    ranks = []
+    for tile, (way, count) in enumerate(zip(pattern.tolist(), segments.tolist(), strict=True)):
+        again = turn(way)
+        ranks.append((again, turn(again, count), -count, tile))
+    chosen: list[int] = []
+    left = max_tokens
+    for *_, tile in sorted(ranks):
+        if not chosen or tokens[tile] <= left:
+            chosen.append(tile)
+            left -= int(tokens[tile])
+    return sorted(chosen)
+
+
+def _tile_errors(
+    schedule: Schedule,
+    tile: int,
+    segments: Sequence[int],
+    precisions: Sequence[Precision],
+    seed: int,
+) -> FloatArray:
+    """Return `[precisions, 4]`: largest error, sum of squares, largest relative error, elements."""
+    grid = schedule.grid
+    workload, request, kv_head = grid.workload, int(grid.request[tile]), kv_head_of(grid, tile)
+    q, k, v = head_inputs(workload, request, kv_head, seed)
+    tokens, heads = row_owners(grid, tile)
+    member = heads - kv_head * workload.group_size
+    errors = np.empty((len(precisions), 4))
+    for i, precision in enumerate(precisions):
+        out = replay_tile(schedule, segments, (q[tokens, member], k, v), precision)
+        rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q, k, v))
+        both = np.hstack([rv, np.abs(rv)])
+        whole = np.empty((*q.shape[:2], both.shape[1]))
+        heads_here = np.unique(member)
+        whole[:, heads_here] = reference_heads(rq[:, heads_here], rk, both, workload.window)
+        wanted, size = np.split(whole[tokens, member], 2, axis=1)
+        error = np.abs(out - wanted)
+        errors[i] = error.max(), np.sum(error**2), (error / size).max(), error.size
+    return errors
+
+
+def _check(precision: Precision, errors: FloatArray) -> PrecisionCheck:
+    """Summarise `[output tiles, 4]` errors as `_tile_errors` returns them."""
+    return PrecisionCheck(
+        precision=precision,
+        max_abs_error=float(errors[:, 0].max()),
+        rms_error=float(np.sqrt(errors[:, 1].sum() / errors[:, 3].sum())),
+        max_rel_error=float(errors[:, 2].max()),
+        tolerance=TOLERANCES[precision],
+    )
+
+
+def _facts(schedule: Schedule) -> dict[str, str | int]:
+    """Read off what a reader of the report wants to know of the schedule."""
+    grid = schedule.grid
+    return {
+        "workload": grid.workload.describe(),
+        "combine": schedule.combine,
+        "num_ctas": schedule.num_ctas,
+        "num_empty_ctas": schedule.num_empty_ctas,
+        "num_segments": schedule.num_segments,
+        "max_segments_of_tile": int(schedule.segments_of_tile.max()),
+        "split_output_tiles": int(np.count_nonzero(schedule.segments_of_tile > 1)),
+    }
+
+
+# -- exact cover ---------------------------------------------------------------------------------
+
+
+def _token_bounds(grid: TileGrid) -> tuple[IntArray, IntArray]:
+    """Derive `[begin, end)` of the tokens each output tile attends to from the workload's mask."""
+    workload = grid.workload
+    tiles_per_request = grid.heads * grid.row_blocks
+    lens = np.repeat(np.asarray(workload.context_lens), tiles_per_request)
+    block = np.arange(len(lens)) % grid.row_blocks
+    share = workload.group_size if grid.packed else 1
+    last_row = np.minimum((block + 1) * grid.tile_rows, share * workload.query_len) - 1
+    past = lens - workload.query_len
+    begin = np.zeros_like(lens)
+    if workload.window is not None:
+        begin = np.maximum(past + block * grid.tile_rows // share - workload.window + 1, 0)
+    return begin, past + last_row // share + 1
+
+
+def count_cover(schedule: Schedule) -> Cover:
+    """Count what the segments cover, from the workload; O(KV tiles) time and memory."""
+    grid, tile = schedule.grid, schedule.output_tile
+    begin, end = _token_bounds(grid)
+    origin = begin if grid.shifted else begin // grid.tile_tokens * grid.tile_tokens
+    count = -(-(end - origin) // grid.tile_tokens)
+    low = np.maximum(origin[tile] + schedule.start * grid.tile_tokens, begin[tile])
+    high = np.minimum(origin[tile] + schedule.stop * grid.tile_tokens, end[tile])
+    tokens = np.bincount(tile, weights=high - low, minlength=len(begin)).astype(np.int64)
+    assert schedule.partials is not None
+    return Cover(
+        output_tiles=len(begin),
+        rows=int(grid.rows.sum()),
+        kv_tiles=int(count.sum()),
+        kv_tokens=int(tokens.sum()),
+        segments=len(tile),
+        partials_merged=int(schedule.partials.sum()),
+        problem="; ".join(_cover_problems(schedule, count, tokens - (end - begin))),
+    )
+
+
+def _cover_problems(schedule: Schedule, count: IntArray, excess: IntArray) -> Iterator[str]:
+    """Say what is not covered exactly once; `count` KV tiles are wanted of each output tile."""
+    grid, tile = schedule.grid, schedule.output_tile
+    workload = grid.workload
+    if grid.rows.sum() != workload.batch_size * workload.query_len * workload.num_q_heads:
+        yield f"output tiles have {grid.rows.sum()} query rows in all"
+    if np.any((schedule.start < 0) | (schedule.stop > count[tile])):
+        yield "a segment leaves its output tile"
+        return
+    base = np.r_[0, np.cumsum(count + 1)]  # one spare cell after each output tile, for its end
+    opened = np.bincount(base[tile] + schedule.start, minlength=base[-1])
+    closed = np.bincount(base[tile] + schedule.stop, minlength=base[-1])
+    times = np.cumsum(opened - closed)
+    wanted = np.ones_like(times)
+    wanted[base[1:] - 1] = 0
+    if len(wrong := np.flatnonzero(times != wanted)):
+        owner = int(np.searchsorted(base, wrong[0], side="right")) - 1
+        yield (
+            f"KV tile {wrong[0] - base[owner]} of output tile {owner} is covered {times[wrong[0]]} "
+            f"times ({len(wrong)} such)"
+        )
+    if len(wrong := np.flatnonzero(excess)):
+        yield f"output tile {wrong[0]} reads {excess[wrong[0]]:+d} KV tokens ({len(wrong)} such)"
+    yield from _combiner_problems(schedule)
+
+
+def _combiner_problems(schedule: Schedule) -> Iterator[str]:
+    """Say which output tiles in partials have not one combiner; a kernel or a last CTA always is."""
+    tiles = schedule.grid.num_output_tiles
+    counts = np.bincount(schedule.output_tile, minlength=tiles)
+    split = (counts > 1) | (np.asarray(schedule.partials) > 0)
+    hosts = np.bincount(schedule.output_tile[schedule.start == 0], minlength=tiles)
+    combiners = {"none": np.zeros(tiles), "host": hosts}.get(schedule.combine, np.ones(tiles))
+    if len(wrong := np.flatnonzero(split & (combiners != 1))):
+        found = int(combiners[wrong[0]])
+        yield f"output tile {wrong[0]} has partials and {found} combiners ({len(wrong)} such)"
+
+
+# -- batch invariance ----------------------------------------------------------------------------

@@ -1,0 +1,128 @@
+"""Finds partitioners: callables `(grid, device) -> Schedule` that deal KV tiles to CTAs.
+
+A partitioner is a frozen dataclass in a module of this package, or an entry point of the group
+`leansim.partitioners` in another. Its fields are its options, its `repr` its label.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from leansim.errors import PartitionerError, UnknownNameError, listing, suggestion
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.device import Device
+
+GROUP = "leansim.partitioners"
+
+
+class Partitioner(Protocol):
+    """Makes a schedule. Implementations are frozen dataclasses; nothing needs to be inherited."""
+
+    def __call__(self, grid: TileGrid, device: Device) -> Schedule:
+        """Deal the tiles of `grid` to CTAs."""
+        ...  # pragma: no cover
+
+
+def snake_case(name: str) -> str:
+    """`LeanAttention` -> `lean_attention`, `FlashAttention2` -> `flash_attention_2`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name)
+    return spaced.lower()
+
+
+def is_partitioner(value: object, module: str | None = None) -> bool:
+    """Whether a value is a frozen dataclass whose instances are called with (grid, device)."""
+    if not (isinstance(value, type) and dataclasses.is_dataclass(value)):
+        return False
+    if module is not None and value.__module__ != module:
+        return False
+    frozen = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return bool(frozen) and "__call__" in vars(value)
+
+
+@cache
+def partitioners() -> Mapping[str, type[Any]]:
+    """Every partitioner by name: those of this package, then those of entry points."""
+    found: dict[str, type[Any]] = {}
+    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        module = importlib.import_module(f"{__package__}.{info.name}")
+        for value in vars(module).values():
+            if is_partitioner(value, module.__name__):
+                found[snake_case(value.__name__)] = value
+    for entry in entry_points(group=GROUP):
+        if entry.name in found:
+            continue
+        if (loaded := _load(entry)) is not None:
+            found[entry.name] = loaded
+    return dict(sorted(found.items()))
+
+
+def _load(entry: EntryPoint) -> type[Any] | None:
+    """Load another package's partitioner; a broken one is named in a warning, not fatal."""
+    try:
+        loaded = entry.load()
+    except Exception as error:
+        warnings.warn(
+            f"partitioner {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=2
+        )
+        return None
+    if not is_partitioner(loaded):
+        warnings.warn(
+            f"partitioner {entry.name!r} ({entry.value}) is not a frozen dataclass with __call__",
+            stacklevel=2,
+        )
+        return None
+    return loaded  # type: ignore[no-any-return]
+
+
+def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
+    """Build a partitioner from its name and options.
+
+    Raises `UnknownNameError`, or `PartitionerError` naming each unknown or badly typed option.
+    """
+    known = partitioners()
+    if name not in known:
+        raise UnknownNameError("partitioner", name, known)
+    cls = known[name]
+    options = dict(options or {})
+    problems = [
+        f"{key}: unknown option{suggestion(key, option_names(cls))}; it has "
+        f"{listing(option_names(cls)) or 'no options'}"
+        for key in options
+        if key not in option_names(cls)
+    ]
+    checked = {key: value for key, value in options.items() if key in option_names(cls)}
+    values: Any = None
+    try:
+        values = _adapter(name).validate_python(checked)
+    except ValidationError as error:
+        problems += [
+            f"{'.'.join(str(part) for part in item['loc']) or 'options'}: found {item['input']!r}; "
+            f"{item['msg'].removeprefix('Value error, ').lower()}"
+            for item in error.errors()
+        ]
+    if problems:
+        raise PartitionerError(f"partitioner {name!r}: " + "; ".join(problems))
+    assert values is not None
+    return values  # type: ignore[no-any-return]
+
+
+def option_names(cls: type[Any]) -> list[str]:
+    """Names of a partitioner's options."""
+    return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(partitioners()[name])  # slow to build: milliseconds

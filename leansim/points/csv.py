@@ -1,0 +1,92 @@
+"""A CSV of points in, a CSV of what was found out about each. All of a file's mistakes at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.files.csv import read_csv
+from leansim.points.point import PLAN_COLUMNS, check_columns
+
+_Item = TypeVar("_Item")
+Row = dict[str, str]
+Outcome = dict[str, Any] | LeansimError
+# A column of points, beside their fields: whose harness their latencies are to contain.
+HARNESS = "harness"
+_MOST_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class PointTable:
+    """Rows of a CSV as they stand, and the line of each; `rows` are their cells that mean something."""
+
+    source: str
+    columns: tuple[str, ...]
+    lines: tuple[int, ...]
+    records: tuple[Mapping[str, str], ...]
+    rows: tuple[Row, ...]
+
+    def joined(self, outcomes: Iterable[Outcome], added: Sequence[str]) -> list[dict[str, Any]]:
+        """Put outcomes beside the rows, in `added` columns.
+
+        Raises `ConfigError` with the line of every row whose outcome is an error.
+        """
+        rows, problems = [], []
+        columns = list(dict.fromkeys([*self.columns, *added]))
+        for line, record, outcome in zip(self.lines, self.records, outcomes, strict=True):
+            if isinstance(outcome, LeansimError):
+                problems += _at_line(outcome, line)
+            else:
+                row = {**record, **outcome}
+                rows.append({column: row.get(column) for column in columns})
+        if problems:
+            raise ConfigError(self.source, problems[:_MOST_PROBLEMS])
+        return rows
+
+
+def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
+    """Read a CSV of points (columns: see `Point`, and partitioner options, and those in `also`).
+
+    Raises `ConfigError` for a file that cannot be read as such. Columns that mean nothing here are
+    carried along, and named on standard error; so are those that an earlier plan or prediction added.
+    """
+    source = str(file)
+    columns, numbered = read_csv(source)
+    found = _results(columns)
+    foreign = found + check_columns([name for name in columns if name not in (*also, *found)], source)
+    if foreign:
+        print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
+    lines, records = zip(*numbered, strict=True)
+    rows = records
+    if foreign:
+        rows = tuple({key: row[key] for key in row if key not in foreign} for row in records)
+    return PointTable(source, tuple(columns), lines, records, rows)
+
+
+def _results(columns: Sequence[str]) -> list[str]:
+    """Columns that say what came of the points, in a file that holds results.
+
+    Some are named like options of partitioners; with either of those that no option is named like, they
+    are results.
+    """
+    written = {"num_splits", "num_ctas"} <= set(columns) and {"num_waves", "makespan_us"} & set(columns)
+    return [name for name in columns if written and name in PLAN_COLUMNS]
+
+
+def outcomes(describe: Callable[[_Item], dict[str, Any]], items: Iterable[_Item]) -> Iterator[Outcome]:
+    """Describe each item, or give the error that stood in the way."""
+    for item in items:
+        try:
+            yield describe(item)
+        except LeansimError as error:
+            yield error
+
+
+def _at_line(error: LeansimError, line: int) -> list[Problem]:
+    if isinstance(error, ConfigError):
+        return [Problem(p.where, p.found, p.wanted, line, 1) for p in error.problems]
+    return [Problem("row", "a point that makes no sense", str(error), line, 1)]

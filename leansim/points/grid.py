@@ -1,0 +1,240 @@
+"""Run and sweep files: a grid of points, written as one mapping whose lists are axes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, create_model
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from leansim.errors import ConfigError, Problem, suggestion
+from leansim.files.strict_yaml import Document, read, scalar
+from leansim.points.point import POINT_KEYS, Point
+from leansim.specs import catalog
+from leansim.specs.base import Positive, Spec
+
+CURVE_AXES = {"context_scale", "batch_size"}
+
+
+class _OneOrMany:
+    """Shows an axis in the JSON Schema as a value or a list of values."""
+
+    def __get_pydantic_json_schema__(
+        self, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core)
+        return {"anyOf": [schema.get("items", {}), schema]}
+
+
+def _as_axis(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _as_axis_of_lists(value: Any) -> Any:
+    nested = isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple)
+    return value if nested else [value]
+
+
+class GridConfig(Spec):
+    """A grid of points: what a run or sweep file says beside its axes, and what they expand to."""
+
+    name: str = Field(description="names the results")
+    description: str = Field("", description="one line for people")
+    baseline: str | None = Field(None, description="kernel that speedups are measured against")
+    zip: list[list[str]] = Field(
+        default_factory=list, description="groups of axes that advance together"
+    )
+    curve: dict[str, list[Positive]] = Field(
+        default_factory=dict,
+        description="for `run`: values of the axis of the speedup curve it also draws",
+    )
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """Values of each field that is given, in the order of `Point`."""
+        values = {name: getattr(self, name) for name in Point.model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def varied(self) -> list[str]:
+        """Axes with more than one value."""
+        return [name for name, values in self.axes.items() if len(values) > 1]
+
+    def points(self) -> list[Point]:
+        """Expand the grid: the product of the axes, zipped ones together. Raises `ConfigError`."""
+        return list(self._expanded)
+
+    @cached_property
+    def _expanded(self) -> tuple[Point, ...]:
+        axes = self.axes
+        groups = self._groups(axes)
+        points = []
+        for combination in itertools.product(*(list(_rows(axes, group)) for group in groups)):
+            fields: dict[str, Any] = {}
+            for part in combination:
+                fields |= part
+            points.append(Point.model_validate(_by_alias(fields)))
+        return tuple(points)
+
+    def _groups(self, axes: Mapping[str, Sequence[Any]]) -> list[list[str]]:
+        problems, zipped = [], set[str]()
+        groups = [[POINT_KEYS.get(key, key) for key in group] for group in self.zip]
+        for position, group in enumerate(groups):
+            where = f"zip[{position}]"
+            names = {name: self.zip[position][i] for i, name in enumerate(group)}
+            if unknown := [name for name in group if name not in axes]:
+                hint = suggestion(
+                    names[unknown[0]], [k for k, name in POINT_KEYS.items() if name in axes]
+                )
+                wanted = f"wanted an axis of this file{hint}"
+                problems.append(Problem(where, repr(names[unknown[0]]), wanted))
+            elif len({len(axes[name]) for name in group}) > 1:
+                sizes = ", ".join(f"{names[name]} has {len(axes[name])}" for name in group)
+                problems.append(Problem(where, sizes, "wanted axes of equal length"))
+            if twice := sorted(zipped & set(group)) or len(group) > len(names):
+                found = f"{twice[0]} again" if isinstance(twice, list) else "an axis twice"
+                problems.append(Problem(where, found, "wanted each axis in one group, once"))
+            zipped |= set(group)
+        if problems:
+            raise ConfigError(self.name, problems)
+        return [*groups, *([name] for name in axes if name not in zipped)]
+
+
+def _axis_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, info in Point.model_fields.items():
+        wrap = _as_axis_of_lists if name == "context_lens" else _as_axis
+        element = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        axis = Annotated[
+            tuple[element, ...],  # type: ignore[valid-type]
+            Field(min_length=1),
+            BeforeValidator(wrap),
+            _OneOrMany(),
+        ]
+        default = Field(None, alias=info.alias, description=info.description)
+        fields[name] = (axis | None, default)
+    return fields
+
+
+Grid = create_model("Grid", __base__=GridConfig, **_axis_fields())
+Grid.__doc__ = "A run or sweep file. Every field of a point is an axis: one value, or a list of them."
+
+
+def _rows(axes: Mapping[str, Sequence[Any]], group: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for values in zip(*(axes[name] for name in group), strict=True):
+        yield dict(zip(group, values, strict=True))
+
+
+def _by_alias(fields: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {Point.model_fields[name].alias or name: value for name, value in given.items()}
+
+
+def load(path: str | Path, settings: Sequence[str] = ()) -> GridConfig:
+    """Read a run or sweep file, with `key=value` settings laid over it. Raises `ConfigError`."""
+    document = read(catalog.find_config(str(path)))
+    return build(document, settings)
+
+
+def build(document: Document, settings: Sequence[str] = ()) -> GridConfig:
+    """Validate a parsed file: its shape, and the names it uses, all problems together."""
+    data = document.data
+    if settings and isinstance(data, dict):
+        data = apply_settings(dict(data), settings)
+        typed = {setting.partition("=")[0].strip().replace("-", "_") for setting in settings}
+        marks = {path: mark for path, mark in document.marks.items() if not typed & set(path[:1])}
+        document = replace(document, marks=marks, typed=frozenset(typed))
+    laid = replace(document, data=data)
+    problems = _name_problems(laid) if isinstance(data, dict) else []
+    try:
+        grid: GridConfig = catalog.validate(Grid, laid)
+    except ConfigError as error:
+        raise ConfigError(error.source, [*error.problems, *problems]) from None
+    problems = problems or _baseline_problems(grid, laid)
+    if problems:
+        raise ConfigError(document.source, problems)
+    return grid
+
+
+def _baseline_problems(grid: GridConfig, document: Document) -> list[Problem]:
+    """A baseline that is none of the grid's kernels, and parts of batch sizes."""
+    problems = []
+    policies = sorted({point.policy for point in grid.points()}) if grid.baseline else []
+    if grid.baseline and grid.baseline not in policies:
+        wanted = f"wanted one of {', '.join(policies)}{suggestion(grid.baseline, policies)}"
+        problems.append(document.problem(("baseline",), repr(grid.baseline), wanted))
+    for position, size in enumerate(grid.curve.get("batch_size", [])):
+        if size != int(size):
+            path = ("curve", "batch_size", position)
+            problems.append(document.problem(path, repr(size), "wanted a whole number of requests"))
+    return problems
+
+
+def _name_problems(document: Document) -> list[Problem]:
+    """Names that nothing answers to, and keys without which there is nothing to run."""
+    data, problems = document.data, []
+    for axis in ("device", "kernel", "model"):
+        if data.get(axis) is None:
+            if axis != "model":
+                problems.append(document.problem((axis,), "nothing", "wanted this key"))
+            continue
+        names = catalog.names(axis)
+        for position, value in enumerate(_as_axis(data[axis])):
+            name = str(value).partition("+")[0]
+            if value is None or name in names or name.endswith((".yaml", ".yml")):
+                continue
+            path = (axis, position) if (axis, position) in document.marks else (axis,)
+            wanted = f"wanted a {axis}{suggestion(name, names)}; known: {', '.join(names)}"
+            problems.append(document.problem(path, repr(name), wanted))
+    kernels = [str(name) for name in _as_axis(data.get("kernel"))]
+    baseline = data.get("baseline")
+    if baseline is not None and str(baseline).partition("+")[0] not in {
+        k.partition("+")[0] for k in kernels
+    }:
+        wanted = f"wanted one of this file's kernels{suggestion(str(baseline), kernels)}"
+        problems.append(document.problem(("baseline",), repr(baseline), wanted))
+    curve = data.get("curve")
+    for key in sorted(set(curve) - CURVE_AXES) if isinstance(curve, dict) else ():
+        wanted = f"wanted {' or '.join(sorted(CURVE_AXES))}{suggestion(key, CURVE_AXES)}"
+        problems.append(document.problem(("curve", key), "an unknown key", wanted))
+    return problems
+
+
+def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Lay `key=value` over a mapping; `device.x` and `kernel.x` become overrides.
+
+    A comma makes a list. Raises `ConfigError` for text without an equals sign.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            problem = Problem("--set", repr(setting), "wanted key=value")
+            raise ConfigError("command line", [problem])
+        value = parse_value(text.strip())
+        if key.startswith(("device.", "kernel.")):
+            given = data.get("overrides") or {}
+            several = given if isinstance(given, list) else [given]
+            data["overrides"] = [
+                {**(one if isinstance(one, dict) else {}), key: value} for one in several
+            ]
+        else:
+            data[key] = value
+    return data
+
+
+def parse_value(text: str) -> Any:
+    """Read a value from the command line by YAML's rules; a comma makes a list."""
+    if "," in text and not text.startswith(("[", "{", '"', "'")):
+        parts = [part.strip() for part in text.split(",")]
+        if "" in parts:
+            problem = Problem("value", repr(text), "wanted something between and after commas")
+            raise ConfigError("command line", [problem])
+        return [scalar(part) for part in parts]
+    return scalar(text)

@@ -1,0 +1,116 @@
+"""What a result depends on, hashed: the key that finished points are stored under.
+
+Numbers count, not where they were written: the device's and kernel's values, the workload, the
+partitioner with its options, its package's version and its source text, and the source text of the
+time model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache
+from importlib.metadata import entry_points, packages_distributions, version
+from pathlib import Path
+
+from leansim import __version__
+from leansim.partitioners.registry import GROUP, Partitioner
+from leansim.specs.device import Device
+from leansim.specs.kernel import Kernel
+from leansim.specs.workload import Workload
+
+_PACKAGE = __name__.partition(".")[0]
+# Packages that turn a point into numbers, and the rest of what does.
+MODEL = ("specs", "schedule", "partitioners", "timing", "engine", "results")
+MODEL_FILES = ("points/point.py", "points/simulate.py")
+_SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))
+
+
+def result_key(device: Device, kernel: Kernel, workload: Workload, partitioner: Partitioner) -> str:
+    """Key of a resolved point: equal for two points if their results must be equal."""
+    parts = [
+        model_digest(),
+        _digest(_Same(device)),
+        _digest(_Same(kernel)),
+        repr([getattr(workload, name) for name in _SHAPE]),
+        repr(partitioner),
+        partitioner_identity(type(partitioner)),
+    ]
+    hashed = hashlib.sha256("\n".join(parts).encode())
+    hashed.update(array("q", workload.context_lens).tobytes())
+    return hashed.hexdigest()[:32]
+
+
+def unresolved_key(text: str) -> str:
+    """Key of a point that cannot be resolved, from its fields as text."""
+    return "refused:" + hashlib.sha256(f"{model_digest()}\n{text}".encode()).hexdigest()[:32]
+
+
+@cache
+def model_digest() -> str:
+    """Version of leansim and digest of every module a result passes through.
+
+    The source counts because a model that is being worked on changes without a new version.
+    """
+    package = Path(__file__).parent.parent
+    files = [file for name in MODEL for file in sorted((package / name).glob("*.py"))]
+    files += [package / name for name in MODEL_FILES]
+    hashed = hashlib.sha256(__version__.encode())
+    for file in files:
+        hashed.update(file.name.encode() + b"\0" + file.read_bytes())
+    return hashed.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Same:
+    """A device or kernel that equals itself alone: comparing all numbers costs more than a digest."""
+
+    spec: Device | Kernel
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.spec is other.spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+
+@lru_cache(maxsize=256)
+def _digest(same: _Same) -> str:
+    content = same.spec.model_dump(mode="json", exclude={"sources", "description"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def partitioner_identity(cls: type[object]) -> str:
+    """Where a partitioner comes from: class, distribution, version, digest of its module's source.
+
+    The source counts because a file that is still being written changes without a new version.
+    """
+    try:
+        source = inspect.getsource(inspect.getmodule(cls) or cls)
+    except (OSError, TypeError):
+        source = ""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return f"{cls.__module__}:{cls.__qualname__} {_distribution(cls.__module__)} {digest}"
+
+
+def _distribution(module: str) -> str:
+    """Name and version of the distribution that a partitioner's module belongs to, or nothing."""
+    package = module.partition(".")[0]
+    if package == _PACKAGE:
+        return f"{_PACKAGE} {__version__}"
+    for entry in entry_points(group=GROUP):  # first, for these know an editable installation too
+        if entry.module.partition(".")[0] == package and entry.dist is not None:
+            return f"{entry.dist.name} {entry.dist.version}"
+    names = packages_distributions().get(package, [])
+    return ", ".join(f"{name} {version(name)}" for name in sorted(set(names))) or "no distribution"
+
+
+def plugin_versions() -> Mapping[str, str]:
+    """Version of each installed distribution that offers partitioners."""
+    offering = [entry.dist for entry in entry_points(group=GROUP) if entry.dist is not None]
+    return {dist.name: dist.version for dist in offering}

@@ -1,0 +1,140 @@
+"""From a point to what happened: resolve, schedule, price, execute. One point, or many in stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any, TypeVar
+
+from leansim.engine.execute import Engine, execute
+from leansim.engine.program import Program
+from leansim.engine.result import Result
+from leansim.errors import OutOfRangeError
+from leansim.points.point import Point, Resolved, plan_row, resolve
+from leansim.results.metrics import Metrics, summarise
+from leansim.schedule.schedule import Schedule
+from leansim.timing.lowering import lower
+
+# Points that go through a stage together: enough for its code to be in the processor's caches from
+# the second on, few enough for what they hold to stay there too (a fifth of the time of a point).
+_TOGETHER = 32
+# Query rows of all of them, which bounds their output tiles: some 30 MB of phases.
+_ROWS_TOGETHER = 2**17
+# What comes of numbers that no clock or memory could hold.
+_TOO_MUCH = (OverflowError, MemoryError, FloatingPointError)
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """One point, simulated."""
+
+    resolved: Resolved
+    program: Program
+    result: Result
+
+    @property
+    def point(self) -> Point:
+        """What was asked for."""
+        return self.resolved.point
+
+    @property
+    def schedule(self) -> Schedule:
+        """What was executed."""
+        return self.resolved.schedule
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What it came to."""
+        return summarise(self.result, self.schedule, self.resolved.device)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Flat record: policy, plan and metrics."""
+        lens = self.resolved.workload.context_lens
+        return {
+            "policy": self.point.policy,
+            "requests": len(lens),
+            "mean_context_len": sum(lens) / len(lens),
+            "longest_context_len": max(lens),
+            "kv_fits_dram": self.resolved.workload.kv_bytes <= self.resolved.device.dram_bytes,
+            **plan_row(self.resolved),
+            **asdict(self.metrics),
+        }
+
+
+def simulate(point: Point, engine: Engine = "auto") -> Simulation:
+    """Simulate one point. Raises a `LeansimError` where it makes no sense.
+
+    The engines agree to the picosecond; `simpy` is the slow reference.
+    """
+    (found,) = simulate_each([point], engine)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def simulate_each(
+    points: Iterable[Point | Exception], engine: Engine = "auto"
+) -> Iterator[Simulation | Exception]:
+    """Simulate many points, in order; one that cannot be simulated becomes what `simulate` raises.
+
+    An exception among the points stays where it is. What a group of points holds is let go before the
+    next group begins.
+    """
+    points = list(points)
+    groups = _groups(attempted(resolve, points))
+    simulations = chain.from_iterable(_in_stages(group, engine) for group in groups)
+    for point, found in zip(points, simulations, strict=True):
+        if isinstance(found, _TOO_MUCH) and isinstance(point, Point):
+            where = f"{point.policy} on {point.device}"
+            yield OutOfRangeError(f"{where}: a number is out of range: {found}")
+        else:
+            yield found
+
+
+def attempted(stage: Callable[[_In], _Out], items: Iterable[_In | Exception]) -> list[_Out | Exception]:
+    """Take each item through a stage; one that fails, there or before, is its exception from then on."""
+    return [item if isinstance(item, Exception) else _attempt(stage, item) for item in items]
+
+
+def _attempt(stage: Callable[[_In], _Out], item: _In) -> _Out | Exception:
+    try:
+        return stage(item)
+    except Exception as error:
+        return error
+
+
+def _groups(items: Iterable[Resolved | Exception]) -> Iterator[list[Resolved | Exception]]:
+    """Cut a sequence into groups that go through the stages together."""
+    group: list[Resolved | Exception] = []
+    held = 0
+    for item in items:
+        rows = item.workload.num_query_rows if isinstance(item, Resolved) else 0
+        if group and (len(group) == _TOGETHER or held + rows > _ROWS_TOGETHER):
+            yield group
+            group, held = [], 0
+        group.append(item)
+        held += rows
+    if group:
+        yield group
+
+
+def _in_stages(group: list[Resolved | Exception], engine: Engine) -> list[Simulation | Exception]:
+    return attempted(partial(_executed, engine=engine), attempted(_priced, attempted(_scheduled, group)))
+
+
+def _scheduled(item: Resolved) -> Resolved:
+    _ = item.schedule  # made when first looked at
+    return item
+
+
+def _priced(item: Resolved) -> tuple[Resolved, Program]:
+    return item, lower(item.schedule, item.kernel, item.device)
+
+
+def _executed(priced: tuple[Resolved, Program], engine: Engine) -> Simulation:
+    return Simulation(*priced, execute(priced[1], engine))

@@ -1,0 +1,72 @@
+"""Writes a run's artifacts to a folder: results, figures, timelines, manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from leansim.api import Run
+from leansim.points.simulate import Simulation
+from leansim.report.figures import line_figure
+from leansim.report.sheet import save
+from leansim.report.text import render, run_notes, run_rows
+from leansim.results.perfetto import write_trace
+from leansim.sweeps.compare import has_speedup, with_speedup, x_column
+from leansim.sweeps.sweep import manifest, results_table
+
+
+def write_run(run: Run, folder: Path) -> list[Path]:
+    """Write every artifact of a run and return the paths.
+
+    `results.csv` (all metrics, and speedups where there is a baseline), `table.md`, a timeline for
+    Perfetto per kernel and device, and `manifest.json`. Where the run has a curve, its numbers in
+    `curve.csv` and `speedup_curve.png`, or `latency_curve.png` without a baseline or another kernel;
+    of several axes each has its own, such as `curve_batch_size.csv`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / name for name in ("results.csv", "table.md", "manifest.json")]
+    table = results_table([s.point for s in run.simulations], [s.row for s in run.simulations])
+    if run.config.baseline is not None:
+        table["speedup"] = [run.speedup(simulation) for simulation in run.simulations]
+    table.to_csv(written[0], index=False)
+    notes = "\n".join(f"- {note.strip()}" for note in run_notes(run))
+    written[1].write_text(f"{render(run_rows(run), 'md')}\n\n{notes}\n")
+    written[2].write_text(json.dumps(manifest(run.config), indent=2) + "\n")
+    if run.curve:
+        written += _write_curve(run, folder)
+    for simulation in run.simulations:
+        name = re.sub(r"[^\w.+-]+", "_", f"{simulation.point.device}-{simulation.point.policy}")
+        path = folder / "timelines" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_trace(simulation.result, path)
+        written.append(path)
+    return written
+
+
+def _write_curve(run: Run, folder: Path) -> list[Path]:
+    written, begin = [], 0
+    for axis, values in run.config.curve.items():
+        end = begin + len(values) * len(run.simulations)
+        suffix = f"_{axis}" if len(run.config.curve) > 1 else ""
+        written += _write_axis(run, run.curve[begin:end], axis, suffix, folder)
+        begin = end
+    return written
+
+
+def _write_axis(
+    run: Run, curve: Sequence[Simulation], axis: str, suffix: str, folder: Path
+) -> list[Path]:
+    table = results_table([s.point for s in curve], [s.row for s in curve])
+    baseline = run.config.baseline
+    if baseline is not None:
+        table = with_speedup(table, baseline).drop(columns="baseline_s")
+    written = [folder / f"curve{suffix}.csv"]
+    table.to_csv(written[0], index=False)
+    if baseline is not None and not has_speedup(table, baseline):
+        baseline = None
+    value = "latency_s" if baseline is None else "speedup"
+    figure = line_figure(table, x_column(table, axis), value, run.config.name, baseline)
+    name = "latency" if baseline is None else "speedup"
+    return [*written, save(figure, folder / f"{name}_curve{suffix}.png")]

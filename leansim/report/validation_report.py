@@ -1,0 +1,204 @@
+"""Writes what a validation or a calibration found: printed tables, RESULTS.md, CSV and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leansim import __version__
+from leansim.files.writing import write_whole
+from leansim.report.error_figures import draw
+from leansim.report.text import render
+from leansim.silicon.fit import Fit
+from leansim.silicon.tables import installed_version
+from leansim.silicon.validate import (
+    BANDS,
+    REGIMES,
+    comparison_sample,
+    error_table,
+    errors_of,
+    kind_table,
+    ranking,
+    refusals,
+    worst_rows,
+)
+
+Section = tuple[str, list[dict[str, Any]], str]
+# Tools that predict decode attention, on 300 rows of the same four tables (not the same 300): mean,
+# median and 90th percentile of |error| in percent, share within 10%, and the mean by latency band.
+OTHER_TOOLS = (
+    ("bytes over datasheet bandwidth", 51.0, 50.3, 91.0, 6, 79, 47, 28),
+    ("aiconfigurator SOL", 51.1, 50.3, 91.0, 6, 79, 47, 28),
+    ("GenZ 0.0.16", 54.6, 53.7, 91.7, 0, 80, 51, 33),
+    ("LLM-Viewer with its announced GQA fix", 46.9, 46.0, 90.2, 16, 76, 42, 23),
+    ("InferSim (H100 points only)", 35.3, 26.1, 82.7, 34, 67, 32, 7),
+    ("LLMCompass, MHA rows, overheads removed", 50.4, 49.3, 89.2, 8, 78, 48, 32),
+    ("LLMCompassPlus (37 points)", 45.9, 38.0, 80.4, 11, 68, 27, 17),
+    ("roofline + a x + b per table, 5-fold", 12.5, 8.3, 26.7, 55, 15, 14, 9),
+    ("aiconfigurator EMPIRICAL, points held out", 9.9, 7.0, 22.9, 62, 14, 8, 7),
+    ("aiconfigurator SILICON interpolation, points held out", 6.1, 2.9, 16.1, 78, 8, 7, 3),
+)
+_BAND_NAMES = tuple(name for _, name in BANDS)
+
+
+def printed(table: pd.DataFrame, worst: int) -> str:
+    """Everything that `leansim validate` says."""
+    parts = [
+        "\n\n".join(text for text in (title, render(rows, "table"), note) if text)
+        for title, rows, note in sections(table, worst)
+    ]
+    return "\n\n".join([*parts, *(["\n".join(refusals(table))] if any(refusals(table)) else [])])
+
+
+def write_validation(
+    table: pd.DataFrame, folder: Path, worst: int, what: str, predictions: bool = True
+) -> list[Path]:
+    """Write predictions, error tables, figures and RESULTS.md into a folder; return the paths.
+
+    `what` is the command that RESULTS.md says it was written by.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {
+        "kinds": kind_table(table),
+        "errors": error_table(table),
+        "worst": worst_rows(table, max(worst, 50)),
+        "ranking": ranking(table),
+        "comparison": comparison_sample(table),
+    }
+    written = []
+    if predictions:
+        table.to_parquet(path := folder / "predictions.parquet")
+        written.append(path)
+    for name, frame in frames.items():
+        write_whole(path := folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
+        written.append(path)
+    figures = draw(table, folder)
+    write_whole(path := folder / "RESULTS.md", results(table, worst, what, figures))
+    return [*written, *figures, path]
+
+
+def results(table: pd.DataFrame, worst: int, what: str, figures: Sequence[Path]) -> str:
+    """RESULTS.md: what was compared, every table, and the figures."""
+    lines = [
+        "# Predictions against measured latencies",
+        "",
+        f"Written by `{what}` with leansim {__version__} from {installed_version()}.",
+        "An error is predicted over measured, less one; bias is its mean, the rest is of its size.",
+        "",
+    ]
+    for title, rows, note in sections(table, worst):
+        lines += [f"## {title}", "", render(rows, "md"), "", *([note, ""] if note else [])]
+    if told := list(refusals(table)):
+        lines += ["## Rows left out", "", *(f"- {sentence}" for sentence in told), ""]
+    lines += [f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in figures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def sections(table: pd.DataFrame, worst: int) -> list[Section]:
+    """Title, rows and a note of each part: errors, ranking, comparison with other tools, worst rows."""
+    errors = error_table(table)
+    labels = ("table", "kernel", "kind")
+    rows = [
+        {
+            **{name: row[name] for name in labels},
+            **_figures(row),
+            **{f"bias {band}": _signed(row[f"bias {band}"]) for band in _BAND_NAMES},
+        }
+        for row in _records(kind_table(table))
+    ]
+    note = "`plain`: 16-bit KV, no window, head dim 64, 128 or 256."
+    found: list[Section] = [("Error of predicted latency", rows, note)]
+    for (name, kernel), mine in errors[errors["regime"] != "all"].groupby(["table", "kernel"]):
+        rows = [
+            {"regime": REGIMES[row["regime"]], "value": row["value"], **_figures(row)}
+            for row in _records(mine)
+        ]
+        found.append((f"{name}, {kernel}, by regime", rows, ""))
+    if len(ranked := ranking(table)):
+        shares = ("right", "always_split")
+        rows = [{**row, **{name: _percent(row[name]) for name in shares}} for row in _records(ranked)]
+        title = "Is split or unsplit faster? Pairs of rows whose times are more than 10% apart"
+        found.append((title, rows, "`always_split`: how often the split schedule was faster."))
+    found += _comparison(table)
+    if worst:
+        rows = [
+            {
+                **row,
+                "measured_us": f"{row['measured_us']:.1f}",
+                "predicted_us": f"{row['predicted_us']:.1f}",
+                "error": f"{row['error']:+.0%}",
+            }
+            for row in _records(worst_rows(table, worst))
+        ]
+        found.append(("Worst rows", rows, ""))
+    return found
+
+
+def _comparison(table: pd.DataFrame) -> list[Section]:
+    """Rows like those that other tools were compared on, and those tools beside them."""
+    like = comparison_sample(table)
+    if like.empty:
+        return []
+    found = errors_of(like["error"])
+    sizes = like["error"].abs()
+    bands = [sizes[like["band"] == name].mean() * 100 for name in _BAND_NAMES]
+    mine = [f"leansim ({len(like)} test rows)", *(found[n] * 100 for n in ("mean", "median", "p90"))]
+    columns = ("tool", "mean", "median", "p90", "within 10%", *_BAND_NAMES)
+    values = [(*mine, found["within_10"] * 100, *bands), *OTHER_TOOLS]
+    rows = [
+        dict(zip(columns, [v if isinstance(v, str) else f"{v:.1f}" for v in row], strict=True))
+        for row in values
+    ]
+    tables = ", ".join(sorted(like["table"].unique()))
+    note = (
+        f"Size of the error in percent, on rows of {tables}: 16-bit KV, head dims 64 and 128, no "
+        "window, chosen by hash among rows that no constant was fitted to. The other tools were run on "
+        "300 rows of the same tables and kinds, not on the same rows."
+    )
+    return [("Beside other tools", rows, note)]
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": row["rows"],
+        "bias": _signed(row["bias"]),
+        **{name: _percent(row[name]) for name in ("mean", "median", "p90")},
+        "within 10%": f"{row['within_10']:.0%}",
+    }
+
+
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.1%}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def fitted(fit: Fit) -> str:
+    """What a calibration found: each constant, and errors over the fitted rows before and after."""
+    constants = [
+        {
+            "constant": str(constant.target),
+            "before": constant.before,
+            "after": constant.after,
+            "standard_error": constant.spread,
+            "bounds": "{:g} to {:g}".format(*constant.bounds),
+            "note": "at a bound" if constant.at_bound else "",
+        }
+        for constant in fit.constants
+    ]
+    errors = []
+    for table, at in fit.rows.reset_index(drop=True).groupby("table").groups.items():
+        for name, values in (("before", fit.before), ("after", fit.after)):
+            series = pd.Series(values[at.to_numpy()])
+            errors.append({"table": table, "": name, **_figures(errors_of(series))})
+    return f"{render(constants, 'table')}\n\n{render(errors, 'table')}"

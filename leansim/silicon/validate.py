@@ -1,0 +1,309 @@
+"""Holds predictions against measured latencies: one row per measurement, and errors by regime.
+
+An error is predicted over measured, less one: below zero the model is too fast. What is compared is
+the kernel's predicted latency plus the measured table's named harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leansim.errors import LeansimError, StoreError, UnknownNameError
+from leansim.silicon.own import measured_points
+from leansim.silicon.tables import (
+    SHAPE,
+    SPLITS,
+    Split,
+    calls_of,
+    digest,
+    kv_bytes_of,
+    measured_rows,
+    points_of,
+)
+from leansim.specs import catalog
+from leansim.specs.harness import MeasuredTable
+from leansim.sweeps.predict import predict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+BANDS = ((30e-6, "< 30 us"), (300e-6, "30-300 us"), (float("inf"), "> 300 us"))
+_GROUPS = ((1, "1"), (4, "2-4"), (8, "5-8"), (16, "9-16"), (64, "17-64"), (float("inf"), "> 64"))
+# Columns of a regime, and how the reports call them.
+REGIMES = {
+    "band": "measured latency",
+    "group": "query heads per KV head",
+    "split": "schedule",
+    "l2": "KV in L2",
+    "kv_dtype": "KV dtype",
+    "window": "window",
+    "head_dim": "head dim",
+}
+_PREDICTED = ("num_splits", "num_ctas", "bound", "sm_busy_fraction")
+_SEED = 300
+# Measured times closer than this do not say which of two schedules is faster.
+_RANKED_APART = 0.10
+
+
+def chosen_tables(names: Sequence[str]) -> list[MeasuredTable]:
+    """Descriptions of the tables named, of all for none. Raises `UnknownNameError`."""
+    return [catalog.table(name) for name in names or catalog.names("table")]
+
+
+def table_rows(
+    names: Sequence[str], split: Split = "test", sample: int | None = None, data: Path | None = None
+) -> pd.DataFrame:
+    """Measured rows of several tables under each other; see `measured_rows`.
+
+    Without names, those of every description for which there is data. Raises `StoreError` for none.
+    """
+    import pandas as pd
+
+    if not names and data is not None:
+        names = [name for name in catalog.names("table") if (data / f"{name}.csv").is_file()]
+        if not names:
+            raise StoreError(f"{data}: found no sample of a measured table; wanted <table>.csv")
+    parts = [measured_rows(table, split, sample, data) for table in chosen_tables(names)]
+    rows = pd.concat(parts, ignore_index=True)
+    rows.attrs["left_out"] = {
+        part["table"].iloc[0]: part.attrs["left_out"] for part in parts if len(part)
+    }
+    return rows
+
+
+def validate(
+    rows: pd.DataFrame,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> pd.DataFrame:
+    """Predict measured rows, as of `table_rows`, in this order.
+
+    Adds `kernel_s` (the kernel alone), `harness_s`, `predicted_s`, `error`, the schedule's splits and
+    CTAs, the regimes of each row (`REGIMES`), and `refused`: why a row has no prediction, or nothing.
+    """
+    import numpy as np
+    import pandas as pd
+
+    found: list[dict[str, Any]] = []
+    progress(0, len(rows))
+    for done, outcome in enumerate(predict(points_of(rows), jobs), start=1):
+        if isinstance(outcome, LeansimError):
+            found.append({"refused": f"{type(outcome).__name__}: {outcome}"})
+        else:
+            predicted = {name: outcome[name] for name in _PREDICTED}
+            found.append({"kernel_s": outcome["latency_us"] / 1e6, "refused": "", **predicted})
+        progress(done, len(rows))
+    columns = ["kernel_s", "refused", *_PREDICTED]
+    table = pd.concat([rows.reset_index(drop=True), pd.DataFrame(found, columns=columns)], axis=1)
+    table["harness_s"] = np.nan
+    for name, mine in table.groupby("table").groups.items():
+        table.loc[mine, "harness_s"] = catalog.table(str(name)).harness_s(calls_of(table.loc[mine]))
+    table["predicted_s"] = table["kernel_s"] + table["harness_s"]
+    table["error"] = table["predicted_s"] / table["measured_s"] - 1.0
+    table.attrs = dict(rows.attrs)
+    return with_regimes(table)
+
+
+def validate_points(
+    file: str | Path,
+    device: str | None = None,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    split: Split = "all",
+) -> pd.DataFrame:
+    """Predict measurements of one's own (see `own_measurements`); columns as of `validate`.
+
+    `split` keeps the fifth that constants may be fitted to, or the rest. Raises `UnknownNameError`,
+    and `StoreError` where nothing is left.
+    """
+    if split not in SPLITS:
+        raise UnknownNameError("split", split, SPLITS)
+    table = measured_points(file, device, jobs, progress)
+    if split != "all":
+        table = table[table["fit"] == (split == "fit")].reset_index(drop=True)
+        if table.empty:
+            raise StoreError(f"{file}: found no point of the {split} split")
+    return with_regimes(table)
+
+
+def with_regimes(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns of `REGIMES` that are not there, and `kv_bytes`."""
+    import numpy as np
+
+    groups = table["num_q_heads"] // table["num_kv_heads"]
+    kv_bytes = table["kv_bytes"].to_numpy() if "kv_bytes" in table else kv_bytes_of(table)
+    resident = table["device"].map({name: _resident_bytes(name) for name in table["device"].unique()})
+    inside = kv_bytes / resident.to_numpy(dtype=float)
+    if "cache" in table:  # not as a replay leaves it
+        inside = np.where(table["cache"] == "cold", np.inf, inside)
+    return table.assign(
+        band=_binned(table["measured_s"].to_numpy(), BANDS),
+        group=_binned(groups.to_numpy(), _GROUPS),
+        split=np.where(table["num_splits"].fillna(1).to_numpy() > 1, "split", "unsplit"),
+        kv_bytes=kv_bytes,
+        l2=np.where(inside <= 1, "all", np.where(inside < 2, "part", "none")),
+    )
+
+
+def _resident_bytes(name: str) -> float:
+    """KV that a replay finds in L2 whole, as the model has it."""
+    device = catalog.device(name)
+    return device.l2_resident_fraction * device.l2_bytes
+
+
+def _binned(values: npt.NDArray[np.float64], bins: Sequence[tuple[float, str]]) -> list[str]:
+    """Name of the first bin that each value is not above."""
+    return [next(name for top, name in bins if value <= top) for value in values]
+
+
+def errors_of(errors: pd.Series[float]) -> dict[str, Any]:
+    """Rows, signed mean (`bias`), and mean, median, 90th percentile and share under 10% of |error|."""
+    size = errors.abs()
+    return {
+        "rows": len(errors),
+        "bias": errors.mean(),
+        "mean": size.mean(),
+        "median": size.median(),
+        "p90": size.quantile(0.9),
+        "within_10": (size <= 0.1).mean(),
+    }
+
+
+def error_table(table: pd.DataFrame, regimes: Sequence[str] = tuple(REGIMES)) -> pd.DataFrame:
+    """Errors per table and kernel: over all rows, and by each regime that has several values."""
+    import pandas as pd
+
+    done = table[table["refused"] == ""]
+    rows = []
+    for (name, kernel), mine in done.groupby(["table", "kernel"], sort=True):
+        head = {"table": name, "device": mine["device"].iloc[0], "kernel": kernel}
+        rows.append({**head, "regime": "all", "value": "", **errors_of(mine["error"])})
+        for regime in regimes:
+            if mine[regime].nunique() < 2:
+                continue
+            for value in _in_order(regime, mine[regime]):
+                part = mine.loc[mine[regime] == value, "error"]
+                rows.append({**head, "regime": regime, "value": str(value), **errors_of(part)})
+    return pd.DataFrame(rows)
+
+
+# What most people run, and what departs from it.
+PLAIN_HEAD_DIMS = (64, 128, 256)
+KINDS = ("plain", "other head dim", "8-bit KV", "window", "8-bit KV, window")
+
+
+def kind_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Errors per table, kernel and kind of row, with the bias of each latency band.
+
+    `plain` rows have 16-bit KV, no window, and a head dim of 64, 128 or 256.
+    """
+    import pandas as pd
+
+    done = table[table["refused"] == ""]
+    small, windowed = done["kv_dtype"] == "fp8", done["window"] > 0
+    kind = pd.Series("plain", index=done.index)
+    kind[~done["head_dim"].isin(PLAIN_HEAD_DIMS)] = "other head dim"
+    kind[small], kind[windowed], kind[small & windowed] = KINDS[2:]
+    rows = []
+    for (name, kernel), mine in done.groupby(["table", "kernel"], sort=True):
+        for label in KINDS:
+            part = mine[kind[mine.index] == label]
+            if part.empty:
+                continue
+            bands = part.groupby("band")["error"].mean()
+            bias = {f"bias {band}": bands.get(band, float("nan")) for _, band in BANDS}
+            head = {"table": name, "kernel": kernel, "kind": label}
+            rows.append({**head, **errors_of(part["error"]), **bias})
+    return pd.DataFrame(rows)
+
+
+def _in_order(regime: str, values: pd.Series[Any]) -> list[Any]:
+    bins = {"band": BANDS, "group": _GROUPS}.get(regime)
+    present = set(values.unique())
+    return [name for _, name in bins if name in present] if bins else sorted(present)
+
+
+def worst_rows(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
+    """The rows that the model is furthest from, by ratio, with their schedules."""
+    done = table[table["refused"] == ""]
+    ratio = done["predicted_s"] / done["measured_s"]
+    far = ratio.where(ratio > 1, 1 / ratio).sort_values(ascending=False)
+    columns = ["table", "kernel", *SHAPE, "num_splits", "num_ctas", "bound"]
+    worst = done.loc[far.index[:most]]
+    return worst[columns].assign(
+        num_splits=worst["num_splits"].astype(int),
+        num_ctas=worst["num_ctas"].astype(int),
+        measured_us=worst["measured_s"] * 1e6,
+        predicted_us=worst["predicted_s"] * 1e6,
+        error=worst["error"],
+    )
+
+
+def ranking(table: pd.DataFrame) -> pd.DataFrame:
+    """How often the model says rightly whether the split or the unsplit schedule is faster.
+
+    Pairs are rows of one table and kernel that read the same KV (equal batch, KV heads, head dim,
+    window, dtype, context) with different group sizes, one split and the other not, with measured
+    times more than 10% apart. `always_split` is the share that saying "split" each time would get.
+    """
+    import pandas as pd
+
+    done = table[table["refused"] == ""]
+    keys = ["table", "kernel", *(name for name in SHAPE if name != "num_q_heads")]
+    few = ["num_q_heads", "measured_s", "predicted_s"]
+    parts = {name: done.loc[done["split"] == name, [*keys, *few]] for name in ("split", "unsplit")}
+    pairs = parts["split"].merge(parts["unsplit"], on=keys, suffixes=("", "_unsplit"))
+    ratio = pairs["measured_s"] / pairs["measured_s_unsplit"]
+    pairs = pairs[(ratio > 1 + _RANKED_APART) | (ratio < 1 / (1 + _RANKED_APART))]
+    faster = pairs["measured_s"] < pairs["measured_s_unsplit"]
+    said = pairs["predicted_s"] < pairs["predicted_s_unsplit"]
+    pairs = pairs.assign(right=faster == said, faster=faster)
+    rows = [
+        {
+            "table": name,
+            "kernel": kernel,
+            "pairs": len(mine),
+            "right": mine["right"].mean(),
+            "always_split": mine["faster"].mean(),
+        }
+        for (name, kernel), mine in pairs.groupby(["table", "kernel"])
+    ]
+    return pd.DataFrame(rows, columns=["table", "kernel", "pairs", "right", "always_split"])
+
+
+COMPARED_TABLES = ("a100_sxm_sglang", "a100_sxm_vllm", "h100_sxm_sglang", "h100_sxm_vllm")
+
+
+def comparison_sample(table: pd.DataFrame, rows: int = 300) -> pd.DataFrame:
+    """Test rows like those that other tools were compared on: 300 in all, evenly over four tables.
+
+    A100 and H100, vLLM and SGLang, 16-bit KV, head dims 64 and 128, no window; chosen by hash.
+    """
+    import pandas as pd
+
+    like = table[
+        table["table"].isin(COMPARED_TABLES)
+        & (table["kv_dtype"] == "bfloat16")
+        & table["head_dim"].isin((64, 128))
+        & (table["window"] == 0)
+        & ~table["fit"]
+        & (table["refused"] == "")
+    ]
+    shapes = [",".join(map(str, shape)) for shape in like[["table", *SHAPE]].itertuples(index=False)]
+    order = pd.Series([digest(f"{_SEED},{shape}") for shape in shapes], index=like.index, dtype=object)
+    like = like.loc[order.sort_values().index]
+    return like.groupby("table").head(rows // len(COMPARED_TABLES)).sort_index()
+
+
+def refusals(table: pd.DataFrame) -> Iterator[str]:
+    """Sentences on rows left out of the tables and rows that have no prediction."""
+    for name, reasons in table.attrs.get("left_out", {}).items():
+        for reason, count in reasons.items():
+            yield f"{name}: {count:,} rows left out: {reason}"
+    refused = table[table["refused"] != ""]
+    for (name, reason), mine in refused.groupby(["table", "refused"]):
+        yield f"{name}: {len(mine):,} rows without a prediction: {reason}"

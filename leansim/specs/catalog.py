@@ -1,0 +1,226 @@
+"""Finds and loads what is named: devices, kernels, models, measured tables, runs and sweeps.
+
+Looks in `$LEANSIM_CONFIGS` (folders separated as in PATH), then in the shipped configs. A name
+that is a path to a YAML file loads that file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
+from leansim.files.strict_yaml import Document, KeyPath, read
+from leansim.specs.device import Device
+from leansim.specs.harness import MeasuredTable
+from leansim.specs.kernel import Kernel
+from leansim.specs.model import Model
+
+Kind = Literal["device", "kernel", "model", "table"]
+_Spec = TypeVar("_Spec", bound=BaseModel)
+
+
+def config_folders() -> list[Path]:
+    """Folders that hold `devices/`, `kernels/`, `models/`, `tables/`, nearest first."""
+    folders = [Path(part) for part in os.environ.get("LEANSIM_CONFIGS", "").split(os.pathsep) if part]
+    return [*folders, _shipped_configs()]
+
+
+@cache
+def _shipped_configs() -> Path:
+    here = Path(__file__).resolve().parent.parent
+    shipped = here / "configs"  # in a wheel; in a checkout the folder stands beside the package
+    return shipped if shipped.is_dir() else here.parent / "configs"
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of every device, kernel, model or measured table that can be loaded."""
+    return sorted({path.stem for path in _files(kind)})
+
+
+def device(name: str) -> Device:
+    """Load a device by name or path. Raises `UnknownNameError` or `ConfigError`."""
+    return _load(Device, "device", name)
+
+
+def kernel(name: str) -> Kernel:
+    """Load a kernel by name or path. Raises `UnknownNameError` or `ConfigError`."""
+    return _load(Kernel, "kernel", name)
+
+
+def model(name: str) -> Model:
+    """Load a model shape by name or path. Raises `UnknownNameError` or `ConfigError`."""
+    return _load(Model, "model", name)
+
+
+def table(name: str) -> MeasuredTable:
+    """Load the description of a measured table by name or path. Raises as `device`."""
+    return _load(MeasuredTable, "table", name)
+
+
+def spec_path(kind: Kind, name: str) -> Path:
+    """The file that a name is loaded from. Raises `UnknownNameError`."""
+    for folder in config_folders():
+        if (path := folder / f"{kind}s" / f"{name}.yaml").is_file():
+            return path
+    raise UnknownNameError(kind, name, names(kind))
+
+
+def find_config(path: str) -> Path:
+    """Resolve a run or sweep file: as given, else among the shipped configs (`configs/runs/x.yaml`)."""
+    given = Path(path)
+    if given.exists():
+        return given
+    parts = given.parts[1:] if given.parts[:1] == ("configs",) else given.parts
+    for folder in config_folders():
+        if (candidate := folder.joinpath(*parts)).is_file():
+            return candidate
+    known = [f"configs/{p.parent.name}/{p.name}" for f in config_folders() for p in f.glob("*s/*.yaml")]
+    hint = suggestion(path, known)
+    raise ConfigError(path, [Problem("file", "nothing", f"wanted a YAML file{hint}")])
+
+
+def _files(kind: Kind) -> Iterator[Path]:
+    for folder in config_folders():
+        yield from sorted(folder.glob(f"{kind}s/*.yaml"))
+
+
+def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
+    if name.endswith((".yaml", ".yml")):
+        return _read_spec(cls, kind, Path(name), ())
+    for path in _candidates(kind, name, os.environ.get("LEANSIM_CONFIGS", "")):
+        try:
+            modified = _modified(kind, path)
+        except OSError:
+            continue
+        spec: _Spec = _read_shipped(cls, kind, path, modified)
+        return spec
+    raise UnknownNameError(kind, name, names(kind))
+
+
+@cache
+def _candidates(kind: Kind, name: str, _configs: str) -> tuple[Path, ...]:
+    """Where a name may stand, first choice first. Kept: a sweep asks for each of its points."""
+    folders = config_folders() if os.sep not in name else []
+    return tuple(folder / f"{kind}s" / f"{name}.yaml" for folder in folders)
+
+
+@cache
+def _read_shipped(cls: type[_Spec], kind: Kind, path: Path, _modified: tuple[int, ...]) -> _Spec:
+    return _read_spec(cls, kind, path, ())
+
+
+def _modified(kind: Kind, path: Path) -> tuple[int, ...]:
+    """When a file and those it is based on were last written. Raises `OSError` if it is not there."""
+    behind, times = [path], [path.stat().st_mtime_ns]
+    while (base := _base_path(kind, tuple(behind), times[-1])) is not None:
+        behind.append(base)
+        times.append(base.stat().st_mtime_ns)
+    return tuple(times)
+
+
+@cache
+def _base_path(kind: Kind, behind: tuple[Path, ...], _modified: int) -> Path | None:
+    """The file that the last of `behind` names as its `base`, if it names one that is there."""
+    data = read(behind[-1]).data
+    base = data.get("base") if isinstance(data, dict) else None
+    return _bases(kind, behind).get(str(base)) if base is not None else None
+
+
+def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:
+    """Files that the last of `behind` may be based on, by name: those beside it come first."""
+    paths = {path.stem: path for path in reversed(list(_files(kind)))}
+    paths |= {path.stem: path for path in behind[-1].parent.glob("*.yaml") if path not in behind}
+    return {name: path for name, path in paths.items() if path not in behind}
+
+
+def _read_spec(cls: type[_Spec], kind: Kind, path: Path, behind: Sequence[Path]) -> _Spec:
+    document = read(path)
+    merged = _with_base(document, kind, (*behind, path))
+    return validate(cls, Document(document.source, merged, document.marks))
+
+
+def _with_base(document: Document, kind: Kind, behind: Sequence[Path]) -> Any:
+    """Lay a file's keys over those of the file its `base` names; sources follow their numbers."""
+    data = document.data
+    if not isinstance(data, dict) or "base" not in data:
+        return data
+    base_name = str(data["base"])
+    paths = _bases(kind, behind)
+    if base_name not in paths:
+        others = sorted(set(paths) - {path.stem for path in behind})
+        wanted = f"wanted the name of another {kind}{suggestion(base_name, others)}"
+        raise ConfigError(document.source, [document.problem(("base",), repr(base_name), wanted)])
+    if not isinstance(data.get("sources", {}), dict):
+        found = type(data["sources"]).__name__
+        wanted = "wanted a mapping of sources"
+        raise ConfigError(document.source, [document.problem(("sources",), found, wanted)])
+    base_document = read(paths[base_name])
+    base = _with_base(base_document, kind, (*behind, paths[base_name]))
+    sources = {**base.get("sources", {}), **data.get("sources", {})}
+    merged = {**base, **{key: value for key, value in data.items() if key != "base"}}
+    kept = {key for key, value in merged.items() if value is not None}
+    merged["sources"] = {key: text for key, text in sources.items() if key in kept}
+    return merged
+
+
+def validate(cls: type[_Spec], document: Document) -> _Spec:
+    """Validate parsed YAML against a class. Raises `ConfigError` with all problems and places."""
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else type(document.data).__name__
+        raise ConfigError(document.source, [document.problem((), found, "wanted a mapping of keys")])
+    found_problems = list(document.problems)
+    try:
+        spec = cls.model_validate(document.data)
+    except ValidationError as error:
+        already = {(problem.line, problem.column) for problem in found_problems}
+        later = problems(cls, document, error)
+        found_problems += [p for p in later if (p.line, p.column) not in already]
+    if found_problems:
+        raise ConfigError(document.source, found_problems)
+    return spec
+
+
+def problems(cls: type[BaseModel], document: Document, error: ValidationError) -> list[Problem]:
+    """Translate pydantic's complaints into places, findings and wishes."""
+    items = error.errors(include_url=False)
+    found = []
+    for item in items:
+        path: KeyPath = item["loc"]
+        if item["type"] == "too_short" and any(other["loc"][:-1] == path for other in items):
+            continue  # only short because its elements were refused
+        if item["type"] == "extra_forbidden":
+            keys = sorted(_keys_at(cls, path[:-1]))
+            wanted = f"wanted a known key{suggestion(str(path[-1]), keys)}"
+            if keys:
+                wanted += f"; keys here: {', '.join(keys)}"
+            found.append(document.problem(path, "an unknown key", wanted))
+        elif item["type"] == "missing":
+            found.append(document.problem(path, "nothing", "wanted this key"))
+        else:
+            wish = item["msg"].removeprefix("Value error, ")
+            wish = wish.replace("Input should be", "wanted").replace("Input", "the value")
+            found.append(document.problem(path, _shown(item["input"]), wish))
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else "this" if isinstance(value, dict) else text[:57] + "..."
+
+
+def _keys_at(cls: type[BaseModel], path: KeyPath) -> set[str]:
+    """Keys a file may have at a key path, as far as plain nesting shows it."""
+    current: Any = cls
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            return set()
+        current = field.annotation
+    fields = getattr(current, "model_fields", {})
+    return {field.alias or name for name, field in fields.items()}

@@ -1,0 +1,111 @@
+"""What a GPU is: the numbers the time model needs, each with its source.
+
+Base units only (bytes, seconds, hertz, watts). Files live in `configs/devices`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from leansim.specs.base import Count, Fraction, Positive, SourcedSpec
+
+LaunchMode = Literal["graph", "stream", "pdl"]
+EfficiencyPoint = tuple[Positive, Fraction]
+
+
+class Device(SourcedSpec):
+    """One GPU. Every number's source stands under `sources` in its file."""
+
+    arch: str
+    num_sms: Count
+    num_xcds: Count = 1
+    sm_clock_hz: Positive
+
+    warp_size: Count
+    max_threads_per_sm: Count
+    max_warps_per_sm: Count
+    max_ctas_per_sm: Count
+    registers_per_sm: Count
+    register_banks_per_sm: Count
+    register_granule_per_warp: Count
+    smem_bytes_per_sm: Count
+    smem_bytes_per_cta_max: Count
+    smem_reserved_bytes_per_cta: Annotated[int, Field(ge=0)]
+
+    dram_bytes: Count
+    dram_bandwidth_bytes_per_s: Positive
+    dram_efficiency: tuple[EfficiencyPoint, ...] = Field(min_length=1)
+    dram_latency_s: Positive
+    dram_saturation_exponent: Annotated[float, Field(ge=0.5, le=100)]
+
+    l2_bytes: Count
+    l2_partitions: Count
+    l2_bandwidth_bytes_per_s: Positive
+    l2_latency_s: Positive
+    l2_far_latency_s: Positive
+    l2_resident_fraction: Fraction
+    l2_lost_fraction: Positive | None = None
+
+    sm_load_bytes_per_clk: Positive
+    tensor_flop_per_clk_per_sm: dict[Literal["bfloat16", "float16", "fp8"], Positive]
+    exp_per_clk_per_sm: Positive
+    fp32_fma_per_clk_per_sm: Positive
+
+    cta_launch_s: Positive
+    cta_dispatch_interval_s: Positive
+    latency_spread: Annotated[float, Field(ge=0, le=0.5)]
+    kernel_gap_s: dict[LaunchMode, Positive]
+    fence_s: Positive
+    atomic_s: Positive
+    flag_latency_s: Positive
+
+    tdp_w: Positive
+    idle_power_w: Positive
+    dram_energy_j_per_byte: Positive
+
+    @classmethod
+    def unsourced(cls) -> frozenset[str]:
+        """Names and structure."""
+        return super().unsourced() | {"arch"}
+
+    @field_validator("dram_efficiency")
+    @classmethod
+    def _ascending(cls, points: tuple[EfficiencyPoint, ...]) -> tuple[EfficiencyPoint, ...]:
+        if any(a[0] >= b[0] for a, b in pairwise(points)):
+            raise ValueError("wanted [footprint, fraction] points with rising footprints")
+        return points
+
+    @property
+    def clk_s(self) -> float:
+        """Seconds per SM clock."""
+        return 1.0 / self.sm_clock_hz
+
+    @property
+    def sm_load_bytes_per_s(self) -> float:
+        """The most one SM can load from L2, bytes/s."""
+        return self.sm_load_bytes_per_clk * self.sm_clock_hz
+
+    def tensor_flop_per_s_per_sm(self, dtype: str) -> float | None:
+        """Dense tensor throughput of one SM in FLOP/s, or None where the dtype has no unit."""
+        rates: dict[str, float] = dict(self.tensor_flop_per_clk_per_sm)  # type: ignore[arg-type]
+        rate = rates.get(dtype)
+        return None if rate is None else rate * self.sm_clock_hz
+
+    def achievable_dram_bytes_per_s(self, footprint_bytes: float) -> float:
+        """Long-read bandwidth for a footprint, bytes/s.
+
+        Interpolates the measured (footprint, fraction of datasheet) points in log footprint, flat
+        outside them: large footprints lose bandwidth on some parts (gpu-benches, gpu-l2-cache).
+        """
+        sizes = [size for size, _ in self.dram_efficiency]
+        fractions = [fraction for _, fraction in self.dram_efficiency]
+        if footprint_bytes <= sizes[0] or len(sizes) == 1:
+            return fractions[0] * self.dram_bandwidth_bytes_per_s
+        if footprint_bytes >= sizes[-1]:
+            return fractions[-1] * self.dram_bandwidth_bytes_per_s
+        fraction = float(np.interp(np.log(footprint_bytes), np.log(sizes), fractions))
+        return fraction * self.dram_bandwidth_bytes_per_s

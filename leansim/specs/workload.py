@@ -1,0 +1,200 @@
+"""What must be computed: a batch of decode requests and its attention shape. No hardware here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from leansim.errors import WorkloadError, suggestion
+from leansim.specs.base import DTYPE_BYTES, DTYPES
+
+Cache = Literal["cold", "warm"]
+Launch = Literal["graph", "stream", "pdl"]
+MOST_TOKENS = 2**40
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One attention call of a decode batch.
+
+    `context_lens` holds the KV tokens of each request, the new tokens included. `query_len` is the
+    new tokens per request (1 in plain decode). `max_context_len` is the longest context the *call*
+    is told about: split heuristics and CUDA-graph captures read it instead of the lengths
+    themselves; None means the longest request. `window` keeps only the last tokens of each
+    context. `latent_kv` says that a token's cache entry is one latent key per KV head, whose leading
+    `head_dim_v` elements are the value too (MLA with its up-projections absorbed into the query and
+    the output). `cache` says whether KV is in L2 from a replay (`warm`) or not (`cold`, as in
+    serving), `launch` how kernels are issued. Raises `WorkloadError` naming every contradiction at
+    once.
+    """
+
+    context_lens: tuple[int, ...]
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    head_dim_v: int | None = None
+    query_len: int = 1
+    q_dtype: str = "bfloat16"
+    kv_dtype: str = "bfloat16"
+    page_tokens: int = 16
+    window: int | None = None
+    max_context_len: int | None = None
+    latent_kv: bool = False
+    cache: Cache = "cold"
+    launch: Launch = "graph"
+    label: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "context_lens", tuple(map(int, self.context_lens)))
+        if problems := [*self._count_problems(), *self._name_problems(), *self._length_problems()]:
+            raise WorkloadError("workload: " + "; ".join(problems))
+
+    def _count_problems(self) -> list[str]:
+        counts = ("num_q_heads", "num_kv_heads", "head_dim", "query_len", "page_tokens")
+        optional = ("head_dim_v", "window", "max_context_len")
+        given = [*counts, *(name for name in optional if getattr(self, name) is not None)]
+        problems = [
+            f"{name} is {getattr(self, name)}, wanted at least 1"
+            for name in given
+            if getattr(self, name) < 1
+        ]
+        if not problems and self.num_q_heads % self.num_kv_heads:
+            problems.append(
+                f"num_q_heads {self.num_q_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if not problems and self.latent_kv and self.value_dim > self.head_dim:
+            problems.append(
+                f"head_dim_v is {self.value_dim}, wanted at most head_dim {self.head_dim}: with "
+                "latent_kv a value is the leading part of its key"
+            )
+        return problems
+
+    def _name_problems(self) -> list[str]:
+        allowed = {
+            "q_dtype": DTYPES,
+            "kv_dtype": DTYPES,
+            "cache": get_args(Cache),
+            "launch": get_args(Launch),
+        }
+        return [
+            f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(values)}"
+            + suggestion(str(getattr(self, name)), values)
+            for name, values in allowed.items()
+            if getattr(self, name) not in values
+        ]
+
+    def _length_problems(self) -> list[str]:
+        if not self.context_lens:
+            return ["context_lens is empty, wanted at least one request"]
+        least = max(1, self.query_len)
+        problems = []
+        if min(self.context_lens) < least:
+            problems = [
+                f"context_lens[{i}] is {n}, wanted at least query_len ({self.query_len})"
+                for i, n in enumerate(self.context_lens)
+                if n < least
+            ][:8]
+        longest = max(self.context_lens)
+        if longest > MOST_TOKENS:
+            problems.append(f"a request has {longest:,} tokens, wanted at most {MOST_TOKENS:,}")
+        if self.max_context_len is not None and longest > self.max_context_len:
+            problems.append(
+                f"max_context_len is {self.max_context_len}, shorter than a request of {longest} tokens"
+            )
+        return problems
+
+    @classmethod
+    def uniform(cls, batch_size: int, context_len: int, **shape: object) -> Workload:
+        """Build a batch of `batch_size` requests of `context_len` tokens each."""
+        if batch_size < 1:
+            raise WorkloadError(f"workload: batch_size is {batch_size}, wanted at least 1")
+        return cls(context_lens=(context_len,) * batch_size, **shape)  # type: ignore[arg-type]
+
+    @property
+    def batch_size(self) -> int:
+        """Number of requests."""
+        return len(self.context_lens)
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per KV head."""
+        return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def value_dim(self) -> int:
+        """Head dimension of V and of the output."""
+        return self.head_dim if self.head_dim_v is None else self.head_dim_v
+
+    @cached_property
+    def lens(self) -> npt.NDArray[np.int64]:
+        """`context_lens` as an array, `[batch]`."""
+        lens = np.array(self.context_lens, dtype=np.int64)
+        lens.flags.writeable = False
+        return lens
+
+    @cached_property
+    def call_context_len(self) -> int:
+        """The longest context the call is told about."""
+        return int(self.lens.max()) if self.max_context_len is None else self.max_context_len
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of K and V of one token of one KV head; a latent cache holds K alone."""
+        values = 0 if self.latent_kv else self.value_dim
+        return (self.head_dim + values) * DTYPE_BYTES[self.kv_dtype]
+
+    def visible_tokens(self, context_len: int) -> int:
+        """Tokens of a context that at least one new token attends to."""
+        if self.window is None:
+            return context_len
+        return min(context_len, self.window + self.query_len - 1)
+
+    @property
+    def visible_lens(self) -> npt.NDArray[np.int64]:
+        """The same of each request, `[batch]`."""
+        return np.minimum(self.lens, self.visible_tokens(MOST_TOKENS))
+
+    @cached_property
+    def kv_bytes(self) -> int:
+        """Distinct KV bytes the batch must read."""
+        return int(self.visible_lens.sum()) * self.num_kv_heads * self.kv_bytes_per_token
+
+    @property
+    def num_query_rows(self) -> int:
+        """Rows of Q and of the output: one per new token and query head."""
+        return self.batch_size * self.num_q_heads * self.query_len
+
+    @property
+    def q_bytes(self) -> int:
+        """Bytes of Q."""
+        return self.num_query_rows * self.head_dim * DTYPE_BYTES[self.q_dtype]
+
+    @property
+    def o_bytes(self) -> int:
+        """Bytes of the output, in the query's dtype."""
+        return self.num_query_rows * self.value_dim * DTYPE_BYTES[self.q_dtype]
+
+    @cached_property
+    def flop(self) -> int:
+        """Multiply-adds of QK and PV counted as two operations each, nothing padded."""
+        limit = self.window or MOST_TOKENS
+        seen = (np.minimum(self.lens - j, limit) for j in range(self.query_len))  # by each new token
+        scores = sum(int(tokens.sum()) for tokens in seen)
+        return 2 * scores * self.num_q_heads * (self.head_dim + self.value_dim)
+
+    def describe(self) -> str:
+        """One line for tables and figures."""
+        lens = self.context_lens
+        heads = f"{self.num_q_heads}q/{self.num_kv_heads}kv heads, d={self.head_dim}"
+        if self.latent_kv:
+            heads += f" latent (V {self.value_dim})"
+        if min(lens) == max(lens):
+            batch = f"batch {len(lens)} x {lens[0]:,} tokens"
+        else:
+            mean = sum(lens) / len(lens)
+            batch = f"batch {len(lens)}, {min(lens):,}-{max(lens):,} tokens (mean {mean:,.0f})"
+        return f"{self.label + ': ' if self.label else ''}{batch}, {heads}, {self.kv_dtype} KV"

@@ -1,0 +1,88 @@
+"""Simulates many schedules of one workload on one kernel and device, each of them once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from leansim.engine.execute import Engine, execute
+from leansim.engine.program import Program
+from leansim.errors import OutOfRangeError
+from leansim.partitioners.per_request_splits import PerRequestSplits
+from leansim.partitioners.registry import Partitioner
+from leansim.points.point import Resolved
+from leansim.points.simulate import Simulation
+from leansim.schedule.tiling import TileGrid
+from leansim.timing.bound import Bound, packing_bound, program_floor_s
+from leansim.timing.lowering import lower
+
+
+class Bench:
+    """What a partitioner comes to on a fixed workload, kernel and device.
+
+    `simulations` counts those run; a schedule tried before, or one that cannot be fast enough to
+    matter, costs none.
+    """
+
+    def __init__(self, resolved: Resolved, engine: Engine = "auto") -> None:
+        """Take a resolved point's workload, kernel and device, and its partitioner as one of many."""
+        self.resolved, self.engine = resolved, engine
+        self.simulations = 0
+        self._known: dict[str, float] = {}  # by repr: options need not be hashable
+
+    @property
+    def grid(self) -> TileGrid:
+        """The tiled workload."""
+        return self.resolved.grid
+
+    @property
+    def own(self) -> Partitioner:
+        """The point's own partitioner."""
+        return self.resolved.partitioner
+
+    def splits(self, counts: int | tuple[int, ...], longest_first: bool = False) -> PerRequestSplits:
+        """A cut into one number of runs, or one for each request, merged as the kernel can."""
+        return PerRequestSplits(
+            counts,
+            "longest_first" if longest_first else "issue",
+            "last" if self.resolved.kernel.combine is None else "kernel",
+        )
+
+    def simulation(self, partitioner: Partitioner) -> Simulation:
+        """Simulate a partitioner. Raises a `LeansimError` where it refuses the workload."""
+        resolved = replace(self.resolved, partitioner=partitioner)
+        return self._executed(resolved, self._lowered(resolved))
+
+    def latency_s(self, partitioner: Partitioner, below: float = math.inf) -> float:
+        """Latency of a partitioner, s; infinite if its program's own floor shows it is not `below`.
+
+        Raises as `simulation`.
+        """
+        if (label := repr(partitioner)) in self._known:
+            return self._known[label]
+        resolved = replace(self.resolved, partitioner=partitioner)
+        program = self._lowered(resolved)
+        if below < math.inf and program_floor_s(program) >= below:
+            return math.inf
+        return self._executed(resolved, program).result.latency_s
+
+    def bound(self) -> Bound:
+        """What no schedule of this kernel can beat for this workload."""
+        unsplit = replace(self.resolved, partitioner=self.splits(1))
+        return packing_bound(
+            self._lowered(unsplit), self.grid, self.resolved.kernel, self.resolved.device
+        )
+
+    def _lowered(self, resolved: Resolved) -> Program:
+        try:
+            return lower(resolved.schedule, resolved.kernel, resolved.device)
+        except (OverflowError, MemoryError, FloatingPointError) as error:
+            raise OutOfRangeError(
+                f"{resolved.point.policy}: a number is out of range: {error}"
+            ) from None
+
+    def _executed(self, resolved: Resolved, program: Program) -> Simulation:
+        self.simulations += 1
+        simulation = Simulation(resolved, program, execute(program, self.engine))
+        self._known[repr(resolved.partitioner)] = simulation.result.latency_s
+        return simulation

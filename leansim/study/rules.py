@@ -1,0 +1,134 @@
+"""The split rules there are: every registered partitioner, as the kernels in the catalogue use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from leansim.errors import PartitionerError, UnknownNameError
+from leansim.partitioners.registry import Partitioner, make, option_names, partitioners, snake_case
+from leansim.points.point import Resolved
+from leansim.specs import catalog
+from leansim.specs.kernel import PartitionerSpec
+
+# Cuts to choose counts or sizes for, not rules that choose.
+_TOOLS = ("per_request_splits", "fixed_split_size")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A partitioner with its options, and the kernels of the catalogue that run it."""
+
+    name: str
+    partitioner: Partitioner
+    used_by: tuple[str, ...] = ()
+
+
+def rule_name(spec: PartitionerSpec) -> str:
+    """`flash_decoding(sms_factor=1)`: a partitioner and the options given."""
+    options = ", ".join(f"{key}={value}" for key, value in sorted(spec.options.items()))
+    return spec.name + (f"({options})" if options else "")
+
+
+def known_rules(resolved: Resolved) -> list[Rule]:
+    """Every rule that is meant for such a workload and device, equal ones once, by name.
+
+    Left out are rules of kernels for the other kind of KV cache (MLA or not) or for another vendor's
+    GPUs, and partitioners that cannot be made without options.
+    """
+    found: dict[str, Rule] = {}
+    elsewhere = set()
+    for kernel_name in catalog.names("kernel"):
+        kernel = catalog.kernel(kernel_name)
+        spec = kernel.partitioner
+        vendors = {arch[:2] for arch in kernel.mma_efficiency}
+        meant = resolved.device.arch[:2] in vendors
+        if not meant or kernel.latent_kv != resolved.workload.latent_kv:
+            elsewhere.add(spec.name)
+            continue
+        partitioner = make(spec.name, spec.options)
+        same = found.get(repr(partitioner), Rule(rule_name(spec), partitioner))
+        found[repr(partitioner)] = replace(same, used_by=(*same.used_by, kernel_name))
+    used = {rule.name.partition("(")[0] for rule in found.values()}
+    for name in partitioners():
+        if name in _TOOLS or name in elsewhere | used:
+            continue
+        try:
+            partitioner = make(name)
+        except PartitionerError:
+            continue
+        found.setdefault(repr(partitioner), Rule(name, partitioner))
+    return sorted(found.values(), key=lambda rule: rule.name)
+
+
+def chosen_rules(resolved: Resolved, names: Sequence[str] = ()) -> list[Rule]:
+    """Rules by the names of partitioners or of kernels that run them; without names, all known.
+
+    Raises `UnknownNameError` or what making a partitioner raises.
+    """
+    rules = known_rules(resolved)
+    if not names:
+        return rules
+    chosen: list[Rule] = []
+    for name in names:
+        mine = [
+            rule for rule in rules if name in (rule.name, rule.name.partition("(")[0], *rule.used_by)
+        ]
+        if not mine:
+            mine = [_by_name(name)]
+        chosen += [rule for rule in mine if rule not in chosen]
+    return chosen
+
+
+def _by_name(name: str) -> Rule:
+    if name in partitioners():
+        return Rule(name, make(name))
+    try:
+        spec = catalog.kernel(name).partitioner
+    except UnknownNameError:
+        known = [*partitioners(), *catalog.names("kernel")]
+        raise UnknownNameError("split rule", name, known) from None
+    return Rule(rule_name(spec), make(spec.name, spec.options), (name,))
+
+
+def own_rule(resolved: Resolved) -> Rule:
+    """The rule of the point itself."""
+    for rule in known_rules(resolved):
+        if rule.partitioner == resolved.partitioner:
+            return rule
+    point = resolved.point
+    kernel, _, partitioner = point.kernel.partition("+")
+    spec = point.partitioner or PartitionerSpec(name=partitioner or resolved.kernel.partitioner.name)
+    return Rule(
+        rule_name(spec), resolved.partitioner, () if partitioner or point.partitioner else (kernel,)
+    )
+
+
+# What partitioners call the count that a server may set, where it is not `num_splits`.
+_COUNT_OPTIONS = {"sglang_triton": "max_kv_splits", "vllm_unified": "segments"}
+
+
+def told(partitioner: Partitioner, count: int) -> Partitioner | None:
+    """A partitioner told to use a number of splits, or None if it takes no such option.
+
+    For some it is a bound on counts that follow from the lengths. Raises `PartitionerError` for a
+    count that the partitioner refuses.
+    """
+    name = snake_case(type(partitioner).__name__)
+    option = _COUNT_OPTIONS.get(name, "num_splits")
+    if option not in option_names(type(partitioner)):
+        return None
+    given = {key: getattr(partitioner, key) for key in option_names(type(partitioner))}
+    return make(name, {**given, option: count})
+
+
+def heeds_count(resolved: Resolved) -> bool:
+    """Whether a point's own partitioner, told a number of splits, uses it for this workload."""
+    try:
+        partitioner = told(resolved.partitioner, 2)
+        return (
+            partitioner is not None
+            and replace(resolved, partitioner=partitioner).schedule.num_splits == 2
+        )
+    except PartitionerError:
+        return False

@@ -1,0 +1,5 @@
+"""Many points: run in parallel, stored as they finish, resumed, merged, compared.
+
+Imports points and below.
+Begin with sweep.py runs a grid; store.py keeps what is finished; predict.py answers a table of points.
+"""

@@ -1,0 +1,303 @@
+"""Runs a grid of points over all cores, or a cluster's, and keeps every finished one.
+
+Results are tidy: one row per point, its fields beside its metrics, in Parquet and CSV, with a
+manifest of what made them. They are written from the store, in the order of the grid, so they do
+not depend on where, in what order or after how many interruptions the points were simulated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leansim import __version__
+from leansim.errors import ConfigError, LeansimError, Problem, StoreError
+from leansim.points.grid import GridConfig, load
+from leansim.points.keys import plugin_versions
+from leansim.points.point import POINT_KEYS, Point
+from leansim.sweeps import cluster, executors
+from leansim.sweeps.executors import Chunk, Executor, Finished, point_key
+from leansim.sweeps.store import FILE_NAME, Row, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULTS = "results.parquet"
+MANIFEST = "manifest.json"
+_CHUNK_S = 0.1  # what a chunk should take: long beside handing it out, short beside a kill's loss
+_MOST_POINTS_PER_CHUNK = 256
+# Chunks shrink towards the end, so that nobody waits long for the last one or does it as well.
+_LEAST_CHUNKS_LEFT = 16
+_FEW_POINTS = 8  # not worth starting processes for
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A finished sweep: its folder, its table, and what became of the points.
+
+    `reused` points were there already or came from another process meanwhile, `refused` ones have
+    an error that is their result, and `failed` ones an error that a later sweep tries again.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    simulated: int
+    reused: int
+    refused: int
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th point of a grid, the `index`-th first: one of `count` equal parts."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read "3/16". Raises `ConfigError`."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            problem = Problem("--shard", repr(text), "wanted i/n with i from 1 to n, such as 3/16")
+            raise ConfigError("command line", [problem])
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, points: Sequence[Point]) -> list[Point]:
+        """The shard's points. Neighbours go to different shards, for they cost about the same."""
+        return list(points[self.index - 1 :: self.count])
+
+    def folder(self, out: Path) -> Path:
+        """The shard's folder in that of the sweep."""
+        width = len(str(self.count))
+        return out / f"shard-{self.index:0{width}}-of-{self.count}"
+
+
+def sweep(
+    config: str | Path | GridConfig,
+    out: str | Path,
+    settings: Sequence[str] = (),
+    jobs: int | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+    scheduler: str | None = None,
+    shard: str | Shard | None = None,
+) -> Sweep:
+    """Simulate every point of a sweep file and store the results in `out`.
+
+    Points run in `jobs` processes (None: one per core), or on the Dask cluster of `scheduler`. A
+    `shard` "i/n" is the i-th of n parts of the grid, in a folder of its own in `out`; `merge` joins
+    them. With `resume`, points the store already has are not simulated again; without, they are
+    forgotten first. Interrupting or killing keeps what is finished; a later call goes on.
+
+    A point that a kernel or device refuses gets a row with its `error` and no numbers, and so does
+    one that kills its worker. `progress` is told of points done and of all, first before any is
+    simulated. Raises `WorkerError`, `StoreError`, or `LeansimError` if the whole grid was refused.
+    """
+    grid = config if isinstance(config, GridConfig) else load(config, settings)
+    points, folder = grid.points(), Path(out)
+    if shard is not None:
+        part = Shard.parse(shard) if isinstance(shard, str) else shard
+        points, folder = part.of(points), part.folder(folder)
+    keys = [point_key(point) for point in points]
+    with Store(folder) as store:
+        done = store.keys() if resume else set()
+        todo = {key: point for key, point in zip(keys, points, strict=True) if key not in done}
+        execute = _executor(len(todo), jobs, scheduler)
+        if not resume:
+            store.forget(keys)
+        store.describe(manifest(grid))
+        work = _Work(store, todo, len(set(keys)), progress)
+        began = time.perf_counter()
+        try:
+            work.run(execute)
+        finally:
+            table = results_table(points, work.rows(keys))
+            write_results(folder, grid, table, time.perf_counter() - began)
+    if shard is None and not table.empty and table["error"].notna().all():
+        raise LeansimError(f"every point was refused; the first: {table['error'].iloc[0]}")
+    return _summary(folder, table, work)
+
+
+def _summary(folder: Path, table: pd.DataFrame, work: _Work) -> Sweep:
+    errors, failed = int(table["error"].notna().sum()), len(work.failures)
+    reused = len(table) - work.simulated - failed
+    return Sweep(folder, table, work.simulated, reused, errors - failed, failed)
+
+
+def _executor(points: int, jobs: int | None, scheduler: str | None) -> Executor:
+    if scheduler is not None:
+        return cluster.on_cluster(scheduler)
+    jobs = jobs or executors.cores()
+    if jobs == 1 or points <= _FEW_POINTS:
+        return executors.in_turn
+    return executors.in_processes(min(jobs, points))
+
+
+class _Work:
+    """Points left to do: dealt out in chunks, and kept as they come back."""
+
+    def __init__(
+        self, store: Store, todo: Mapping[str, Point], total: int, progress: Progress | None
+    ) -> None:
+        self.store, self.todo, self.progress = store, todo, progress
+        self.done, self.total, self.simulated = total - len(todo), total, 0
+        self.failures: dict[str, Row] = {}
+        self.size, self.point_s = 1, 0.0
+
+    def run(self, execute: Executor) -> None:
+        """Simulate what is left; each chunk is in the store before the next is waited for."""
+        self._tell()
+        with closing(execute(self.chunks())) as results:  # type: ignore[type-var]
+            for finished in results:
+                self.keep(finished)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Deal out the points that no other process has done or is at; then what is still open.
+
+        So two sweeps share a store's work, and none waits for another that may have been killed.
+        """
+        claimed: list[str] = []
+        for keys in self._batches(list(self.todo)):
+            mine, finished = self.store.claim(keys)
+            claimed += [key for key in keys if key not in mine and key not in finished]
+            yield from self._chunk(keys, mine, finished)
+        for keys in self._batches(claimed):
+            yield from self._chunk(keys, *self.store.claim(keys, anyway=True))
+
+    def _batches(self, keys: Sequence[str]) -> Iterator[list[str]]:
+        rest = iter(keys)
+        while batch := list(itertools.islice(rest, self.size)):
+            yield batch
+
+    def _chunk(self, keys: Sequence[str], mine: set[str], finished: set[str]) -> Iterator[Chunk]:
+        if finished:
+            self.done += len(finished)
+            self._tell()
+        if chunk := tuple((key, self.todo[key]) for key in keys if key in mine):
+            yield chunk
+
+    def keep(self, finished: Finished) -> None:
+        """Store a chunk's final outcomes, remember the others, and learn how long points take."""
+        outcomes = finished.outcomes
+        final = [(outcome.key, outcome.row) for outcome in outcomes if outcome.final]
+        self.store.put(final)
+        self.failures |= {outcome.key: outcome.row for outcome in outcomes if not outcome.final}
+        self.simulated += len(final)
+        self.done += len(outcomes)
+        now_s = finished.seconds / len(outcomes)
+        self.point_s = now_s if self.point_s == 0.0 else 0.7 * self.point_s + 0.3 * now_s
+        wanted = int(_CHUNK_S / max(self.point_s, 1e-6))
+        share = (self.total - self.done) // _LEAST_CHUNKS_LEFT
+        self.size = max(1, min(wanted, share, 2 * self.size, _MOST_POINTS_PER_CHUNK))
+        self._tell()
+
+    def rows(self, keys: Sequence[str]) -> Iterator[Row | None]:
+        """What there is of each point: its stored row, else why it failed."""
+        for key, row in zip(keys, self.store.rows(keys), strict=True):
+            yield row or self.failures.get(key)
+
+    def _tell(self) -> None:
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def results_table(points: Sequence[Point], rows: Iterable[dict[str, Any] | None]) -> pd.DataFrame:
+    """One row per finished point (None: not finished): its fields, then its record."""
+    import pandas as pd
+
+    names = {name: key for key, name in POINT_KEYS.items()}
+    records = []
+    for point, row in zip(points, rows, strict=True):
+        if row is None:
+            continue
+        given = point.model_dump(mode="json", exclude={"overrides", "partitioner"})
+        lens = given.pop("context_lens")
+        given["context_lens"] = None if lens is None else " ".join(map(str, lens))
+        given["overrides"] = json.dumps(point.overrides) if point.overrides else None
+        named = {names.get(k, k): v for k, v in given.items()}
+        # Points that differ in name alone share a result, whichever of them was simulated.
+        records.append({**named, **row, "policy": point.policy})
+    table = pd.DataFrame.from_records(records)
+    return table if "error" in table else table.assign(error=None)
+
+
+def write_results(
+    folder: Path, grid: GridConfig, table: pd.DataFrame, seconds: float | None = None
+) -> None:
+    """Write results and manifest, each whole or not at all; nothing where there is no result."""
+    if table.empty:
+        return
+    for name, write in (
+        (RESULTS, lambda path: table.to_parquet(path, index=False)),
+        ("results.csv", lambda path: table.to_csv(path, index=False)),
+        (
+            MANIFEST,
+            lambda path: path.write_text(json.dumps(manifest(grid, seconds), indent=2) + "\n"),
+        ),
+    ):
+        part = folder / f".{name}.{os.getpid()}.part"  # another process may be writing too
+        write(part)
+        part.replace(folder / name)
+
+
+def manifest(grid: GridConfig, seconds: float | None = None) -> dict[str, Any]:
+    """What made a set of results: the resolved config, versions, commit, seeds."""
+    return {
+        "config": grid.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "model_version": __version__,
+        "plugins": dict(plugin_versions()),
+        "seconds": None if seconds is None else round(seconds, 3),
+        "seeds": list(grid.axes.get("seed", (0,))),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("numpy", "simpy", "pandas", "pydantic")},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package runs from, None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read a sweep's table and manifest. Raises `StoreError` where there are none."""
+    import pandas as pd
+
+    folder = Path(folder)
+    if not (folder / RESULTS).exists():
+        found = "an unfinished store" if (folder / FILE_NAME).exists() else "nothing"
+        raise StoreError(f"{folder / RESULTS}: found {found}; wanted the results of `leansim sweep`")
+    try:
+        return pd.read_parquet(folder / RESULTS), json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder}: found {error}; wanted results and a manifest") from None
