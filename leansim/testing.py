@@ -27,6 +27,7 @@ from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
 from leansim.specs.device import Device
+from leansim.specs.instance import instance_of
 from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
 from leansim.timing.lowering import lower
@@ -144,7 +145,8 @@ def _check(
         return ConformanceError(rule, str(finding), partitioner, label, device.name)
 
     try:
-        grid = tile_grid(workload, kernel, device)
+        instance = instance_of(kernel, device, workload)
+        grid = tile_grid(workload, instance, device)
     except PairingError:
         return False
     if device.num_sms == 1:
@@ -162,7 +164,7 @@ def _check(
     for finding in _exact_cover(grid, schedule):
         raise broken("exact cover", finding)
     try:
-        program = lower(schedule, kernel, device)
+        program = lower(schedule, instance, device)
         result, repeat = execute(program), execute(program)
     except LeansimError as error:
         raise broken("runs", f"{type(error).__name__}: {error}") from error

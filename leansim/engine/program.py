@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,12 @@ def picoseconds(seconds: float) -> int:
     if not abs(seconds) < MOST_PS / PS_PER_S:
         raise out_of_range()
     return round(seconds * PS_PER_S)
+
+
+def rounded_ps(seconds: npt.NDArray[np.floating[Any]]) -> IntArray:
+    """Round seconds to whole picoseconds; what no clock could count comes out negative."""
+    rounded: IntArray = np.rint(seconds * PS_PER_S).astype(np.int64)
+    return rounded
 
 
 def total_where(mask: npt.NDArray[np.bool_], values: IntArray) -> int:

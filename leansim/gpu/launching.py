@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from leansim.schedule.tiling import TileGrid, per_arch, variant_and_occupancy
+from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
+from leansim.specs.instance import per_arch, tile_for
 from leansim.specs.kernel import Kernel
 
 # Triton's matrix instructions take no narrower tile.
@@ -41,11 +42,11 @@ def attention_meta(
 ) -> Meta:
     """The attention kernel for a grid: its tile, shape and paging.
 
-    With `kv_stages` K and V tiles in shared memory, Triton overlaps one stage more. The assembler is
-    held to the kernel file's registers, so that as many CTAs are resident as the schedule counts on.
+    With its loop's stages of K and V tiles in shared memory, Triton overlaps one stage more. The
+    assembler is held to the kernel file's registers, so that as many CTAs are resident as the schedule counts on.
     """
     load = grid.workload
-    variant, _ = variant_and_occupancy(load, kernel, device)
+    tile = tile_for(load, kernel, device)
     group = load.group_size
     constants = {
         "HEAD_DIM": load.head_dim,
@@ -64,8 +65,8 @@ def attention_meta(
         "IN_LAUNCH": in_launch,
         "WIDEN": interpreted,
     }
-    registers = per_arch(variant.registers_per_thread, kernel, device)
-    return Meta(constants, variant.threads // 32, kernel.kv_stages + 1, registers)
+    registers = per_arch(tile.registers_per_thread, kernel, device)
+    return Meta(constants, tile.threads // 32, kernel.stages(tile) + 1, registers)
 
 
 def combine_meta(grid: TileGrid, kernel: Kernel) -> Meta:

@@ -14,6 +14,7 @@ from leansim.partitioners.registry import Partitioner
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import tile_grid
 from leansim.specs.device import Device
+from leansim.specs.instance import instance_of
 from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
 
@@ -40,7 +41,8 @@ def batch_invariance(
     """
 
     def cuts(lens: tuple[int, ...]) -> list[IntArray]:
-        grid = tile_grid(replace(workload, context_lens=lens), kernel, device)
+        load = replace(workload, context_lens=lens)
+        grid = tile_grid(load, instance_of(kernel, device, load), device)
         return _cuts_by_request(partitioner(grid, device))
 
     alone: dict[int, IntArray] = {}

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from leansim.arrays import IntArray
 from leansim.schedule.schedule import Dispatch, Schedule
-from leansim.schedule.tiling import TileGrid, is_local
+from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
 MAX_SPLITS = 128
@@ -89,7 +89,7 @@ def loaded_kv_tiles(grid: TileGrid) -> int:
     the left and none to the right).
     """
     tokens = grid.workload.call_context_len
-    if is_local(grid.workload):
+    if grid.workload.is_local:
         assert grid.workload.window is not None
         tokens = min(tokens, grid.workload.window + grid.tile_rows)
     return -(-tokens // grid.tile_tokens)
@@ -109,7 +109,7 @@ def call_num_splits(grid: TileGrid, batch_size: int) -> int:
         num_sms=grid.num_sms,
         row_blocks=row_blocks,
         kv_head_bytes=load.call_context_len * load.kv_bytes_per_token,
-        masked=load.query_len > 1 or is_local(grid.workload),
+        masked=load.query_len > 1 or grid.workload.is_local,
     )
 
 
@@ -201,7 +201,7 @@ class FlashAttention3:
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut all output tiles into the same number of splits."""
         splits = self.num_splits or call_num_splits(grid, grid.batch_size)
-        causal = grid.workload.query_len > 1 and not is_local(grid.workload)
+        causal = grid.workload.query_len > 1 and not grid.workload.is_local
         queue = is_persistent(device.arch, varlen=False, split=splits > 1, causal=causal)
         return deal(
             grid,
@@ -233,6 +233,6 @@ class FlashAttention3Varlen:
         splits = dynamic_splits(kv_tiles, grid.row_blocks, grid.heads, grid.num_sms, bound)
         queue = is_persistent(device.arch, varlen=True, split=bound > 1, causal=False)
         order = np.arange(grid.batch_size)
-        if queue and self.sort and not is_local(grid.workload):
+        if queue and self.sort and not grid.workload.is_local:
             order = longest_first(kv_tiles, splits)
         return deal(grid, splits, bound, order, "queue" if queue else "grid")

@@ -51,7 +51,7 @@ class TrtllmGen:
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
         """Cut every output tile into the call's count of splits."""
         load, work = grid.workload, grid.num_output_tiles
-        step = grid.traits.step_tokens or self.step_tokens
+        step = grid.step_tokens or self.step_tokens
         splits = num_ctas_per_kv(
             load.call_context_len,
             load.window,

@@ -34,6 +34,7 @@ from leansim.specs import catalog
 from leansim.specs.base import Count, DType, Positive, Spec, TokenCount
 from leansim.specs.device import Device
 from leansim.specs.hf_config import read_hf_config
+from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel, PartitionerChoice, PartitionerSpec
 from leansim.specs.model import Model
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
@@ -125,9 +126,14 @@ class Resolved:
     partitioner: Partitioner
 
     @cached_property
+    def instance(self) -> Instance:
+        """What of the kernel runs for this call on the device, in plain numbers."""
+        return instance_of(self.kernel, self.device, self.workload)
+
+    @cached_property
     def grid(self) -> TileGrid:
         """The tiled workload."""
-        return tile_grid(self.workload, self.kernel, self.device)
+        return tile_grid(self.workload, self.instance, self.device)
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -133,7 +133,7 @@ def _scheduled(item: Resolved) -> Resolved:
 
 
 def _priced(item: Resolved) -> tuple[Resolved, Program]:
-    return item, lower(item.schedule, item.kernel, item.device)
+    return item, lower(item.schedule, item.instance, item.device)
 
 
 def _executed(priced: tuple[Resolved, Program], engine: Engine) -> Simulation:

@@ -11,7 +11,7 @@ from leansim.engine.result import Result
 from leansim.schedule.schedule import Schedule
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
-from leansim.timing.pricing import query_row_bytes
+from leansim.timing.memory import query_row_bytes
 from leansim.timing.roofline import roofline
 
 SHARES = ("launch", "ramp", "stream", "write", "wait", "merge", "combine", "idle")

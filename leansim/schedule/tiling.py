@@ -1,4 +1,4 @@
-"""Cuts a workload into output tiles and KV tiles as a kernel on a device would.
+"""Cuts a workload into output tiles and KV tiles as an instance of a kernel does.
 
 The result, a `TileGrid`, is all a partitioner sees. Nothing is timed here.
 """
@@ -6,22 +6,16 @@ The result, a `TileGrid`, is all a partitioner sees. Nothing is timed here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from leansim.arrays import IntArray
-from leansim.errors import PairingError, suggestion
-from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.device import Device
-from leansim.specs.kernel import PLAIN, Kernel, Only, TileVariant, Traits
-from leansim.specs.occupancy import Occupancy, occupancy
+from leansim.specs.instance import Instance
 from leansim.specs.workload import Workload
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +26,9 @@ class TileGrid:
     KV heads when the group's query heads are packed into the rows of a tile, else query heads. A
     KV tile is `tile_tokens` long; the first and last of an output tile may be partly masked.
     Where tiles are `shifted`, the first begins with the first token that a window leaves visible.
-    `ctas_per_sm` is how many CTAs of the kernel fit on an SM of the device, `num_sms` its SMs;
-    `traits` are those of the compiled instance.
+    `ctas_per_sm` is how many CTAs of the `kernel` fit on an SM of the device, `num_sms` its SMs. A CTA
+    takes `step_tokens` of KV at a time (0: what a partitioner says). Where `whole_pages` are loaded,
+    what lies beyond the end of a context is traffic too.
     """
 
     workload: Workload
@@ -44,8 +39,10 @@ class TileGrid:
     packed: bool = True
     tile_order: Literal["backward", "forward"] = "backward"
     num_xcds: int = 1
-    traits: Traits = PLAIN
     shifted: bool = False
+    whole_pages: bool = False
+    step_tokens: int = 0
+    kernel: str = ""
 
     @property
     def context_lens(self) -> IntArray:
@@ -192,7 +189,7 @@ class TileGrid:
     @cached_property
     def loaded_tokens(self) -> int:
         """KV tokens that all output tiles load: what they attend to, or the pages that it lies on."""
-        if not self.traits.whole_pages:
+        if not self.whole_pages:
             return self.total_tokens
         unit = min(self.workload.page_tokens, self.tile_tokens)
         begin, end = self.kv_span
@@ -211,124 +208,20 @@ class TileGrid:
         return replace(self, num_sms=num_sms, ctas_per_sm=ctas_per_sm)
 
 
-def tile_grid(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
-    """Tile a workload. Raises `PairingError` where the kernel cannot run it on the device."""
-    variant, fit = variant_and_occupancy(workload, kernel, device)
-    if fit.ctas_per_sm == 0:
-        need = smem_bytes(kernel, variant, workload)
-        registers = per_arch(variant.registers_per_thread, kernel, device)
-        raise PairingError(
-            f"kernel {kernel.name!r} does not fit on {device.name!r} at head_dim "
-            f"{workload.head_dim} for lack of {fit.limiter}: a CTA needs {need:,} B shared memory and "
-            f"{variant.threads} threads of {registers} registers; an SM gives a CTA at most "
-            f"{device.smem_bytes_per_cta_max:,} B, and holds {device.max_threads_per_sm:,} threads and "
-            f"{device.registers_per_sm:,} registers"
-        )
+def tile_grid(workload: Workload, instance: Instance, device: Device) -> TileGrid:
+    """Tile a call as an instance of a kernel does on a device."""
+    shape = instance.shape
     return TileGrid(
         workload=workload,
-        tile_rows=variant.tile_rows,
-        tile_tokens=variant.tile_tokens,
+        tile_rows=shape.tile_rows,
+        tile_tokens=shape.tile_tokens,
         num_sms=device.num_sms,
-        ctas_per_sm=fit.ctas_per_sm,
-        packed=is_packed(kernel, workload),
-        tile_order=kernel.tile_order,
+        ctas_per_sm=shape.ctas_per_sm,
+        packed=shape.packed,
+        tile_order=shape.tile_order,
         num_xcds=device.num_xcds,
-        traits=variant,
-        shifted=kernel.window_tiles == "shifted",
+        shifted=shape.shifted,
+        whole_pages=shape.whole_pages,
+        step_tokens=shape.step_tokens,
+        kernel=shape.kernel,
     )
-
-
-def variant_and_occupancy(
-    workload: Workload, kernel: Kernel, device: Device
-) -> tuple[TileVariant, Occupancy]:
-    """Pick the compiled variant for the workload's head dim and compute its CTAs per SM.
-
-    Raises `PairingError` for a head dim, dtype, cache or architecture the kernel is not built for.
-    """
-    if workload.latent_kv != kernel.latent_kv:
-        reads, found = "K and V of their own", "has a latent KV cache (MLA)"
-        if kernel.latent_kv:
-            reads, found = "a latent KV cache (MLA)", "has K and V of their own: wanted latent_kv"
-        raise PairingError(f"kernel {kernel.name!r} reads {reads}; the workload {found}")
-    for name, dtype, allowed in (
-        ("q_dtype", workload.q_dtype, kernel.q_dtypes),
-        ("kv_dtype", workload.kv_dtype, kernel.kv_dtypes),
-    ):
-        if dtype not in allowed:
-            raise PairingError(
-                f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
-            )
-    width = max(workload.head_dim, workload.value_dim)
-    usable = [tile for tile in kernel.tiles if _is_meant_for(tile.only, workload, kernel, device)]
-    if not usable:
-        raise PairingError(
-            f"kernel {kernel.name!r} has no instance for this call on {device.name!r}: "
-            f"{workload.group_size} query heads per KV head, {workload.query_len} new tokens, "
-            f"{workload.kv_dtype} KV, {'a' if workload.window else 'no'} sliding window"
-        )
-    fitting = [tile for tile in usable if tile.head_dim >= width]
-    if not fitting:
-        largest = max(tile.head_dim for tile in usable)
-        raise PairingError(
-            f"kernel {kernel.name!r} has no tile for head_dim {width}; its largest is {largest}"
-        )
-    variant = min(fitting, key=lambda tile: tile.head_dim)  # the first in the file of the narrowest
-    registers = per_arch(variant.registers_per_thread, kernel, device)
-    smem = smem_bytes(kernel, variant, workload)
-    return variant, occupancy(device, variant.threads, registers, smem)
-
-
-def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device) -> bool:
-    """Whether the kernel's host code would take an instance for this call."""
-    group = workload.group_size if is_packed(kernel, workload) else 1
-    return (
-        (only.archs is None or device.arch in only.archs)
-        and (only.kv_dtypes is None or workload.kv_dtype in only.kv_dtypes)
-        and (only.window is None or only.window == is_local(workload))
-        and (only.max_query_len is None or workload.query_len <= only.max_query_len)
-        and (only.max_rows is None or workload.query_len * group <= only.max_rows)
-        and (only.max_context_len is None or workload.call_context_len <= only.max_context_len)
-        and (only.groups is None or workload.group_size in only.groups)
-    )
-
-
-def is_local(workload: Workload) -> bool:
-    """Whether a sliding window hides anything of the longest context of the call.
-
-    FlashAttention drops a window that does not (flash-attention hopper/flash_api.cpp, mha_fwd).
-    """
-    return workload.window is not None and workload.window < workload.call_context_len
-
-
-def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
-    """Look up a kernel's per-architecture number; `PairingError` where the kernel is not built."""
-    if device.arch not in table:
-        hint = suggestion(device.arch, table)
-        raise PairingError(
-            f"kernel {kernel.name!r} is not built for {device.name!r} ({device.arch}); "
-            f"it is built for {', '.join(table)}{hint}"
-        )
-    return table[device.arch]
-
-
-def smem_bytes(kernel: Kernel, variant: TileVariant, workload: Workload) -> int:
-    """Shared memory of one CTA: the Q tile and `kv_stages` K and V tiles (FA2 kernel_traits.h).
-
-    Of a latent cache there are K tiles alone. A variant that says what it takes is believed.
-    """
-    if variant.smem_bytes is not None:
-        return variant.smem_bytes
-    q = variant.tile_rows * variant.head_dim * DTYPE_BYTES[workload.q_dtype]
-    tiles = (variant.kv_stages or kernel.kv_stages) * (1 if kernel.latent_kv else 2)
-    kv = variant.tile_tokens * variant.head_dim * DTYPE_BYTES[workload.kv_dtype]
-    return q + tiles * kv
-
-
-def is_packed(kernel: Kernel, workload: Workload) -> bool:
-    """Whether the query heads of a group share a tile, so KV is read once (FA2's head swap)."""
-    if kernel.pack_gqa == "always":
-        return True
-    if kernel.pack_gqa == "never":
-        return workload.group_size == 1
-    plain = workload.query_len == 1 and workload.window is None and workload.head_dim % 8 == 0
-    return plain or workload.group_size == 1

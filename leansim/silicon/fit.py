@@ -30,6 +30,7 @@ from leansim.silicon.fitted_rows import fit_rows, row_points
 from leansim.silicon.tables import DISTRIBUTION, calls_of
 from leansim.specs import catalog
 from leansim.specs.device import Device
+from leansim.specs.instance import instance_of
 from leansim.specs.kernel import Kernel
 from leansim.sweeps.executors import cores, process_pool
 from leansim.timing.lowering import lower
@@ -242,7 +243,7 @@ def _scheduled(part: Part) -> tuple[Resolved | None, ...]:
     for point in part.points:
         try:
             item = resolve(point)
-            lower(item.schedule, item.kernel, item.device)  # makes the schedule, which it keeps
+            lower(item.schedule, item.instance, item.device)  # makes the schedule, which it keeps
         except LeansimError:
             found.append(None)
         else:
@@ -262,7 +263,8 @@ def latencies(part: Part, specs: Specs) -> FloatArray:
             continue
         kernel: Kernel = specs["kernel", item.kernel.name]
         device: Device = specs["device", item.device.name]
-        found.append(execute(lower(item.schedule, kernel, device)).latency_s)
+        instance = instance_of(kernel, device, item.workload)
+        found.append(execute(lower(item.schedule, instance, device)).latency_s)
     return np.array(found)
 
 

@@ -164,8 +164,11 @@ def _with_base(document: Document, kind: Kind, behind: Sequence[Path]) -> Any:
     base = _with_base(base_document, kind, (*behind, paths[base_name]))
     sources = {**base.get("sources", {}), **data.get("sources", {})}
     merged = {**base, **{key: value for key, value in data.items() if key != "base"}}
+    for key in ("loops", "compute", "start", "ctas", "merge"):
+        if isinstance(base.get(key), dict) and isinstance(data.get(key), dict):
+            merged[key] = {**base[key], **data[key]}
     kept = {key for key, value in merged.items() if value is not None}
-    merged["sources"] = {key: text for key, text in sources.items() if key in kept}
+    merged["sources"] = {key: text for key, text in sources.items() if key.split(".")[0] in kept}
     return merged
 
 

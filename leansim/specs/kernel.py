@@ -1,18 +1,37 @@
-"""What one CTA is: tile sizes, resources, pipeline, and the costs that belong to the code.
+"""What one CTA is: tile sizes, resources, tile loop, and the costs that belong to the code.
 
-A kernel names its default partitioner but never schedules. Files live in `configs/kernels`.
+A kernel names its default partitioner but never schedules. A number may differ by architecture:
+`{sm_80: ..., sm_90: ...}` wherever one stands. Files live in `configs/kernels`; what of a file applies
+to a call on a device is an `instance.Instance`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from leansim.specs.base import Count, DType, Fraction, NotNegative, Positive, Share, SourcedSpec, Spec
+from leansim.errors import suggestion
+from leansim.specs.base import (
+    Count,
+    DType,
+    Fraction,
+    NotNegative,
+    Positive,
+    Share,
+    SourcedSpec,
+    Spec,
+    refuse_truth,
+)
 
 EmptyCtas = Literal["return", "look", "write", "prepare"]
 CombineStart = Literal["launch", "pdl", "grid_sync"]
+WholeNumber = Annotated[int, Field(ge=0), BeforeValidator(refuse_truth)]
+_T = TypeVar("_T")
+# A number, or one for each architecture: on those not named it has its default.
+ByArch: TypeAlias = _T | dict[str, _T]
 
 
 def _named(value: Any) -> Any:
@@ -27,6 +46,10 @@ class PartitionerSpec(Spec):
 
 
 PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
+
+
+# A tile loop's numbers by name; what they are is the loop's own to say (`leansim.timing.loops`).
+LoopNumbers = dict[str, int | float | dict[str, int | float]]
 
 
 class Only(Spec):
@@ -46,19 +69,30 @@ class Only(Spec):
     groups: tuple[Count, ...] | None = None
 
 
-class Chain(Spec):
-    """What a CTA that overlaps nothing does for the tokens it computes at a time.
+class Compute(Spec):
+    """What the scores of a KV tile take.
 
-    `clk` are those of its dependent instructions where memory answers at once, `issue_clk` those in
-    which it keeps the schedulers from others, `pipe_clk` the SM's pipe of loads, stores and shuffles.
-    It waits `kv_reads` times for KV, and `index_reads` times for where that is.
+    Tensor instructions reach `mma_efficiency` of the dense rate. A score costs one exp and
+    `softmax_fma_per_score`, in a call with a window `window_fma_per_score` more; in a tile at an edge
+    it is compared at `mask_fma_per_score`. Two warpgroups or more hide `softmax_overlap` of the softmax
+    behind each other's tensor work.
+
+    Where the compiler makes the tensor instructions of a warpgroup wait for each other, a KV tile has
+    `tensor_waits` of `tensor_wait_s` over all warpgroups. Code that needs more registers than there are
+    moves `spilled_bytes` to local memory and back for each KV tile, `first_spilled_bytes` for the first
+    and all that comes once for an output tile, at `spill_bytes_per_s`.
     """
 
-    clk: Positive
-    issue_clk: Positive
-    pipe_clk: NotNegative = 0.0
-    kv_reads: NotNegative
-    index_reads: NotNegative
+    mma_efficiency: ByArch[Fraction]
+    softmax_fma_per_score: ByArch[Positive]
+    window_fma_per_score: ByArch[NotNegative] = 0.0
+    mask_fma_per_score: ByArch[NotNegative] = 0.0
+    softmax_overlap: ByArch[Share] = 0.0
+    tensor_waits: WholeNumber = 0
+    tensor_wait_s: ByArch[NotNegative] = 0.0
+    spilled_bytes: WholeNumber = 0
+    first_spilled_bytes: WholeNumber = 0
+    spill_bytes_per_s: ByArch[Positive] = math.inf
 
 
 class QueryReads(Spec):
@@ -69,96 +103,69 @@ class QueryReads(Spec):
     """
 
     rows: Count
-    clk: NotNegative = 0.0
-    beside_clk: NotNegative = 0.0
+    clk: ByArch[NotNegative] = 0.0
+    beside_clk: ByArch[NotNegative] = 0.0
 
 
-class Merging(Spec):
-    """What merging in the launch computes: `once_clk` clocks, and `clk` with each partial.
+class Start(Spec):
+    """What a segment takes before its tile loop.
 
-    Where the rows are dealt to `warps`, a partial takes `row_clk` more for each row of a warp.
+    A fixed `overhead_s`; `loads` dependent reads (sequence length, page table) and then Q, or the
+    `query` in parts; the whole Q or O tile, masked rows too, passes through shared memory
+    `q_tile_copies` times. Of that the first loads of KV are under way for `loading_s`. An instance built
+    for splits issues for `split_clk` more. The SM's schedulers are busy for `issue_clk` clocks of it,
+    for which CTAs that share the SM queue.
     """
 
-    clk: NotNegative
-    once_clk: NotNegative = 0.0
-    warps: Count = 1
-    row_clk: NotNegative = 0.0
+    overhead_s: ByArch[NotNegative] = 0.0
+    loads: WholeNumber = 0
+    query: QueryReads | None = None
+    q_tile_copies: WholeNumber = 0
+    loading_s: ByArch[NotNegative] = 0.0
+    split_clk: ByArch[NotNegative] = 0.0
+    issue_clk: ByArch[NotNegative] = 0.0
 
 
-class Traits(Spec):
-    """Where a compiled instance differs from the rest of its kernel.
+class Ctas(Spec):
+    """What CTAs and the call around them cost beside segments.
 
-    `mma_efficiency`, `segment_overhead_s`, `empty_ctas`, `kv_stages` and `combine_start` stand for the
-    kernel's. An instance that `overlaps` computes the scores of one KV tile while another is in its
-    softmax, as far as its kernel does. Where the compiler makes the tensor instructions of a warpgroup
-    wait for each other, a KV tile has `tensor_waits` over all warpgroups. One that needs more registers
-    than there are moves `spilled_bytes` to local memory and back for each KV tile,
-    `first_spilled_bytes` for the first and all that comes once for an output tile. One that masks
-    compares each score of the tiles at an edge, at `mask_fma_per_score`. One built for splits issues
-    for `split_clk` more on each output tile.
+    `setup_kernels` are small launches that must come before the attention kernel each time, such as
+    zeroing flags or copying the query; one that is `self_contained` needs none, as it rotates the query
+    and appends the new token itself. `empty` is what a CTA without KV tiles does: `return` at once,
+    `look` up that it has none, `write` an empty partial for the combine kernel, or `prepare` as if it
+    had some; that takes it `empty_s`, where not as long as any prologue.
 
-    However fast its SM is, a CTA takes `tile_chain_s` from one KV tile to the next: what it does with
-    one depends on itself. With a `chain` for the architecture it overlaps neither loading and computing
-    nor one load and the next; it computes `computed_tokens` at a time, if not its KV tile, though a
-    split may end inside. It takes `step_tokens` of KV at a time, where a partitioner's own number is not
-    it. `query_reads` says that Q comes in several reads, `whole_pages` that pages are loaded beyond the
-    end of a context too. Of a segment's fixed cost, the first loads are under way for `loading_s`, and
-    the SM's schedulers are busy for `issue_clk` clocks, for which CTAs that share the SM queue.
-
-    One that is `self_contained` needs no setup kernel, as it rotates the query and appends the new
-    token itself. `merging` is what it computes for each partial that it merges, `idle_s` how long a CTA
-    without KV tiles takes to find that out and to leave, with its partial if it writes one.
+    A CTA that fetches its work from a queue needs `scan_s` for every `scan_requests` requests between
+    one item and its next. A kernel that `prefetches_items` loads the first tiles of the next item of
+    its queue while it finishes the last.
     """
 
-    mma_efficiency: Fraction | None = None
-    overlaps: bool = True
-    tensor_waits: Annotated[int, Field(ge=0)] = 0
-    spilled_bytes: Annotated[int, Field(ge=0)] = 0
-    first_spilled_bytes: Annotated[int, Field(ge=0)] = 0
-    mask_fma_per_score: NotNegative = 0.0
-    split_clk: NotNegative = 0.0
+    setup_kernels: WholeNumber = 0
     self_contained: bool = False
-    whole_pages: bool = False
-    query_reads: QueryReads | None = None
-    segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
-    tile_chain_s: dict[str, NotNegative] = Field(default_factory=dict)
-    issue_clk: dict[str, NotNegative] = Field(default_factory=dict)
-    idle_s: dict[str, NotNegative] = Field(default_factory=dict)
-    loading_s: dict[str, NotNegative] = Field(default_factory=dict)
-    merging: Merging | None = None
-    empty_ctas: EmptyCtas | None = None
-    kv_stages: Count | None = None
-    step_tokens: Count | None = None
-    chain: dict[str, Chain] = Field(default_factory=dict)
-    computed_tokens: Count | None = None
-    combine_start: CombineStart | None = None
-
-    def padding(self, head_dim: int) -> int:  # noqa: ARG002 - unknown: as wide as the call
-        """Columns that the instance computes beyond the call's head dim."""
-        return 0
+    empty: EmptyCtas = "write"
+    empty_s: ByArch[NotNegative] | None = None
+    scan_s: ByArch[NotNegative] = 0.0
+    scan_requests: Count = 1
+    prefetches_items: bool = False
 
 
-PLAIN = Traits()
+class Merge(Spec):
+    """How a CTA merges partials in the launch.
 
-
-class TileVariant(Traits):
-    """One compiled instance: its head dim, its tile, and what a CTA of it occupies.
-
-    Without `smem_bytes` a CTA holds its Q tile and `kv_stages` K and V tiles (K alone of a latent
-    cache). `only` says when the kernel's host code takes this instance.
+    It reads `splits_in_flight` partials at a time, all their rows at once or `grain_bytes` of each, and
+    computes for `once_clk` clocks and `clk` with each partial; where the rows are dealt to `warps`, a
+    partial takes `row_clk` more for each row of a warp. Where it is `shared`, the CTAs of an output
+    tile that have KV merge a part of its rows each, and of a call that may be split even the only one
+    of them merges its own.
     """
 
-    head_dim: Count
-    tile_rows: Count
-    tile_tokens: Count
-    threads: Count
-    registers_per_thread: dict[str, Count]
-    smem_bytes: Count | None = None
-    only: Only = Only()
-
-    def padding(self, head_dim: int) -> int:
-        """Columns that the instance computes beyond the call's head dim, though they are zeros."""
-        return max(0, self.head_dim - head_dim)
+    splits_in_flight: Count = 1
+    grain_bytes: Count | None = None
+    shared: bool = False
+    once_clk: ByArch[NotNegative] = 0.0
+    clk: ByArch[NotNegative] = 0.0
+    row_clk: ByArch[NotNegative] = 0.0
+    warps: Count = 1
 
 
 class Combine(Spec):
@@ -172,11 +179,11 @@ class Combine(Spec):
 
     threads: Count
     registers_per_thread: Count
-    smem_bytes: Annotated[int, Field(ge=0)]
+    smem_bytes: WholeNumber
     rows_per_cta: dict[int, Count]
     splits_in_flight: Count
     start: CombineStart = "launch"
-    overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
+    overhead_s: ByArch[NotNegative] = 0.0
 
     def rows_for(self, head_dim: int) -> int:
         """Rows per CTA: the entry of the largest key that divides `head_dim`, key 1 last."""
@@ -184,60 +191,112 @@ class Combine(Spec):
         return self.rows_per_cta[max(divisors)] if divisors else max(self.rows_per_cta.values())
 
 
+# Mechanisms that a kernel describes and an instance of it may describe otherwise.
+MECHANISMS: dict[str, type[Spec]] = {
+    "compute": Compute, "start": Start, "ctas": Ctas, "merge": Merge, "combine": Combine,
+}  # fmt: skip
+Overlay = dict[str, Any]
+
+
+class Tile(Spec):
+    """One compiled instance: its head dim, its tile, and what a CTA of it occupies.
+
+    Without `smem_bytes` a CTA holds its Q tile and the loop's stages of K and V tiles (K alone of a
+    latent cache). It takes `step_tokens` of KV at a time, where a partitioner's own number is not it;
+    with `whole_pages` it loads pages beyond the end of a context too. `only` says when the kernel's host
+    code takes this instance. What `compute` and the other mechanisms say lies over what the kernel says,
+    number by number; `loop` lies over the kernel's loop of that `name`, or over its first.
+    """
+
+    head_dim: Count
+    tile_rows: Count
+    tile_tokens: Count
+    threads: Count
+    registers_per_thread: dict[str, Count]
+    smem_bytes: Count | None = None
+    step_tokens: Count | None = None
+    whole_pages: bool = False
+    only: Only = Only()
+
+    loop: Annotated[Overlay, BeforeValidator(_named)] = Field(default_factory=dict)
+    compute: Overlay = Field(default_factory=dict)
+    start: Overlay = Field(default_factory=dict)
+    ctas: Overlay = Field(default_factory=dict)
+    merge: Overlay = Field(default_factory=dict)
+    combine: Overlay = Field(default_factory=dict)
+
+
 class Kernel(SourcedSpec):
     """How a CTA computes its tiles. Costs carry sources; structure is what the code is.
 
-    `setup_kernels` are small launches that must come before the attention kernel each time, such as
-    zeroing flags or copying the query. `merge_splits_in_flight` is how many partials a CTA that
-    merges in the launch reads at a time, all their rows at once or `merge_grain_bytes` of each. With
-    `shared_merge` the CTAs of an output tile that have KV merge a part of its rows each, and of a call
-    that may be split even the only one of them merges its own. `empty_ctas` is what a CTA without KV
-    tiles does: `return` at once, `look` up that it has none, `write` an empty partial for the combine
-    kernel, or `prepare` as if it had some.
-    `batch_scan_s` is what a CTA that fetches its work needs for every 31 requests between one item and
-    its next (one warp looks at 31 at a time). `q_tile_copies` counts how often the whole Q or O tile,
-    masked rows too, passes through shared memory. A kernel that `prefetches_items` loads the first
-    tiles of the next item of its queue while it finishes the last. With `latent_kv` it reads a
-    latent cache (MLA). With `quantises_query` an 8-bit cache is met by an 8-bit query, whatever the
-    call's own. Loading warps that transpose 8-bit values on their way move `transpose_bytes_per_s` of V.
-    Instances whose tensor instructions wait for each other lose `tensor_wait_s` each time; those that
-    spill registers move `spill_bytes_per_s` to local memory and back.
-    A call with a window costs `window_fma_per_score` more for masking every score.
-    KV tiles count from the first token of the context, or, where `window_tiles` are `shifted`, from the
-    first token that a sliding window leaves visible.
+    `loops` are its tile loops by name, each with its numbers; a tile that names none runs the first.
+    With `latent_kv` it reads a latent cache (MLA). With `quantises_query` an 8-bit cache is met by an
+    8-bit query, whatever the call's own. KV tiles count from the first token of the context, or, where
+    `window_tiles` are `shifted`, from the first token that a sliding window leaves visible.
     """
 
     partitioner: PartitionerChoice
-    tiles: tuple[TileVariant, ...] = Field(min_length=1)
+    tiles: tuple[Tile, ...] = Field(min_length=1)
     q_dtypes: tuple[DType, ...]
     kv_dtypes: tuple[DType, ...]
     pack_gqa: Literal["always", "single_query", "never"]
     tile_order: Literal["backward", "forward"]
     window_tiles: Literal["aligned", "shifted"] = "aligned"
-    pipeline: Literal["single_buffered", "multi_stage"]
-    kv_stages: Count
     partial_dtype: DType
     latent_kv: bool = False
     quantises_query: bool = False
+
+    loops: dict[str, LoopNumbers] = Field(min_length=1)
+    compute: Compute
+    start: Start = Start()
+    ctas: Ctas = Ctas()
+    merge: Merge = Merge()
     combine: Combine | None = None
 
-    merge_splits_in_flight: Count = 1
-    merge_grain_bytes: Count | None = None
-    shared_merge: bool = False
-    prefetches_items: bool = False
-    empty_ctas: EmptyCtas = "write"
-    setup_kernels: Annotated[int, Field(ge=0)] = 0
-    mma_efficiency: dict[str, Fraction]
-    softmax_fma_per_score: Positive
-    window_fma_per_score: NotNegative = 0.0
-    softmax_overlap: dict[str, Share] = Field(default_factory=dict)
-    prologue_loads: Annotated[int, Field(ge=0)]
-    q_tile_copies: Annotated[int, Field(ge=0)] = 0
-    batch_scan_s: dict[str, NotNegative] = Field(default_factory=dict)
-    segment_overhead_s: dict[str, NotNegative] = Field(default_factory=dict)
-    transpose_bytes_per_s: dict[str, Positive] = Field(default_factory=dict)
-    tensor_wait_s: dict[str, NotNegative] = Field(default_factory=dict)
-    spill_bytes_per_s: dict[str, Positive] = Field(default_factory=dict)
+    @model_validator(mode="after")
+    def _tiles_make_sense(self) -> Kernel:
+        """What lies over a mechanism is of the mechanism."""
+        for number, tile in enumerate(self.tiles):
+            for name in MECHANISMS:
+                if getattr(tile, name):
+                    self._check(tile, name, number)
+        return self
+
+    def stages(self, tile: Tile) -> int:
+        """K and V tiles that a CTA of a tile holds at one time: its loop's `stages`, else 1."""
+        _, numbers = self.loop(tile)
+        stages = numbers.get("stages", 1)
+        assert not isinstance(stages, dict)
+        return int(stages)
+
+    def loop(self, tile: Tile) -> tuple[str, LoopNumbers]:
+        """Name and numbers of the loop that a tile runs."""
+        said = dict(tile.loop)
+        name = str(said.pop("name", next(iter(self.loops))))
+        return name, laid_over(self.loops.get(name, {}), said)
+
+    def _check(self, tile: Tile, name: str, number: int) -> None:
+        try:
+            self.mechanism(tile, name)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, ("tiles", number, name, *first["loc"])))
+            unknown = first["type"] == "extra_forbidden"
+            hint = suggestion(str(first["loc"][-1]), MECHANISMS[name].model_fields) if unknown else ""
+            raise ValueError(f"{place}: {first['msg']}{hint}") from None
+
+    def mechanism(self, tile: Tile, name: str) -> Any:
+        """What the kernel and then a tile of it say of one of `MECHANISMS`; None for no combine."""
+        own, mine = getattr(self, name), getattr(tile, name)
+        if not mine or own is None:
+            return own
+        below = own.model_dump(exclude_unset=True)
+        return MECHANISMS[name].model_validate(laid_over(below, mine))
+
+    @property
+    def archs(self) -> frozenset[str]:
+        """Architectures that it is built for."""
+        return frozenset(arch for tile in self.tiles for arch in tile.registers_per_thread)
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
@@ -249,11 +308,16 @@ class Kernel(SourcedSpec):
             "pack_gqa",
             "tile_order",
             "window_tiles",
-            "pipeline",
             "partial_dtype",
             "latent_kv",
             "quantises_query",
-            "empty_ctas",
-            "prefetches_items",
-            "shared_merge",
         }
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One description over another, number by number, and architecture by architecture."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged

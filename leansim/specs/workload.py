@@ -147,6 +147,14 @@ class Workload:
         values = 0 if self.latent_kv else self.value_dim
         return (self.head_dim + values) * DTYPE_BYTES[self.kv_dtype]
 
+    @property
+    def is_local(self) -> bool:
+        """Whether a sliding window hides anything of the longest context of the call.
+
+        FlashAttention drops a window that does not (flash-attention hopper/flash_api.cpp, mha_fwd).
+        """
+        return self.window is not None and self.window < self.call_context_len
+
     def visible_tokens(self, context_len: int) -> int:
         """Tokens of a context that at least one new token attends to."""
         if self.window is None:

@@ -70,12 +70,12 @@ class Bench:
         """What no schedule of this kernel can beat for this workload."""
         unsplit = replace(self.resolved, partitioner=self.splits(1))
         return packing_bound(
-            self._lowered(unsplit), self.grid, self.resolved.kernel, self.resolved.device
+            self._lowered(unsplit), self.grid, self.resolved.instance, self.resolved.device
         )
 
     def _lowered(self, resolved: Resolved) -> Program:
         try:
-            return lower(resolved.schedule, resolved.kernel, resolved.device)
+            return lower(resolved.schedule, resolved.instance, resolved.device)
         except (OverflowError, MemoryError, FloatingPointError) as error:
             raise OutOfRangeError(
                 f"{resolved.point.policy}: a number is out of range: {error}"

@@ -41,7 +41,7 @@ def known_rules(resolved: Resolved) -> list[Rule]:
     for kernel_name in catalog.names("kernel"):
         kernel = catalog.kernel(kernel_name)
         spec = kernel.partitioner
-        vendors = {arch[:2] for arch in kernel.mma_efficiency}
+        vendors = {arch[:2] for arch in kernel.archs}
         meant = resolved.device.arch[:2] in vendors
         if not meant or kernel.latent_kv != resolved.workload.latent_kv:
             elsewhere.add(spec.name)

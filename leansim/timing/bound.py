@@ -16,8 +16,8 @@ from leansim.arrays import FloatArray, IntArray
 from leansim.engine.program import PS_PER_S, Launch, Phase, Program
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
-from leansim.specs.kernel import Kernel
-from leansim.timing import pricing, tile_pricing
+from leansim.specs.instance import Instance, NoCombine
+from leansim.timing import merges, segments
 
 _ROUNDING = 1.0 - 1e-6  # engines round each phase to a picosecond
 _STEPS = 48  # halvings of the interval that the deadline lies in: far below a picosecond
@@ -85,7 +85,7 @@ class _Prices:
         return self.launch_ps + self.ramp_ps + float(self.tiles.max()) * self.tile_ps
 
 
-def packing_bound(program: Program, grid: TileGrid, kernel: Kernel, device: Device) -> Bound:
+def packing_bound(program: Program, grid: TileGrid, instance: Instance, device: Device) -> Bound:
     """Bound every schedule of a kernel for a workload, from the program of the unsplit one.
 
     Holds for schedules that merge in a second kernel and for those that merge in the launch.
@@ -94,20 +94,20 @@ def packing_bound(program: Program, grid: TileGrid, kernel: Kernel, device: Devi
     before_ps = float(program.launch_ps + attention.gap_ps)
     for launch in program.launches[: program.launches.index(attention)]:
         before_ps += launch.gap_ps + float(program.latency_ps[_phases(program, launch)].min())
-    prices = _prices(program, grid, kernel, device)
+    prices = _prices(program, grid, instance, device)
     kv, stream_bytes = program.flows[0], float(program.bytes_of(Phase.STREAM))
     ways = [max(prices.whole_ps(), prices.slot_ps(1))]
 
     def in_launch_ps(runs: IntArray) -> FloatArray:
         peers = np.maximum(runs - 1, 1)
-        return PS_PER_S * pricing.merge_latency_s(device, peers, kernel.merge_splits_in_flight)
+        return PS_PER_S * merges.merge_latency_s(device, peers, instance.merge.splits_in_flight)
 
     ways.append(_deadline(prices, in_launch_ps, 0.0))
-    if (combine := kernel.combine) is not None:
-        gap_s = pricing.combine_gap_s(device, grid.workload.launch, combine.start)
+    if not isinstance(combine := instance.combine, NoCombine):
+        gap_s = merges.combine_gap_s(device, grid.workload.launch, combine.start)
 
         def kernel_ps(runs: IntArray) -> FloatArray:
-            taken_s = pricing.combine_latency_s(device, combine, runs)
+            taken_s = merges.combine_latency_s(device, combine, runs)
             return PS_PER_S * (device.cta_launch_s + taken_s)
 
         ways.append(_deadline(prices, kernel_ps, PS_PER_S * gap_s))
@@ -130,14 +130,14 @@ def _phases(program: Program, launch: Launch) -> slice:
     return slice(int(border[launch.first_cta]), int(border[launch.last_cta]))
 
 
-def _prices(program: Program, grid: TileGrid, kernel: Kernel, device: Device) -> _Prices:
+def _prices(program: Program, grid: TileGrid, instance: Instance, device: Device) -> _Prices:
     attention = _phases(program, program.attention)
     kind, latency = program.kind[attention], program.latency_ps[attention]
     tiles, count = np.unique(grid.num_kv_tiles, return_counts=True)
-    cost = tile_pricing.tile_cost(grid, kernel, device, pricing.l2_hit_share(grid, device))
+    cost = segments.Prices.of(grid, instance, device).tile
     ramp_ps = float(latency[kind == Phase.STREAM].min())
-    if kernel.prefetches_items:  # a persistent CTA loads its next item's first tiles meanwhile
-        prologue_s = pricing.prologue_s(grid, kernel, device)
+    if instance.ctas.prefetches_items:  # a persistent CTA loads its next item's first tiles meanwhile
+        prologue_s = segments.prologue_s(grid, instance, device)
         ramp_ps = min(ramp_ps, PS_PER_S * prologue_s * (1.0 - device.latency_spread))
     return _Prices(
         launch_ps=float(latency[kind == Phase.LAUNCH].min()),

@@ -20,15 +20,15 @@ from leansim.engine.program import (
     Program,
     out_of_range,
     picoseconds,
+    rounded_ps,
 )
 from leansim.errors import PairingError
 from leansim.schedule.schedule import IN_LAUNCH, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
-from leansim.specs.kernel import Combine, Kernel
-from leansim.specs.occupancy import occupancy
-from leansim.timing import pricing, tile_pricing
-from leansim.timing import segments as costs
+from leansim.specs.instance import CombineNumbers, Instance, NoCombine
+from leansim.timing import memory, merges, segments
+from leansim.timing.segments import Prices
 
 KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
@@ -60,8 +60,8 @@ class _Launch:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what overflows is refused at the end
-def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
-    """Price a schedule. Raises `PairingError` where kernel and schedule do not fit the device.
+def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
+    """Price a schedule. Raises `PairingError` where it is not of the instance, or not for the device.
 
     DRAM runs at the bandwidth it reaches for this footprint, not at the datasheet's. Partials are
     merged from L2 (assumed: they fit). What a CTA reads and writes row by row moves at the end, at
@@ -69,14 +69,13 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     8 us on H100 and next to nothing on L40S, whose L2 holds 96 MB.
     """
     workload, grid = schedule.grid.workload, schedule.grid
-    hit_share = pricing.l2_hit_share(grid, device)
-    cost = tile_pricing.tile_cost(grid, kernel, device, hit_share)
-    prologue_s = pricing.prologue_s(grid, kernel, device, cost.fill_s)
-    gap_ps = picoseconds(pricing.kernel_gap_s(device, workload.launch))
-    planned = [_setup_launch(device, gap_ps) for _ in range(_setup_kernels(grid, kernel))]
-    planned.append(_main_launch(schedule, kernel, device, cost, prologue_s, gap_ps))
+    _check_of_one_instance(grid, instance)
+    prices = Prices.of(grid, instance, device)
+    gap_ps = picoseconds(merges.kernel_gap_s(device, workload.launch))
+    planned = [_setup_launch(device, gap_ps) for _ in range(instance.ctas.setup_kernels)]
+    planned.append(_main_launch(schedule, instance, device, prices, gap_ps))
     if schedule.combine == "kernel":
-        planned.append(_combine_launch(schedule, kernel, device))
+        planned.append(_combine_launch(schedule, instance, device))
     ctas = accumulate((len(one.border) - 1 for one in planned), initial=0)
     launches = [
         Launch(one.name, first, last, one.ctas_per_sm, one.gap_ps if first else 0)
@@ -93,7 +92,7 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
-        flows=_flows(schedule, kernel, cost, hit_share, device, prologue_s),
+        flows=_flows(schedule, instance, device, prices),
         phase_of_cta=border,
         **columns,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
@@ -103,9 +102,20 @@ def lower(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
         dram_bytes_per_ps=peak / PS_PER_S,
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / PS_PER_S,
         dram_saturation_exponent=device.dram_saturation_exponent,
-        drift_ps=costs.drift_ps(grid, device, cost, prologue_s),
+        drift_ps=segments.drift_ps(grid, device, prices),
     )
     return _in_range(program)
+
+
+def _check_of_one_instance(grid: TileGrid, instance: Instance) -> None:
+    """Prices are those of the instance that the grid was tiled for, but on how many SMs it runs."""
+    for name in ("kernel", "tile_rows", "tile_tokens", "packed", "tile_order", "shifted", "whole_pages"):
+        found, wanted = getattr(grid, name), getattr(instance.shape, name)
+        if found != wanted:
+            raise PairingError(
+                f"the schedule is of tiles with {name} {found!r}; wanted those of the instance that "
+                f"prices it, {wanted!r}"
+            )
 
 
 def _in_range(program: Program) -> Program:
@@ -123,31 +133,26 @@ def _in_range(program: Program) -> Program:
 
 
 def _flows(
-    schedule: Schedule,
-    kernel: Kernel,
-    cost: tile_pricing.TileCost,
-    hit_share: float,
-    device: Device,
-    prologue_s: float,
+    schedule: Schedule, instance: Instance, device: Device, prices: Prices
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
     A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
     over the batch: a segment with a masked end is charged the mean, not its own.
     """
-    loaded = schedule.grid.loaded_share
-    tile_s = costs.tile_s(schedule, kernel, device, cost, prologue_s)
+    loaded, work, tile = schedule.grid.loaded_share, prices.work, prices.tile
+    tile_s = segments.tile_s(schedule, instance, prices)
     kv = FlowKind(
         "kv",
-        max_bytes_per_ps=cost.tile_bytes / tile_s / PS_PER_S,
-        sm_ps_per_byte=cost.sm_s * PS_PER_S / cost.tile_bytes,
-        dram_share=loaded * (1.0 - hit_share),
+        max_bytes_per_ps=work.tile_bytes / tile_s / PS_PER_S,
+        sm_ps_per_byte=tile.sm_s * PS_PER_S / work.tile_bytes,
+        dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
-        offered_bytes_per_ps=cost.offered_bytes_per_s / PS_PER_S,
-        tensor_ps_per_byte=cost.tensor_s * PS_PER_S / cost.tile_bytes,
+        offered_bytes_per_ps=tile.offered_bytes_per_s / PS_PER_S,
+        tensor_ps_per_byte=(work.qk_s + work.pv_s) * PS_PER_S / work.tile_bytes,
     )
     return kv, *_plain_flows(
-        device.sm_load_bytes_per_s, 1.0 - pricing.replay_hit_share(schedule.grid, device)
+        device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(schedule.grid, device)
     )
 
 
@@ -167,9 +172,8 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 
 def _main_launch(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost, prologue_s: float,
-    gap_ps: int,
-) -> _Launch:  # fmt: skip
+    schedule: Schedule, instance: Instance, device: Device, prices: Prices, gap_ps: int
+) -> _Launch:
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
     places = _Places.of(schedule)
 
@@ -179,58 +183,58 @@ def _main_launch(
             for name, value in values.items():
                 columns[name][at] = value
 
-        arrival_ps = costs.arrival_ps(schedule, kernel, device)
+        arrival_ps = segments.arrival_ps(schedule, instance, device)
         put(places.launch, Phase.LAUNCH, latency_ps=arrival_ps)
-        if (empty_bytes := costs.empty_cta_bytes(schedule, kernel)) is not None:
+        if (empty_bytes := segments.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
-            columns["latency_ps"][places.launch] += costs.store_ps(empty_bytes, device)
-        size = (schedule.stop - schedule.start) * cost.tile_bytes
-        ramp_ps = costs.ramp_ps(schedule, kernel, device, cost, prologue_s)
+            columns["latency_ps"][places.launch] += segments.store_ps(empty_bytes, device)
+        size = (schedule.stop - schedule.start) * prices.work.tile_bytes
+        ramp_ps = segments.ramp_ps(schedule, instance, device, prices)
         put(places.stream, Phase.STREAM, latency_ps=ramp_ps, bytes=size, flow=KV)
-        idle = costs.idle_partials(schedule, kernel)
+        idle = segments.idle_partials(schedule, instance)
         if len(places.merge):
-            put(places.merge, Phase.MERGE, **_merges(schedule, kernel, device, idle))
-        put(places.write, Phase.WRITE, **_writes(schedule, kernel, device, idle))
+            put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
+        put(places.write, Phase.WRITE, **_writes(schedule, instance, device, idle))
 
     return _Launch("attention", schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
 
 
 def _merges(
-    schedule: Schedule, kernel: Kernel, device: Device, idle: IntArray | None
+    schedule: Schedule, instance: Instance, device: Device, idle: IntArray | None
 ) -> dict[str, IntArray | int]:
     """What hosts wait for, and what they read: a partial of each peer, and those of `idle` CTAs.
 
     Where CTAs share a merge each reads a part of every partial, its own too, which are the bytes of one.
     """
-    merges, grid = schedule.merges, schedule.grid
-    tile = schedule.output_tile[merges]
-    rows = np.broadcast_to(schedule.rows, merges.shape)[merges]
+    merging, grid = schedule.merges, schedule.grid
+    tile = schedule.output_tile[merging]
+    rows = np.broadcast_to(schedule.rows, merging.shape)[merging]
     peers = schedule.segments_of_tile[tile] - 1
     partials = peers if idle is None else peers + idle[tile]
-    read, moved = (partials + 1, 1) if kernel.shared_merge else (partials, partials)
+    read, moved = (partials + 1, 1) if instance.merge.shared else (partials, partials)
     return {
         "wait_counter": tile,
         "wait_target": peers,
-        "latency_ps": costs.merge_ps(schedule, kernel, device, read, rows, peers + 1),
-        "bytes": rows * pricing.partial_row_bytes(grid.workload, kernel) * moved,
+        "latency_ps": merges.merge_ps(schedule, instance, device, read, rows, peers + 1),
+        "bytes": rows * memory.partial_row_bytes(grid.workload, instance.partial_dtype) * moved,
         "flow": ON_CHIP,
     }
 
 
 def _writes(
-    schedule: Schedule, kernel: Kernel, device: Device, idle: IntArray | None
+    schedule: Schedule, instance: Instance, device: Device, idle: IntArray | None
 ) -> dict[str, IntArray]:
     """How segments end: with a partial that others wait for, or with rows of the output."""
     workload = schedule.grid.workload
-    rows, query_row_bytes = schedule.rows, pricing.query_row_bytes(workload)
+    rows, query_row_bytes = schedule.rows, memory.query_row_bytes(workload)
     in_launch = schedule.combine in IN_LAUNCH
-    release_ps = picoseconds(pricing.release_s(device)) if in_launch else 0
-    output = _rows_moved(rows * (pricing.output_row_bytes(workload) + query_row_bytes), 0, device)
-    output["latency_ps"] = output["latency_ps"] + costs.lone_merge_ps(schedule, kernel, device, idle)
+    release_ps = picoseconds(merges.release_s(device)) if in_launch else 0
+    output = _rows_moved(rows * (memory.output_row_bytes(workload) + query_row_bytes), 0, device)
+    output["latency_ps"] = output["latency_ps"] + merges.lone_merge_ps(schedule, instance, device, idle)
     if schedule.combine == "none":
         return output
     published = schedule.is_partial & ~schedule.merges
-    partial_row_bytes = pricing.partial_row_bytes(workload, kernel)
+    partial_row_bytes = memory.partial_row_bytes(workload, instance.partial_dtype)
     partials = _rows_moved(rows * (partial_row_bytes + query_row_bytes), release_ps, device)
     written = {name: np.where(published, partials[name], output[name]) for name in output}
     if in_launch:
@@ -241,7 +245,7 @@ def _writes(
 def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
     """How a segment's rows of Q and O are moved: few in closed form, many as a flow."""
     few = size < FEW_BYTES
-    latency_ps = release_ps + np.where(few, costs.store_ps(size, device), 0)
+    latency_ps = release_ps + np.where(few, segments.store_ps(size, device), 0)
     return {"bytes": size, "latency_ps": latency_ps, "flow": np.where(few, STORE, ROWS)}
 
 
@@ -276,11 +280,6 @@ class _Places:
         )
 
 
-def _setup_kernels(grid: TileGrid, kernel: Kernel) -> int:
-    """Small launches before the instance that runs."""
-    return 0 if grid.traits.self_contained else kernel.setup_kernels
-
-
 def _setup_launch(device: Device, gap_ps: int) -> _Launch:
     """One CTA that comes and goes."""
 
@@ -291,42 +290,37 @@ def _setup_launch(device: Device, gap_ps: int) -> _Launch:
     return _Launch("setup", 1, gap_ps, np.array([0, 1]), fill)
 
 
-def _combine_launch(schedule: Schedule, kernel: Kernel, device: Device) -> _Launch:
+def _combine_launch(schedule: Schedule, instance: Instance, device: Device) -> _Launch:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
-    combine, grid = kernel.combine, schedule.grid
-    if combine is None:
+    combine, workload = instance.combine, schedule.grid.workload
+    if isinstance(combine, NoCombine):
         raise PairingError(
-            f"kernel {kernel.name!r} has no combine kernel, and the schedule is split for one: "
+            f"kernel {instance.kernel!r} has no combine kernel, and the schedule is split for one: "
             "use a partitioner whose host CTAs merge, or a kernel such as fa2"
         )
-    fit = occupancy(device, combine.threads, combine.registers_per_thread, combine.smem_bytes)
-    if fit.ctas_per_sm == 0:
-        raise PairingError(f"the combine kernel of {kernel.name!r} does not fit on {device.name!r}")
-    start = grid.traits.combine_start or combine.start
-    gap_ps = picoseconds(pricing.combine_gap_s(device, grid.workload.launch, start))
-    num_ctas = -(-grid.workload.num_query_rows // combine.rows_for(grid.workload.value_dim))
-    fill = partial(_fill_combine, schedule, kernel, combine, device)
-    return _Launch("combine", fit.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
+    gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine.start))
+    num_ctas = -(-workload.num_query_rows // combine.rows_per_cta)
+    fill = partial(_fill_combine, schedule, instance, combine, device)
+    return _Launch("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
 
 
 def _fill_combine(
-    schedule: Schedule, kernel: Kernel, combine: Combine, device: Device, columns: _Columns
+    schedule: Schedule, instance: Instance, combine: CombineNumbers, device: Device, columns: _Columns
 ) -> None:
     assert schedule.partials is not None
-    workload = schedule.grid.workload
+    workload, rows_per_cta = schedule.grid.workload, combine.rows_per_cta
     splits_of_row = np.repeat(schedule.partials, schedule.grid.rows)
-    rows_per_cta = combine.rows_for(workload.value_dim)
     starts = np.arange(0, len(splits_of_row), rows_per_cta)
     most = np.maximum.reduceat(splits_of_row, starts)
     reads = np.add.reduceat(splits_of_row, starts)
     rows = np.minimum(len(splits_of_row) - starts, rows_per_cta)
-    stored = np.where(most > 0, rows * pricing.output_row_bytes(workload), 0)
+    stored = np.where(most > 0, rows * memory.output_row_bytes(workload), 0)
     kind, latency_ps, size = columns["kind"], columns["latency_ps"], columns["bytes"]
     kind[0::3], kind[1::3], kind[2::3] = Phase.LAUNCH, Phase.COMBINE, Phase.WRITE
     latency_ps[0::3] = picoseconds(device.cta_launch_s)
-    latency_ps[1::3] = costs.rounded_ps(pricing.combine_latency_s(device, combine, most))
-    latency_ps[2::3] = costs.store_ps(stored, device)
-    size[1::3] = reads * pricing.partial_row_bytes(workload, kernel)
+    latency_ps[1::3] = rounded_ps(merges.combine_latency_s(device, combine, most))
+    latency_ps[2::3] = segments.store_ps(stored, device)
+    size[1::3] = reads * memory.partial_row_bytes(workload, instance.partial_dtype)
     size[2::3] = stored
     columns["flow"][1::3] = ON_CHIP
 

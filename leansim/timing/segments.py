@@ -1,69 +1,147 @@
 """What CTAs and segments of a schedule cost beside their KV tiles, in picoseconds and bytes.
 
-Arrays per segment, per CTA or per output tile, or one number where all have the same. `pricing` says
-what a thing costs; here is how often, and to whom.
+Arrays per segment, per CTA or per output tile, or one number where all have the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from leansim.arrays import BoolArray, IntArray
-from leansim.engine.program import PS_PER_S, picoseconds
+from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
+from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.device import Device
-from leansim.specs.kernel import EmptyCtas, Kernel
-from leansim.timing import pricing, tile_pricing
+from leansim.specs.instance import Instance, NoCombine, QueryAtOnce, QueryInParts
+from leansim.timing import memory
+from leansim.timing.compute import tile_work
+from leansim.timing.loops import registry
+from leansim.timing.loops.tile import TileCost, TileWork
 
-# FA3's scheduler looks at as many requests at a time as a warp has lanes, less one.
-REQUESTS_PER_SCAN = 31
 DRIFT_CLASSES = 8
 _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 
 
-def rounded_ps(seconds: npt.NDArray[np.floating[Any]]) -> IntArray:
-    """Round seconds to whole picoseconds; what no clock could count comes out negative."""
-    rounded: IntArray = np.rint(seconds * PS_PER_S).astype(np.int64)
-    return rounded
+@dataclass(frozen=True)
+class Prices:
+    """What tiles and segments of a grid cost under an instance, before any schedule.
+
+    Made once for a call: a full KV tile (`tile`, and the `work` it is made of), the `prologue_s` before
+    the first load of a segment, and the share of KV loads that hit L2.
+    """
+
+    work: TileWork
+    tile: TileCost
+    prologue_s: float
+    hit_share: float
+
+    @classmethod
+    def of(cls, grid: TileGrid, instance: Instance, device: Device) -> Prices:
+        """Price tiles and segments. Raises `PairingError` where the device has no price for one."""
+        hit_share = memory.l2_hit_share(grid, device)
+        work = tile_work(grid, instance, device, hit_share)
+        tile = registry.make(instance.loop, instance.kernel).price(work)
+        return cls(work, tile, prologue_s(grid, instance, device, tile.fill_s), hit_share)
+
+    @property
+    def once_s(self) -> float:
+        """What a segment takes beyond its tiles, s; below 0 where its first is cheaper than others."""
+        return self.prologue_s + self.tile.fill_s
 
 
-def ramp_ps(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost, prologue_s: float
-) -> IntArray | int:
+def prologue_s(grid: TileGrid, instance: Instance, device: Device, fill_s: float = 0.0) -> float:
+    """Time from the start of a segment to its first KV load, s.
+
+    Dependent reads (sequence length, page table), then Q; all in L2, the query having just been written
+    (assumed). Kernels that move whole Q and O tiles through shared memory, masked rows too, pay for them
+    `q_tile_copies` times.
+    """
+    start, load = instance.start, grid.workload
+    if isinstance(start.query, QueryAtOnce):
+        reads = (start.query.loads + 1) * memory.l2_latency_s(device)
+    else:
+        reads = _reads_in_parts_s(start.query, grid, instance, device, fill_s)
+    q_bytes = grid.tile_rows * load.head_dim * DTYPE_BYTES[instance.q_dtype]
+    return start.overhead_s + reads + start.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
+
+
+def _reads_in_parts_s(
+    query: QueryInParts, grid: TileGrid, instance: Instance, device: Device, fill_s: float
+) -> float:
+    """Reads before the first KV load where some warps read Q in parts while others fetch KV, s.
+
+    The loader of KV looks up the page, and reads the new token if it is to append it. The first KV tile
+    takes `fill_s`; what of Q that does not hide is added.
+    """
+    latency = query_latency_s(grid, instance, device)
+    rows = min(grid.rows_per_head, grid.tile_rows)
+    query_s = -(-rows // query.rows) * (latency + query.clk * device.clk_s)
+    reads = memory.l2_latency_s(device) + (latency if instance.ctas.prepares_query else 0.0)
+    return reads + max(0.0, query_s - reads - fill_s - query.beside_clk * device.clk_s)
+
+
+def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float:
+    """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
+
+    A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
+    before has left of all that it touched.
+    """
+    warm = memory.replay_hit_share(grid, device) if instance.ctas.prepares_query else 1.0
+    reads = memory.Reads.of(device, warm)
+    lines = -(-memory.query_row_bytes(grid.workload) // memory.LINE_BYTES)
+    return reads.kv_s + reads.farthest_s(lines)
+
+
+def queueing_s(alone_s: float, busy_s: Sequence[float], together: int) -> list[float]:
+    """What each of 1, 2 .. `together` CTAs on an SM waits for what the others hold of it, s.
+
+    Of the `alone_s` that each takes by itself the SM's units, such as its schedulers, are busy for
+    `busy_s` each. Mean value analysis of a closed network of queues (Reiser and Lavenberg 1980): one
+    that comes finds as many before it as there are on average with one CTA fewer.
+    """
+    waits, queued = [], [0.0] * len(busy_s)
+    for count in range(1, together + 1):
+        waiting_s = [unit_s * before for unit_s, before in zip(busy_s, queued, strict=True)]
+        taken_s = alone_s + sum(waiting_s)
+        queued = [count * (unit_s + s) / taken_s for unit_s, s in zip(busy_s, waiting_s, strict=True)]
+        waits.append(sum(waiting_s))
+    return waits
+
+
+def ramp_ps(schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
-    grid, traits = schedule.grid, schedule.grid.traits
+    grid, start, tile = schedule.grid, instance.start, prices.tile
     near = 1.0 - device.latency_spread
-    prologue_s -= traits.loading_s.get(device.arch, 0.0)
+    prologue_s = prices.prologue_s - start.loading_s
     if schedule.combine == "kernel":
-        prologue_s += traits.split_clk * device.clk_s
-    alone_s = max(0.0, prologue_s + cost.fill_s)
-    if schedule.dispatch == "queue" and kernel.prefetches_items:
+        prologue_s += start.split_clk * device.clk_s
+    alone_s = max(0.0, prologue_s + tile.fill_s)
+    if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
         # Behind the first, what a queue prefetches is there when a CTA is through.
         first = schedule.cta < grid.slots
-        return rounded_ps(np.maximum(prologue_s + cost.fill_s * first, 0.0) * near)
-    if issue_clk := traits.issue_clk.get(device.arch):
+        return rounded_ps(np.maximum(prologue_s + tile.fill_s * first, 0.0) * near)
+    if start.issue_clk:
         with_launch_s = device.cta_launch_s + alone_s
-        waits = pricing.queueing_s(with_launch_s, (issue_clk * device.clk_s,), grid.ctas_per_sm)
-        return rounded_ps(alone_s * near + np.array(waits)[_beside(schedule, kernel)])
-    if traits.computed_tokens:
-        at_once = max(1, traits.computed_tokens // grid.tile_tokens)
-        masked = (schedule.start - schedule.stop) % at_once
-        return rounded_ps(alone_s * near + masked * cost.compute_s)
+        waits = queueing_s(with_launch_s, (start.issue_clk * device.clk_s,), grid.ctas_per_sm)
+        return rounded_ps(alone_s * near + np.array(waits)[_beside(schedule, instance)])
+    if tile.tiles_at_once > 1:
+        masked = (schedule.start - schedule.stop) % tile.tiles_at_once
+        return rounded_ps(alone_s * near + masked * tile.compute_s)
     return picoseconds(alone_s * near)
 
 
-def _beside(schedule: Schedule, kernel: Kernel) -> IntArray:
+def _beside(schedule: Schedule, instance: Instance) -> IntArray:
     """How many others share the SM with each segment's CTA, those of its wave being dealt evenly.
 
     CTAs that return for want of KV tiles, at once or having looked, do not count.
     """
     grid, rank = schedule.grid, schedule.cta
-    if schedule.num_empty_ctas and empty_ctas(schedule, kernel) in ("return", "look"):
+    if schedule.num_empty_ctas and instance.ctas.empty in ("return", "look"):
         rank = np.cumsum(changes(schedule.cta)) - 1
     first = rank // grid.slots * grid.slots
     in_wave = np.minimum(int(rank[-1]) + 1 - first, grid.slots)
@@ -71,13 +149,13 @@ def _beside(schedule: Schedule, kernel: Kernel) -> IntArray:
     return beside
 
 
-def drift_ps(grid: TileGrid, device: Device, cost: tile_pricing.TileCost, prologue_s: float) -> IntArray:
+def drift_ps(grid: TileGrid, device: Device, prices: Prices) -> IntArray:
     """What each SM adds to the ramp of a segment: up to twice `latency_spread` of it.
 
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    spread_s = 2.0 * device.latency_spread * max(0.0, prologue_s + cost.fill_s)
+    spread_s = 2.0 * device.latency_spread * max(0.0, prices.once_s)
     return rounded_ps(spread_s * _DISTANCES)[_drift_classes(grid.num_sms)]
 
 
@@ -86,40 +164,19 @@ def _drift_classes(num_sms: int) -> IntArray:
     return np.arange(num_sms) % DRIFT_CLASSES
 
 
-def tile_s(
-    schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost, prologue_s: float
-) -> float:
+def tile_s(schedule: Schedule, instance: Instance, prices: Prices) -> float:
     """Pace of the tile loop, s a KV tile, with what else of a segment bounds or shortens it."""
-    pace_s = cost.tile_s + loading_s(schedule, device) + crowding_s(schedule, kernel, device, cost)
-    return pace_s - saved_s(schedule, device, cost, prologue_s)
+    loading_s = _a_tile(schedule, instance.start.loading_s)
+    pace_s = prices.tile.tile_s + loading_s + crowding_s(schedule, instance, prices.tile)
+    return pace_s - _a_tile(schedule, max(0.0, -prices.once_s))
 
 
-def loading_s(schedule: Schedule, device: Device) -> float:
-    """What of a segment's fixed cost its loads go on beside, s a KV tile: the mean over segments.
-
-    It bounds the pace of the segment, and is nothing before it.
-    """
-    return _a_tile(schedule, schedule.grid.traits.loading_s.get(device.arch, 0.0))
-
-
-def crowding_s(schedule: Schedule, kernel: Kernel, device: Device, cost: tile_pricing.TileCost) -> float:
+def crowding_s(schedule: Schedule, instance: Instance, tile: TileCost) -> float:
     """What a chain waits for others on its SM, s a KV tile: the mean over segments."""
-    grid = schedule.grid
-    if (chain := grid.traits.chain.get(device.arch)) is None:
+    if not tile.busy_s:
         return 0.0
-    busy_s = tile_pricing.chain_busy_s(chain, grid, device)
-    waits = pricing.queueing_s(cost.tile_s, busy_s, grid.ctas_per_sm)
-    return float(np.array(waits)[_beside(schedule, kernel)].mean())
-
-
-def saved_s(schedule: Schedule, device: Device, cost: tile_pricing.TileCost, prologue_s: float) -> float:
-    """What the first tile of a segment takes less than the others and the prologue does not have.
-
-    In s a KV tile: the mean over segments. Other first tiles are as long as their load.
-    """
-    if device.arch not in schedule.grid.traits.chain:
-        return 0.0
-    return _a_tile(schedule, max(0.0, -prologue_s - cost.fill_s))
+    waits = queueing_s(tile.tile_s, tile.busy_s, schedule.grid.ctas_per_sm)
+    return float(np.array(waits)[_beside(schedule, instance)].mean())
 
 
 def _a_tile(schedule: Schedule, segment_s: float) -> float:
@@ -127,14 +184,14 @@ def _a_tile(schedule: Schedule, segment_s: float) -> float:
     return segment_s / float((schedule.stop - schedule.start).mean()) if segment_s else 0.0
 
 
-def arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray | int:
+def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArray | int:
     """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
 
     That is an atomic, and a walk over the requests between this item and the last one of the same
-    slot (about `slots` items back), `REQUESTS_PER_SCAN` at a time. CTAs without KV tiles have found that
+    slot (about `slots` items back), `scan_requests` at a time. CTAs without KV tiles have found that
     out by then.
     """
-    idle_ps = picoseconds(_idle_s(schedule, kernel, device)) if schedule.num_empty_ctas else 0
+    idle_ps = picoseconds(_empty_s(schedule, instance, device)) if schedule.num_empty_ctas else 0
     if not idle_ps and schedule.dispatch == "grid":
         return picoseconds(device.cta_launch_s)
     arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
@@ -144,18 +201,13 @@ def arrival_ps(schedule: Schedule, kernel: Kernel, device: Device) -> IntArray |
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)
         request = schedule.grid.request[schedule.output_tile[changes(schedule.cta)]]
-        scanned = (np.cumsum(changes(request)) - 1) // REQUESTS_PER_SCAN
+        scanned = (np.cumsum(changes(request)) - 1) // instance.ctas.scan_requests
         if scanned[-1] and len(scanned) == schedule.num_ctas:
             scanned[slots:] -= scanned[:-slots].copy()
             # A kernel built for splits looks up how many each request has as well.
             looks = 2 if schedule.combine == "kernel" else 1
-            arrival += scanned * looks * picoseconds(kernel.batch_scan_s.get(device.arch, 0.0))
+            arrival += scanned * looks * picoseconds(instance.ctas.scan_s)
     return arrival
-
-
-def empty_ctas(schedule: Schedule, kernel: Kernel) -> EmptyCtas:
-    """What CTAs without KV tiles do in the instance that runs."""
-    return schedule.grid.traits.empty_ctas or kernel.empty_ctas
 
 
 def _is_empty(schedule: Schedule) -> BoolArray:
@@ -163,73 +215,34 @@ def _is_empty(schedule: Schedule) -> BoolArray:
     return np.equal(np.diff(schedule.segments_of_cta), 0)
 
 
-def _idle_s(schedule: Schedule, kernel: Kernel, device: Device) -> float:
+def _empty_s(schedule: Schedule, instance: Instance, device: Device) -> float:
     """What a CTA without KV tiles does beside coming and going, s."""
-    own = schedule.grid.traits.idle_s.get(device.arch)
-    if own is not None:
-        return own
-    looks_or_prepares = empty_ctas(schedule, kernel) in ("look", "prepare")
-    return pricing.prologue_s(schedule.grid, kernel, device) if looks_or_prepares else 0.0
+    ctas = instance.ctas
+    if not ctas.empty_prologues:
+        return ctas.empty_s
+    return ctas.empty_s + ctas.empty_prologues * prologue_s(schedule.grid, instance, device)
 
 
-def empty_cta_bytes(schedule: Schedule, kernel: Kernel) -> IntArray | None:
+def empty_cta_bytes(schedule: Schedule, instance: Instance) -> IntArray | None:
     """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    writes = schedule.combine == "kernel" and empty_ctas(schedule, kernel) in ("write", "prepare")
+    writes = schedule.combine == "kernel" and instance.ctas.empty in ("write", "prepare")
     if not (writes and schedule.num_empty_ctas):
         return None
-    row_bytes = pricing.partial_row_bytes(schedule.grid.workload, kernel)
+    row_bytes = memory.partial_row_bytes(schedule.grid.workload, instance.partial_dtype)
     written: IntArray = _is_empty(schedule) * (int(schedule.grid.rows.max()) * row_bytes)
     return written
 
 
-def idle_partials(schedule: Schedule, kernel: Kernel) -> IntArray | None:
+def idle_partials(schedule: Schedule, instance: Instance) -> IntArray | None:
     """Partials of each output tile by CTAs without KV tiles, `[output tiles]`; None for none.
 
     Those that prepare all the same leave one for the last CTA, which does not know them from others
     (TensorRT-LLM mha.cu); a grid launches as many CTAs for every tile.
     """
-    prepares = empty_ctas(schedule, kernel) == "prepare" and kernel.combine is None
+    prepares = instance.ctas.empty == "prepare" and isinstance(instance.combine, NoCombine)
     if not (prepares and schedule.num_empty_ctas):
         return None
     return schedule.num_ctas // schedule.grid.num_output_tiles - schedule.segments_of_tile
-
-
-def merge_ps(
-    schedule: Schedule,
-    kernel: Kernel,
-    device: Device,
-    partials: IntArray,
-    rows: IntArray,
-    sharing: IntArray,
-) -> IntArray:
-    """Time from the last flag to merged, without the bytes, of CTAs of which `sharing` share a merge."""
-    grains = pricing.merge_grains(schedule.grid.workload, kernel, rows, sharing)
-    computing_s = pricing.merge_computing_s(schedule.grid.traits.merging, partials, rows, device)
-    in_flight = kernel.merge_splits_in_flight
-    return rounded_ps(pricing.merge_latency_s(device, partials, in_flight, grains, computing_s))
-
-
-def lone_merge_ps(
-    schedule: Schedule, kernel: Kernel, device: Device, idle: IntArray | None
-) -> IntArray | int:
-    """What merging costs the CTA of a segment that alone has KV of its output tile.
-
-    In a call that may be split it publishes its partial and merges that where merges are shared, and
-    elsewhere, coming last, what `idle` CTAs left of its tile.
-    """
-    shares = kernel.shared_merge and (schedule.num_splits or 1) > 1
-    if not shares and idle is None:
-        return 0
-    lone = schedule.segments_of_tile[schedule.output_tile] == 1
-    rows, alone = np.broadcast_to(schedule.rows, lone.shape), np.ones_like(schedule.cta)
-    if idle is None:
-        grains = pricing.merge_grains(schedule.grid.workload, kernel, rows, alone)
-        merged_ps = rounded_ps(grains * pricing.l2_latency_s(device))
-    else:
-        left = idle[schedule.output_tile]
-        merged_ps = merge_ps(schedule, kernel, device, left, rows, alone)
-        lone &= left > 0
-    return np.where(lone, picoseconds(pricing.release_s(device)) + merged_ps, 0)
 
 
 def store_ps(size: IntArray, device: Device) -> IntArray:

@@ -1,0 +1,437 @@
+"""What runs: a kernel on a device for a call, resolved once to plain numbers.
+
+Which compiled instance the kernel's host code takes, and what of the kernel's file applies to it.
+Tiling reads its `shape`, lowering its prices; nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from leansim.errors import PairingError, suggestion
+from leansim.specs.base import DTYPE_BYTES
+from leansim.specs.device import Device
+from leansim.specs.kernel import Combine, CombineStart, EmptyCtas, Kernel, Only, Tile
+from leansim.specs.occupancy import Occupancy, occupancy
+from leansim.specs.workload import Workload
+
+_T = TypeVar("_T")
+_NOTHING: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """How an instance cuts a workload, and where its CTAs can run.
+
+    A tile has `tile_rows` query rows and `tile_tokens` KV tokens; a CTA takes `step_tokens` of KV at a
+    time (0: what the partitioner says). Where the query heads of a group are `packed` into the rows
+    of a tile, KV is read once for all of them. KV tiles that are `shifted` count from the first token
+    that a window leaves visible. With `whole_pages` all of a page is loaded, beyond the end too.
+    """
+
+    kernel: str
+    tile_rows: int
+    tile_tokens: int
+    ctas_per_sm: int
+    step_tokens: int = 0
+    packed: bool = True
+    tile_order: Literal["backward", "forward"] = "backward"
+    shifted: bool = False
+    whole_pages: bool = False
+
+
+@dataclass(frozen=True)
+class LoopNumbers:
+    """A tile loop by name, with its numbers: `leansim.timing.loops` makes the loop of them."""
+
+    name: str
+    numbers: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class ComputeNumbers:
+    """What the scores of a KV tile take; see `kernel.Compute`.
+
+    `softmax_fma_per_score` holds what a window adds. The instance computes `padding` columns beyond the
+    call's head dim. It stalls for `stall_s` in each KV tile, for `first_stall_s` in the first of a
+    segment.
+    """
+
+    mma_efficiency: float
+    softmax_fma_per_score: float
+    mask_fma_per_score: float = 0.0
+    softmax_overlap: float = 0.0
+    padding: int = 0
+    stall_s: float = 0.0
+    first_stall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class QueryAtOnce:
+    """So many dependent `loads`, and then the whole of Q."""
+
+    loads: int
+
+
+@dataclass(frozen=True)
+class QueryInParts:
+    """Q in reads of `rows` rows, each waited for; see `kernel.QueryReads`."""
+
+    rows: int
+    clk: float
+    beside_clk: float
+
+
+@dataclass(frozen=True)
+class StartNumbers:
+    """What a segment takes before its tile loop; see `kernel.Start`."""
+
+    overhead_s: float
+    query: QueryAtOnce | QueryInParts
+    q_tile_copies: int = 0
+    loading_s: float = 0.0
+    split_clk: float = 0.0
+    issue_clk: float = 0.0
+
+
+@dataclass(frozen=True)
+class CtaNumbers:
+    """What CTAs and the call around them cost; see `kernel.Ctas`.
+
+    A CTA without KV tiles takes `empty_prologues` prologues and `empty_s`. The kernel `prepares_query`
+    itself, so that Q comes from where the replay before has left it.
+    """
+
+    setup_kernels: int
+    prepares_query: bool
+    empty: EmptyCtas
+    empty_s: float
+    empty_prologues: int
+    scan_s: float
+    scan_requests: int
+    prefetches_items: bool
+
+
+@dataclass(frozen=True)
+class MergeNumbers:
+    """How a CTA merges partials in the launch; see `kernel.Merge`. All rows at once: infinite grains."""
+
+    splits_in_flight: int
+    grain_bytes: float
+    shared: bool
+    once_clk: float
+    clk: float
+    row_clk: float
+    warps: int
+
+
+@dataclass(frozen=True)
+class NoCombine:
+    """The kernel has no combine kernel: whoever splits merges in the launch."""
+
+
+@dataclass(frozen=True)
+class CombineNumbers:
+    """The kernel that merges partials after all others; see `kernel.Combine`."""
+
+    ctas_per_sm: int
+    rows_per_cta: int
+    splits_in_flight: int
+    start: CombineStart
+    overhead_s: float
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A kernel on a device for a call: plain numbers, all that timing needs to know of the kernel."""
+
+    kernel: str
+    shape: TileShape
+    q_dtype: str
+    partial_dtype: str
+    loop: LoopNumbers
+    compute: ComputeNumbers
+    start: StartNumbers
+    ctas: CtaNumbers
+    merge: MergeNumbers
+    combine: CombineNumbers | NoCombine
+
+
+def instance_of(kernel: Kernel, device: Device, workload: Workload) -> Instance:
+    """Resolve a kernel on a device for a call.
+
+    Raises `PairingError` for a head dim, dtype, cache or architecture that the kernel is not built for,
+    or where a CTA does not fit on an SM.
+    """
+    tile = tile_for(workload, kernel, device)
+    fit = tile_occupancy(tile, workload, kernel, device)
+    if fit.ctas_per_sm == 0:
+        raise _does_not_fit(tile, fit, workload, kernel, device)
+    return Instance(
+        kernel=kernel.name,
+        shape=TileShape(
+            kernel=kernel.name,
+            tile_rows=tile.tile_rows,
+            tile_tokens=tile.tile_tokens,
+            ctas_per_sm=fit.ctas_per_sm,
+            step_tokens=tile.step_tokens or 0,
+            packed=is_packed(kernel, workload),
+            tile_order=kernel.tile_order,
+            shifted=kernel.window_tiles == "shifted",
+            whole_pages=tile.whole_pages,
+        ),
+        q_dtype=_query_dtype(workload, kernel),
+        partial_dtype=kernel.partial_dtype,
+        **_mechanisms(_Chosen(kernel, tile, device), bool(workload.window), *_dims(workload)),
+    )
+
+
+def _dims(workload: Workload) -> tuple[int, int]:
+    return workload.head_dim, workload.value_dim
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """A tile of a kernel on a device. Equal to itself alone: comparing all numbers would cost more."""
+
+    kernel: Kernel
+    tile: Tile
+    device: Device
+
+    def __eq__(self, other: object) -> bool:
+        mine = isinstance(other, _Chosen) and self.kernel is other.kernel
+        return mine and self.tile is other.tile and self.device is other.device  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((id(self.kernel), id(self.tile), id(self.device)))
+
+    def number(self, spec: BaseModel, name: str) -> Any:
+        """A number as it is on the device. Raises `PairingError` where it has none there."""
+        value = getattr(spec, name)
+        if not isinstance(value, dict):
+            return value
+        if self.device.arch in value:
+            return value[self.device.arch]
+        field = type(spec).model_fields[name]
+        if field.is_required():
+            raise _not_built(self.kernel, self.device, value)
+        return field.get_default()
+
+    def numbers(self, spec: BaseModel, *names: str) -> dict[str, Any]:
+        """Several of them, by name."""
+        return {name: self.number(spec, name) for name in names}
+
+
+@lru_cache(maxsize=512)
+def _mechanisms(chosen: _Chosen, windowed: bool, head_dim: int, value_dim: int) -> dict[str, Any]:
+    """What the mechanisms of a tile come to. Kept, as a sweep asks for few tiles in many calls."""
+    return {
+        "loop": _loop(chosen),
+        "compute": _compute(chosen, windowed, head_dim),
+        "start": _start(chosen),
+        "ctas": _ctas(chosen),
+        "merge": _merge(chosen),
+        "combine": _combine(chosen, value_dim),
+    }
+
+
+def _loop(chosen: _Chosen) -> LoopNumbers:
+    loop, said = chosen.kernel.loop(chosen.tile)
+    numbers = {}
+    for name, value in said.items():
+        if not isinstance(value, dict):
+            numbers[name] = value
+        elif chosen.device.arch in value:
+            numbers[name] = value[chosen.device.arch]
+    return LoopNumbers(loop, tuple(numbers.items()))
+
+
+def _compute(chosen: _Chosen, windowed: bool, head_dim: int) -> ComputeNumbers:
+    """What does not fit into registers moves, or tensor instructions wait: the longer counts.
+
+    While one warpgroup waits another moves (assumed). Bytes and waits are those of compiled code
+    (vllm-project/flash-attention hopper/utils.h, gemm: 8-bit output added up in two accumulators).
+    """
+    spec = chosen.kernel.mechanism(chosen.tile, "compute")
+    fma = chosen.number(spec, "softmax_fma_per_score")
+    fma += chosen.number(spec, "window_fma_per_score") if windowed else 0.0
+    waits_s = spec.tensor_waits * chosen.number(spec, "tensor_wait_s")
+    rate = chosen.number(spec, "spill_bytes_per_s")
+    return ComputeNumbers(
+        softmax_fma_per_score=fma,
+        padding=max(0, chosen.tile.head_dim - head_dim),
+        stall_s=max(waits_s, spec.spilled_bytes / rate),
+        first_stall_s=max(waits_s, spec.first_spilled_bytes / rate),
+        **chosen.numbers(spec, "mma_efficiency", "mask_fma_per_score", "softmax_overlap"),
+    )
+
+
+def _start(chosen: _Chosen) -> StartNumbers:
+    spec = chosen.kernel.mechanism(chosen.tile, "start")
+    query: QueryAtOnce | QueryInParts = QueryAtOnce(spec.loads)
+    if spec.query is not None:
+        query = QueryInParts(spec.query.rows, **chosen.numbers(spec.query, "clk", "beside_clk"))
+    numbers = chosen.numbers(spec, "overhead_s", "loading_s", "split_clk", "issue_clk")
+    return StartNumbers(query=query, q_tile_copies=spec.q_tile_copies, **numbers)
+
+
+def _ctas(chosen: _Chosen) -> CtaNumbers:
+    spec = chosen.kernel.mechanism(chosen.tile, "ctas")
+    empty_s = chosen.number(spec, "empty_s")
+    as_a_prologue = empty_s is None and spec.empty in ("look", "prepare")
+    return CtaNumbers(
+        setup_kernels=0 if spec.self_contained else spec.setup_kernels,
+        prepares_query=spec.self_contained,
+        empty=spec.empty,
+        empty_s=empty_s or 0.0,
+        empty_prologues=int(as_a_prologue),
+        scan_s=chosen.number(spec, "scan_s"),
+        scan_requests=spec.scan_requests,
+        prefetches_items=spec.prefetches_items,
+    )
+
+
+def _merge(chosen: _Chosen) -> MergeNumbers:
+    spec = chosen.kernel.mechanism(chosen.tile, "merge")
+    return MergeNumbers(
+        splits_in_flight=spec.splits_in_flight,
+        grain_bytes=spec.grain_bytes or math.inf,
+        shared=spec.shared,
+        warps=spec.warps,
+        **chosen.numbers(spec, "once_clk", "clk", "row_clk"),
+    )
+
+
+def _combine(chosen: _Chosen, value_dim: int) -> CombineNumbers | NoCombine:
+    spec: Combine | None = chosen.kernel.mechanism(chosen.tile, "combine")
+    if spec is None:
+        return NoCombine()
+    fit = occupancy(chosen.device, spec.threads, spec.registers_per_thread, spec.smem_bytes)
+    if fit.ctas_per_sm == 0:
+        name = chosen.kernel.name
+        raise PairingError(f"the combine kernel of {name!r} does not fit on {chosen.device.name!r}")
+    return CombineNumbers(
+        ctas_per_sm=fit.ctas_per_sm,
+        rows_per_cta=spec.rows_for(value_dim),
+        splits_in_flight=spec.splits_in_flight,
+        start=spec.start,
+        overhead_s=chosen.number(spec, "overhead_s"),
+    )
+
+
+def tile_for(workload: Workload, kernel: Kernel, device: Device) -> Tile:
+    """Pick the compiled instance for a call: the first in the file of the narrowest that serve.
+
+    Raises `PairingError` for a head dim, dtype, cache or architecture the kernel is not built for.
+    """
+    if workload.latent_kv != kernel.latent_kv:
+        reads, found = "K and V of their own", "has a latent KV cache (MLA)"
+        if kernel.latent_kv:
+            reads, found = "a latent KV cache (MLA)", "has K and V of their own: wanted latent_kv"
+        raise PairingError(f"kernel {kernel.name!r} reads {reads}; the workload {found}")
+    for name, dtype, allowed in (
+        ("q_dtype", workload.q_dtype, kernel.q_dtypes),
+        ("kv_dtype", workload.kv_dtype, kernel.kv_dtypes),
+    ):
+        if dtype not in allowed:
+            raise PairingError(
+                f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
+            )
+    width = max(workload.head_dim, workload.value_dim)
+    usable = [tile for tile in kernel.tiles if _is_meant_for(tile.only, workload, kernel, device)]
+    if not usable:
+        raise PairingError(
+            f"kernel {kernel.name!r} has no instance for this call on {device.name!r}: "
+            f"{workload.group_size} query heads per KV head, {workload.query_len} new tokens, "
+            f"{workload.kv_dtype} KV, {'a' if workload.window else 'no'} sliding window"
+        )
+    fitting = [tile for tile in usable if tile.head_dim >= width]
+    if not fitting:
+        largest = max(tile.head_dim for tile in usable)
+        raise PairingError(
+            f"kernel {kernel.name!r} has no tile for head_dim {width}; its largest is {largest}"
+        )
+    return min(fitting, key=lambda tile: tile.head_dim)
+
+
+def tile_occupancy(tile: Tile, workload: Workload, kernel: Kernel, device: Device) -> Occupancy:
+    """CTAs of a tile per SM. Raises `PairingError` where it is not built for the architecture."""
+    registers = per_arch(tile.registers_per_thread, kernel, device)
+    return occupancy(device, tile.threads, registers, smem_bytes(kernel, tile, workload))
+
+
+def _does_not_fit(
+    tile: Tile, fit: Occupancy, workload: Workload, kernel: Kernel, device: Device
+) -> PairingError:
+    registers = per_arch(tile.registers_per_thread, kernel, device)
+    return PairingError(
+        f"kernel {kernel.name!r} does not fit on {device.name!r} at head_dim "
+        f"{workload.head_dim} for lack of {fit.limiter}: a CTA needs "
+        f"{smem_bytes(kernel, tile, workload):,} B shared memory and "
+        f"{tile.threads} threads of {registers} registers; an SM gives a CTA at most "
+        f"{device.smem_bytes_per_cta_max:,} B, and holds {device.max_threads_per_sm:,} threads and "
+        f"{device.registers_per_sm:,} registers"
+    )
+
+
+def _is_meant_for(only: Only, workload: Workload, kernel: Kernel, device: Device) -> bool:
+    """Whether the kernel's host code would take an instance for this call."""
+    group = workload.group_size if is_packed(kernel, workload) else 1
+    return (
+        (only.archs is None or device.arch in only.archs)
+        and (only.kv_dtypes is None or workload.kv_dtype in only.kv_dtypes)
+        and (only.window is None or only.window == workload.is_local)
+        and (only.max_query_len is None or workload.query_len <= only.max_query_len)
+        and (only.max_rows is None or workload.query_len * group <= only.max_rows)
+        and (only.max_context_len is None or workload.call_context_len <= only.max_context_len)
+        and (only.groups is None or workload.group_size in only.groups)
+    )
+
+
+def per_arch(table: Mapping[str, _T], kernel: Kernel, device: Device) -> _T:
+    """Look up a kernel's per-architecture number; `PairingError` where the kernel is not built."""
+    if device.arch not in table:
+        raise _not_built(kernel, device, table)
+    return table[device.arch]
+
+
+def _not_built(kernel: Kernel, device: Device, table: Mapping[str, Any]) -> PairingError:
+    return PairingError(
+        f"kernel {kernel.name!r} is not built for {device.name!r} ({device.arch}); "
+        f"it is built for {', '.join(table)}{suggestion(device.arch, table)}"
+    )
+
+
+def smem_bytes(kernel: Kernel, tile: Tile, workload: Workload) -> int:
+    """Shared memory of one CTA: the Q tile and the loop's stages of K and V (FA2 kernel_traits.h).
+
+    Of a latent cache there are K tiles alone. A tile that says what it takes is believed.
+    """
+    if tile.smem_bytes is not None:
+        return tile.smem_bytes
+    q = tile.tile_rows * tile.head_dim * DTYPE_BYTES[workload.q_dtype]
+    tiles = kernel.stages(tile) * (1 if kernel.latent_kv else 2)
+    kv = tile.tile_tokens * tile.head_dim * DTYPE_BYTES[workload.kv_dtype]
+    return q + tiles * kv
+
+
+def is_packed(kernel: Kernel, workload: Workload) -> bool:
+    """Whether the query heads of a group share a tile, so KV is read once (FA2's head swap)."""
+    if kernel.pack_gqa == "always":
+        return True
+    if kernel.pack_gqa == "never":
+        return workload.group_size == 1
+    plain = workload.query_len == 1 and workload.window is None and workload.head_dim % 8 == 0
+    return plain or workload.group_size == 1
+
+
+def _query_dtype(workload: Workload, kernel: Kernel) -> str:
+    """Element type of the query inside the kernel, and so of its tensor instructions."""
+    eight_bit = workload.kv_dtype == "fp8" and kernel.quantises_query
+    return "fp8" if eight_bit else workload.q_dtype

@@ -1,0 +1,87 @@
+"""A full KV tile in parts: what its scores take on the units of an SM, and what its loads are."""
+
+from __future__ import annotations
+
+from leansim.errors import PairingError
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.base import DTYPE_BYTES
+from leansim.specs.device import Device
+from leansim.specs.instance import ComputeNumbers, Instance
+from leansim.timing.loops.tile import TileWork
+from leansim.timing.memory import Reads
+
+# Rows one warpgroup computes; its softmax can hide behind the tensor work of another only.
+WARPGROUP_ROWS = 64
+# Page-table entries of 4 B in a cache line.
+PAGES_PER_LINE = 32
+
+
+def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: float) -> TileWork:
+    """Say what a full KV tile is made of. Raises `PairingError` for a dtype without tensor cores.
+
+    Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
+    too, at the kernel's share of the dense rate. A latent cache has no V to load. What pads a row in
+    shared memory comes from nowhere, and is written all the same.
+    """
+    load, compute = grid.workload, instance.compute
+    rows, tokens = grid.tile_rows, grid.tile_tokens
+    k_bytes = tokens * load.head_dim * DTYPE_BYTES[load.kv_dtype]
+    rate = _tensor_flop_per_s(instance, device)
+    qk_s = 2 * rows * tokens * (load.head_dim + compute.padding) / rate
+    pv_s = 2 * rows * tokens * (load.value_dim + compute.padding) / rate
+    softmax_s, shown_s = softmax_time_s(grid, compute, device)
+    sm_rate = device.sm_load_bytes_per_s
+    return TileWork(
+        tokens=tokens,
+        k_bytes=k_bytes,
+        v_bytes=tokens * load.kv_bytes_per_token - k_bytes,
+        loaded_share=grid.loaded_share,
+        page_lines=tokens / (load.page_tokens * PAGES_PER_LINE),
+        reads=Reads.of(device, hit_share),
+        clk_s=device.clk_s,
+        sm_bytes_per_s=sm_rate,
+        load_bytes_per_s=sm_rate * load.head_dim / (load.head_dim + compute.padding),
+        qk_s=qk_s,
+        pv_s=pv_s,
+        softmax_s=softmax_s,
+        compute_s=max(softmax_s, qk_s + shown_s + pv_s)
+        + compute.stall_s
+        + mask_s(grid, compute, device),
+        stall_s=compute.stall_s,
+        first_stall_s=compute.first_stall_s,
+    )
+
+
+def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> tuple[float, float]:
+    """Softmax of one KV tile, and what of it no tensor work hides, s.
+
+    One exp per score and `softmax_fma_per_score` FP32 operations. Two warpgroups or more take turns.
+    """
+    scores = grid.tile_rows * grid.tile_tokens
+    exp_s = scores / device.exp_per_clk_per_sm * device.clk_s
+    fma_clk = scores * compute.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
+    softmax_s = exp_s + fma_clk * device.clk_s
+    overlap = compute.softmax_overlap if grid.tile_rows > WARPGROUP_ROWS else 0.0
+    return softmax_s, (1.0 - overlap) * softmax_s
+
+
+def mask_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> float:
+    """What masking the scores of KV tiles at an edge takes, s, mean over the tiles.
+
+    An instance for causal masks compares those of the last KV tile, one for windows those of the first
+    as well (flash-attention hopper/mask.h); tiles between have none.
+    """
+    if not compute.mask_fma_per_score:
+        return 0.0
+    edges = (2 if grid.workload.is_local else 1) * grid.num_output_tiles
+    share = min(1.0, edges / max(1, grid.total_kv_tiles))
+    fma = share * grid.tile_rows * grid.tile_tokens * compute.mask_fma_per_score
+    return fma / device.fp32_fma_per_clk_per_sm * device.clk_s
+
+
+def _tensor_flop_per_s(instance: Instance, device: Device) -> float:
+    """Tensor rate of one SM as the kernel's instructions reach it, FLOP/s."""
+    rate = device.tensor_flop_per_s_per_sm(instance.q_dtype)
+    if rate is None:
+        raise PairingError(f"device {device.name!r} has no tensor throughput for {instance.q_dtype}")
+    return rate * instance.compute.mma_efficiency

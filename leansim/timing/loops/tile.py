@@ -1,0 +1,72 @@
+"""What a tile loop is given, a full KV tile in parts, and what it gives: the tile's price."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from leansim.timing.memory import Reads
+
+
+@dataclass(frozen=True)
+class TileWork:
+    """A full KV tile in parts: its bytes, what computing takes by kind, s, and how loads come.
+
+    A row in shared memory has `load_bytes_per_s` of the call's own bytes, padding being written with
+    them. `page_lines` cache lines of the page table say where the tile's pages are; `loaded_share` of
+    the tokens of all tiles are loaded, the others being masked.
+    """
+
+    tokens: int
+    k_bytes: int
+    v_bytes: int
+    loaded_share: float
+    page_lines: float
+    reads: Reads
+    clk_s: float
+    sm_bytes_per_s: float
+    load_bytes_per_s: float
+    qk_s: float
+    pv_s: float
+    softmax_s: float
+    compute_s: float
+    stall_s: float
+    first_stall_s: float
+
+    @property
+    def tile_bytes(self) -> int:
+        """K and V, or K alone of a latent cache."""
+        return self.k_bytes + self.v_bytes
+
+    @property
+    def transfer_s(self) -> float:
+        """The tile at the pace of an SM's loads, s."""
+        return self.tile_bytes / self.load_bytes_per_s
+
+
+@dataclass(frozen=True)
+class TileCost:
+    """One full KV tile on one CTA that has its SM to itself.
+
+    `tile_s` is the time per tile in a long segment, `fill_s` what a segment takes beyond its tiles
+    (below 0 where the first is cheaper than the others). Its SM has `sm_s` for nothing else, of which
+    computing is `compute_s`. Its loads in flight would bring `offered_bytes_per_s` from an unloaded
+    memory (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such
+    as its schedulers. `tiles_at_once` are computed together, masked ones too.
+    """
+
+    tile_s: float
+    fill_s: float
+    sm_s: float
+    compute_s: float
+    offered_bytes_per_s: float
+    busy_s: tuple[float, ...] = ()
+    tiles_at_once: int = 1
+
+
+class TileLoop(Protocol):
+    """How a kernel goes from KV tile to KV tile. A frozen dataclass; its fields are its numbers."""
+
+    def price(self, work: TileWork) -> TileCost:
+        """Price a full KV tile."""
+        ...  # pragma: no cover

@@ -1,0 +1,36 @@
+"""The pipelined loop whose loading warps transpose V of an 8-bit cache on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from leansim.timing.loops.pipelined import Pipelined
+from leansim.timing.loops.tile import TileCost, TileWork
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """FlashAttention-3 with 8-bit KV: its tensor cores need V with tokens innermost.
+
+        loader = lines * latency + V bytes / transpose rate,   lines <= 1
+        tile   = max(loader, tile of the pipelined loop)
+        fill   = max(0, fill of the pipelined loop - (loader - compute, where it is longer))
+
+    The loading warps look up the tile's pages (a read from memory, unless the entries lie in the cache
+    line of the tile before), wait for V, and pass it through registers; only then do they load more. A
+    single tile takes what the loader takes and no more. Source: flash-attention
+    hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, copy_Vt_to_V.
+    """
+
+    stages: int
+    transpose_bytes_per_s: float
+    chain_s: float = 0.0
+
+    def price(self, work: TileWork) -> TileCost:
+        """Price a full KV tile."""
+        plain = Pipelined(self.stages, self.chain_s).price(work)
+        stalls_s = work.first_stall_s - work.stall_s
+        loader_s = min(1.0, work.page_lines) * work.reads.kv_s
+        loader_s += work.v_bytes / self.transpose_bytes_per_s
+        fill_s = max(0.0, plain.fill_s - stalls_s - max(0.0, loader_s - work.compute_s))
+        return replace(plain, tile_s=max(plain.tile_s, loader_s), fill_s=fill_s + stalls_s)

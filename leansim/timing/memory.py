@@ -1,0 +1,121 @@
+"""What memory takes and what L2 keeps: latencies, shares of loads that hit, in an otherwise idle device.
+
+Pure functions; sharing of bandwidth is the engine's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.base import DTYPE_BYTES
+from leansim.specs.device import Device
+from leansim.specs.workload import Workload
+
+LINE_BYTES = 128
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Unloaded latencies of reads, s: of a hit and a miss in L2, and how much `far_s` is beyond near.
+
+    `hit_share` of the KV loads hit.
+    """
+
+    hit_share: float
+    l2_s: float
+    dram_s: float
+    far_s: float
+
+    @classmethod
+    def of(cls, device: Device, hit_share: float) -> Reads:
+        """Those of a device. Half the hits are in the far partition where L2 has two (assumed)."""
+        near, far = device.l2_latency_s, device.l2_far_latency_s
+        if device.l2_partitions == 1:
+            return cls(hit_share, near, device.dram_latency_s, 0.0)
+        return cls(hit_share, (near + far) / 2, device.dram_latency_s, far - near)
+
+    def mean_s(self, hit_share: float) -> float:
+        """Mean latency where so many hit, s."""
+        return hit_share * self.l2_s + (1.0 - hit_share) * self.dram_s
+
+    @property
+    def kv_s(self) -> float:
+        """Mean latency of a KV load, s."""
+        return self.mean_s(self.hit_share)
+
+    def farthest_s(self, lines: float) -> float:
+        """How much later than a line is on average the farthest of several is there, s.
+
+        Each is as likely in the near as in the far partition of L2, and the way to DRAM is as much
+        longer (assumed).
+        """
+        return float((0.5 - 0.5**lines) * self.far_s)
+
+
+def l2_latency_s(device: Device) -> float:
+    """Mean latency of a load that hits L2, s."""
+    return Reads.of(device, 1.0).l2_s
+
+
+def kept_share(footprint_bytes: float, device: Device) -> float:
+    """Share of a buffer still in L2 when it is read again after `footprint_bytes` of others.
+
+    All of it below `l2_resident_fraction` of L2, none above `l2_lost_fraction` (twice the former where
+    nothing is known), linear between (assumed shape; the fractions from replayed decode latencies or
+    streams).
+    """
+    full = device.l2_resident_fraction
+    none = device.l2_lost_fraction or 2.0 * full
+    return min(1.0, max(0.0, (none - footprint_bytes / device.l2_bytes) / (none - full)))
+
+
+def l2_hit_share(grid: TileGrid, device: Device) -> float:
+    """Share of KV loads that L2 serves, 0 to 1.
+
+    A KV head is read once per row block, and once per query head of its group where the group is
+    not packed. What runs at the same time reads it from DRAM once (assumed). Query heads that do not
+    all run at the same time (grids go through the batch before they come to the next head) find of it
+    what L2 kept meanwhile. In a warm replay the first read finds what L2 kept of the whole.
+    """
+    workload = grid.workload
+    heads = 1 if grid.packed else workload.group_size
+    together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
+    rounds = -(-heads // together)
+    warm = replay_hit_share(grid, device)
+    again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
+    from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
+    return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
+
+
+def replay_hit_share(grid: TileGrid, device: Device) -> float:
+    """Share of what a call touches that L2 kept of the replay before, 0 to 1: of KV, Q and the output.
+
+    Only in a warm replay is there one before (assumed).
+    """
+    return kept_share(_touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
+
+
+def _touched_bytes(grid: TileGrid) -> float:
+    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output.
+
+    KV is more than the batch attends to where whole pages are loaded.
+    """
+    workload = grid.workload
+    kv_bytes = workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
+    return kv_bytes + workload.q_bytes + workload.o_bytes
+
+
+def query_row_bytes(workload: Workload) -> int:
+    """Bytes of one row of Q."""
+    return workload.head_dim * DTYPE_BYTES[workload.q_dtype]
+
+
+def output_row_bytes(workload: Workload) -> int:
+    """Bytes of one row of the output, in the query's dtype."""
+    return workload.value_dim * DTYPE_BYTES[workload.q_dtype]
+
+
+def partial_row_bytes(workload: Workload, partial_dtype: str) -> int:
+    """Bytes of one row of a partial: the un-merged output and its log-sum-exp in float32."""
+    return workload.value_dim * DTYPE_BYTES[partial_dtype] + 4

@@ -1,0 +1,139 @@
+"""What merging takes: by a CTA in the launch, or by a kernel after it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from leansim.arrays import FloatArray, IntArray
+from leansim.engine.program import picoseconds, rounded_ps
+from leansim.errors import PairingError
+from leansim.schedule.schedule import Schedule
+from leansim.specs.base import DTYPE_BYTES
+from leansim.specs.device import Device
+from leansim.specs.instance import CombineNumbers, Instance, MergeNumbers
+from leansim.specs.workload import Workload
+from leansim.timing.memory import l2_latency_s
+
+
+def kernel_gap_s(device: Device, launch: str) -> float:
+    """Time between the end of one kernel and the start of the next, s (small dependent kernels).
+
+    Raises `PairingError` for a launch mode the device does not have (PDL before sm_90).
+    """
+    gaps: dict[str, float] = dict(device.kernel_gap_s)  # type: ignore[arg-type]
+    if launch not in gaps:
+        raise PairingError(
+            f"device {device.name!r} ({device.arch}) has no launch mode {launch!r}; "
+            f"it has {', '.join(gaps)}"
+        )
+    return gaps[launch]
+
+
+def combine_gap_s(device: Device, launch: str, start: str) -> float:
+    """Time between the last partial written and the first CTA of the combine step, s.
+
+    A barrier of the grid costs each CTA a release and the sight of a flag; programmatic dependent
+    launch falls back to the call's own launch mode on devices without it.
+    """
+    if start == "grid_sync":
+        return release_s(device) + device.flag_latency_s
+    has_pdl = start == "pdl" and "pdl" in device.kernel_gap_s
+    return kernel_gap_s(device, "pdl" if has_pdl else launch)
+
+
+def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray) -> FloatArray:
+    """Time of one CTA of the combine kernel, without the bytes, s.
+
+    It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
+    combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
+    """
+    reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / combine.splits_in_flight)
+    taken = combine.overhead_s + reads * l2_latency_s(device)
+    return np.where(np.greater(splits, 0), taken, 0.0)
+
+
+def release_s(device: Device) -> float:
+    """Time a peer needs to publish a partial: device-scope fence, then the flag's atomic, s."""
+    return device.fence_s + device.atomic_s
+
+
+def merge_latency_s(
+    device: Device,
+    partials: IntArray,
+    splits_in_flight: int,
+    grains: IntArray | int = 1,
+    computing_s: FloatArray | float = 0.0,
+) -> FloatArray:
+    """Time a merging CTA needs from the last flag to merged, without the bytes, s.
+
+    It sees the flag, then reads `splits_in_flight` partials at a time, one L2 latency each time: 1 in
+    the LeanAttention kernels. Where it takes the rows in `grains`, it does so for each. It is no sooner
+    done than `computing_s` after the first has come.
+    """
+    rounds = grains * np.ceil(np.asarray(partials, dtype=np.float64) / splits_in_flight)
+    latency_s = l2_latency_s(device)
+    return device.flag_latency_s + np.maximum(rounds * latency_s, latency_s + computing_s)
+
+
+def merge_grains(workload: Workload, instance: Instance, rows: IntArray, sharing: IntArray) -> IntArray:
+    """Grains of its rows that a CTA merges one after the other, where `sharing` share a merge.
+
+    A warpgroup takes some bytes a thread of each partial at a time, its CTA every `sharing`th part of
+    the rows (trtllm-gen's reducePartialO and FlashInfer's csrc/fmhaReduction.cu, the same loop).
+    """
+    merge = instance.merge
+    if math.isinf(merge.grain_bytes):
+        return np.ones_like(sharing)
+    row_bytes = workload.value_dim * DTYPE_BYTES[instance.partial_dtype]
+    grains = -(-rows * row_bytes // int(merge.grain_bytes))
+    return -(-grains // (sharing if merge.shared else 1))
+
+
+def merge_computing_s(
+    merge: MergeNumbers, partials: IntArray, rows: IntArray, device: Device
+) -> FloatArray:
+    """What a CTA computes to merge so many partials of `rows` rows, s."""
+    rows_of_warp = np.ceil(np.asarray(rows, dtype=np.float64) / merge.warps)
+    clk: FloatArray = merge.once_clk + partials * (merge.clk + rows_of_warp * merge.row_clk)
+    return clk * device.clk_s
+
+
+def merge_ps(
+    schedule: Schedule,
+    instance: Instance,
+    device: Device,
+    partials: IntArray,
+    rows: IntArray,
+    sharing: IntArray,
+) -> IntArray:
+    """Time from the last flag to merged, without the bytes, of CTAs of which `sharing` share a merge."""
+    merge = instance.merge
+    grains = merge_grains(schedule.grid.workload, instance, rows, sharing)
+    computing_s = merge_computing_s(merge, partials, rows, device)
+    taken_s = merge_latency_s(device, partials, merge.splits_in_flight, grains, computing_s)
+    return rounded_ps(taken_s)
+
+
+def lone_merge_ps(
+    schedule: Schedule, instance: Instance, device: Device, idle: IntArray | None
+) -> IntArray | int:
+    """What merging costs the CTA of a segment that alone has KV of its output tile.
+
+    In a call that may be split it publishes its partial and merges that where merges are shared, and
+    elsewhere, coming last, what `idle` CTAs left of its tile.
+    """
+    shares = instance.merge.shared and (schedule.num_splits or 1) > 1
+    if not shares and idle is None:
+        return 0
+    lone = schedule.segments_of_tile[schedule.output_tile] == 1
+    rows, alone = np.broadcast_to(schedule.rows, lone.shape), np.ones_like(schedule.cta)
+    if idle is None:
+        grains = merge_grains(schedule.grid.workload, instance, rows, alone)
+        merged_ps = rounded_ps(grains * l2_latency_s(device))
+    else:
+        left = idle[schedule.output_tile]
+        merged_ps = merge_ps(schedule, instance, device, left, rows, alone)
+        lone &= left > 0
+    return np.where(lone, picoseconds(release_s(device)) + merged_ps, 0)
