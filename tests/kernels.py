@@ -6,18 +6,22 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+from leansim.engine.program import Program
+from leansim.schedule.schedule import Schedule
+from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
+from leansim.specs.device import Device
+from leansim.specs.instance import instance_of
+from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
+from leansim.timing.lowering import lower
 
 LATENT: dict[str, Any] = {"num_kv_heads": 1, "head_dim": 576, "head_dim_v": 512, "latent_kv": True}
 
 
 def devices_of(kernel: str) -> list[str]:
     """Devices a kernel is built for, by the architectures in its file."""
-    spec = catalog.kernel(kernel)
-    built = {
-        arch for tile in spec.tiles for arch in tile.registers_per_thread if arch in spec.mma_efficiency
-    }
+    built = catalog.kernel(kernel).archs
     return [name for name in catalog.names("device") if catalog.device(name).arch in built]
 
 
@@ -50,3 +54,13 @@ def kernels_and_a_few_devices(most: int) -> list[tuple[str, str]]:
 def suited(workload: Workload, kernel: str) -> Workload:
     """The workload as it is, or with a latent cache where the kernel reads one."""
     return dataclasses.replace(workload, **LATENT) if catalog.kernel(kernel).latent_kv else workload
+
+
+def tiled(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
+    """The tiles of a workload as a kernel has them on a device."""
+    return tile_grid(workload, instance_of(kernel, device, workload), device)
+
+
+def lowered(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
+    """A schedule priced with what a kernel and a device say."""
+    return lower(schedule, instance_of(kernel, device, schedule.grid.workload), device)

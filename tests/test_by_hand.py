@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import lowered
 from toy import NS, grid_of, ns, rows, run, toy, two_heads
 
 from leansim.engine.execute import execute
@@ -18,7 +19,6 @@ from leansim.partitioners.flash_decoding import FlashDecoding, num_splits_heuris
 from leansim.partitioners.lean_attention import LeanAttention
 from leansim.schedule.schedule import Schedule
 from leansim.specs import catalog
-from leansim.timing.lowering import lower
 
 # -- the paper's toy: schedules --------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ def test_the_order_holds_on_five_sms_of_a_real_gpu(name: str) -> None:
     device = catalog.device(name).model_copy(update={"num_sms": 5})
     partitioners = (LeanAttention(), FlashDecoding(num_splits=3), FlashAttention2())
     schedules = [partitioner(two_heads(), device) for partitioner in partitioners]
-    spans = [execute(lower(s, catalog.kernel("fa2"), device)).makespan_ps for s in schedules]
+    spans = [execute(lowered(s, catalog.kernel("fa2"), device)).makespan_ps for s in schedules]
     assert spans == sorted(spans)
     assert len(set(spans)) == 3
 

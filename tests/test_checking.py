@@ -11,7 +11,7 @@ import pytest
 from corruption import altered
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernels import device_for, suited
+from kernels import device_for, suited, tiled
 
 from leansim.errors import NumericsError, PairingError, PartitionerError, UnknownNameError
 from leansim.numerics import attention as numerics
@@ -20,7 +20,6 @@ from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.verify import TOLERANCES, count_cover, verify
 from leansim.partitioners.registry import make, partitioners
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 
@@ -33,7 +32,7 @@ NAMED = [(name, device_for(name)) for name in catalog.names("kernel")]
 def schedule_of(kernel: str, workload: Workload, device: str = H100) -> Schedule:
     spec, gpu = catalog.kernel(kernel), catalog.device(device)
     partitioner = make(spec.partitioner.name, spec.partitioner.options)
-    return partitioner(tile_grid(suited(workload, kernel), spec, gpu), gpu)
+    return partitioner(tiled(suited(workload, kernel), spec, gpu), gpu)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from kernels import kernels_and_a_few_devices
+from kernels import kernels_and_a_few_devices, lowered, tiled
 
 from leansim.engine.execute import execute
 from leansim.errors import PairingError, PartitionerError, ScheduleError
@@ -20,12 +20,11 @@ from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_attention import LeanAttention
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 from leansim.testing import ConformanceError, awkward_workloads, check_partitioner
-from leansim.timing.lowering import lower
 
 EACH = list(
     zip(partitioners.partitioners(), itertools.cycle(["a100_sxm_80gb", "h100_sxm"]), strict=False)
@@ -253,10 +252,10 @@ LAUNCH_TIMES = ("launch_begin", "launch_end")
 
 def test_a_kernel_without_a_combine_refuses_a_schedule_that_needs_one() -> None:
     kernel, device = catalog.kernel("lean"), catalog.device("h100_sxm")
-    grid = tile_grid(Workload((4096,), 1, 1, 128), kernel, device)
+    grid = tiled(Workload((4096,), 1, 1, 128), kernel, device)
     schedule = FlashDecoding(num_splits=4)(grid, device)
     with pytest.raises(PairingError, match="combine"):
-        lower(schedule, kernel, device)
+        lowered(schedule, kernel, device)
 
 
 def test_a_launch_mode_the_device_lacks_is_refused() -> None:
@@ -264,7 +263,7 @@ def test_a_launch_mode_the_device_lacks_is_refused() -> None:
     kernel, device = catalog.kernel("fa2"), catalog.device("a100_sxm_80gb")
     workload = Workload((4096,), 1, 1, 128, launch="pdl")
     with pytest.raises(PairingError, match="pdl"):
-        lower(FlashAttention2()(tile_grid(workload, kernel, device), device), kernel, device)
+        lowered(FlashAttention2()(tiled(workload, kernel, device), device), kernel, device)
 
 
 @pytest.mark.parametrize("lengths", ["actual", "longest"])
@@ -277,7 +276,7 @@ def test_lean_attention_never_deals_more_ctas_than_fit(lengths: Any) -> None:
     """
     kernel, device = catalog.kernel("lean"), catalog.device("a100_sxm_80gb")
     for context_lens in ((32_768,), (2048,) * 12):
-        grid = tile_grid(Workload(context_lens, 1, 1, 256), kernel, device)
+        grid = tiled(Workload(context_lens, 1, 1, 256), kernel, device)
         assert grid.slots == 108
         try:
             schedule = LeanAttention(lengths=lengths)(grid, device)

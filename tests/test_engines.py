@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernels import kernels_and_devices, suited
+from kernels import kernels_and_devices, lowered, suited, tiled
 from programs import STORE, Sketch, Step, kv, program_of, sketches
 
 from leansim.engine import simpy_engine
@@ -18,12 +18,10 @@ from leansim.engine.result import Result
 from leansim.errors import PairingError, PartitionerError
 from leansim.partitioners import registry as partitioners
 from leansim.partitioners.registry import Partitioner
-from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
-from leansim.timing.lowering import lower
 
 pytest.importorskip("numba")
 
@@ -216,8 +214,8 @@ def assert_agree_on(
 ) -> Result | None:
     """Both engines agree on a schedule; None where it is refused."""
     try:
-        schedule = partitioner(tile_grid(workload, kernel, device), device)
-        return assert_agree(lower(schedule, kernel, device))
+        schedule = partitioner(tiled(workload, kernel, device), device)
+        return assert_agree(lowered(schedule, kernel, device))
     except (PairingError, PartitionerError):
         return None
 
@@ -252,7 +250,7 @@ def test_engines_agree_on_every_partitioner(name: str) -> None:
     def agree(workload: Workload, num_sms: int | None) -> None:
         device = on_sms("a100_sxm_80gb", num_sms)
         if result := assert_agree_on(partitioner, kernel, device, workload):
-            packed.append(tile_grid(workload, kernel, device).packed)
+            packed.append(tiled(workload, kernel, device).packed)
             assert result.bytes_served == result.program.shared_bytes
 
     agree()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from golden import device_with, read
+from kernels import tiled
 
 from leansim.errors import PairingError, PartitionerError
 from leansim.partitioners._chunks import chunk_span
@@ -16,7 +17,7 @@ from leansim.partitioners.flashinfer_batch import FlashinferBatch, batch_plan
 from leansim.partitioners.flashinfer_decode import FlashinferDecode
 from leansim.partitioners.flashinfer_mla import FlashinferMla, mla_plan
 from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
-from leansim.schedule.tiling import TileGrid, smem_bytes, tile_grid, variant_and_occupancy
+from leansim.schedule.tiling import TileGrid, smem_bytes, variant_and_occupancy
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
@@ -96,7 +97,7 @@ def test_loads_add_up_in_single_precision() -> None:
 
 def grid_for(kernel: str, device: str = "h100_sxm", **shape: Any) -> TileGrid:
     workload = Workload(**{"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128, **shape})
-    return tile_grid(workload, catalog.kernel(kernel), catalog.device(device))
+    return tiled(workload, catalog.kernel(kernel), catalog.device(device))
 
 
 def test_a_fixed_split_does_not_depend_on_the_batch() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, device_with, numbers, read
+from kernels import tiled
 
 from leansim.partitioners.flash_decoding import FlashDecoding, split_borders
 from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_attention import LeanAttention, ort_deal
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import TileGrid, smem_bytes, tile_grid
+from leansim.schedule.tiling import TileGrid, smem_bytes
 from leansim.specs import catalog
 from leansim.specs.kernel import Kernel
 from leansim.specs.occupancy import occupancy
@@ -37,7 +38,7 @@ def tiles_of_splits(schedule: Schedule) -> int:
 
 def fa2_schedule(workload: Workload, num_sms: int, **options: int) -> Schedule:
     device = device_with(num_sms)
-    grid = tile_grid(workload, catalog.kernel("flash_decoding"), device)
+    grid = tiled(workload, catalog.kernel("flash_decoding"), device)
     return FlashDecoding(**options)(grid, device)
 
 
@@ -93,7 +94,7 @@ def test_fa2_cuts_the_longest_context_of_the_call_not_the_request() -> None:
 def lean_ort(row: Row) -> tuple[Schedule, Kernel]:
     kernel, device = catalog.kernel("lean_ort"), device_with(row["num_SMs"])
     workload = Workload.uniform(row["batch"], row["seqlen_k"], **request_shape(row))
-    grid = tile_grid(workload, kernel, device)
+    grid = tiled(workload, kernel, device)
     return LeanAttention(lengths="longest", ctas_per_sm=2)(grid, device), kernel
 
 
@@ -137,7 +138,7 @@ def test_lean_attention_gives_the_values_of_onnx_runtimes_own_tests() -> None:
     tiles, and the grid is clamped to one CTA that does nothing (0 splits there means no workspace).
     """
     device = device_with(1)
-    grid = tile_grid(Workload((384,), 1, 1, 128), catalog.kernel("lean_ort"), device)
+    grid = tiled(Workload((384,), 1, 1, 128), catalog.kernel("lean_ort"), device)
     schedule = LeanAttention(lengths="longest", ctas_per_sm=2)(grid, device)
     assert (schedule.num_splits, schedule.num_ctas) == (3, 2)
     assert schedule.tiles_of_cta.tolist() == [2, 1]
@@ -242,7 +243,7 @@ def test_kernel_files_describe_the_compiled_kernels(name: str, head_dim: int, ar
     registers = [int(row["registers"]) for row in rows]
     assert min(registers) <= tile.registers_per_thread[device.arch] <= max(registers)
     fits = {int(row["ctas_per_sm"]) for row in rows}
-    assert fits == {tile_grid(workload, kernel, device).ctas_per_sm}
+    assert fits == {tiled(workload, kernel, device).ctas_per_sm}
 
 
 @pytest.mark.parametrize("arch", DEVICES)

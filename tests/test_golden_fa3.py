@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, numbers, read
+from kernels import tiled
 
 from leansim.partitioners import registry as partitioners
 from leansim.partitioners.flash_attention_3 import (
@@ -24,7 +25,7 @@ from leansim.partitioners.flash_attention_3 import (
 )
 from leansim.partitioners.flash_attention_4 import FlashAttention4
 from leansim.partitioners.flash_attention_4 import num_splits_heuristic as fa4_num_splits
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
@@ -68,7 +69,7 @@ def test_fa3_splits_as_its_host_code_does() -> None:
         )
         kernel = fa3_kernel(bool(row["paged_nonTMA"]), bool(row["varlen_sched"]))
         device = device_of(row["arch"], row["num_SMs"])
-        grid = tile_grid(workload, kernel, device)
+        grid = tiled(workload, kernel, device)
         schedule = partitioners.make(kernel.partitioner.name)(grid, device)
         varlen = bool(row["varlen_sched"])
         assert schedule.num_splits is not None
@@ -104,7 +105,7 @@ def varlen_grid(row: Row, lens: tuple[int, ...]) -> tuple[TileGrid, Device]:
         head_dim=row["head_dim"],
         max_context_len=row["max_seqlen_k"],
     )
-    grids = [tile_grid(workload, fa3_kernel(paged, varlen=True), device) for paged in (False, True)]
+    grids = [tiled(workload, fa3_kernel(paged, varlen=True), device) for paged in (False, True)]
     fitting = [grid for grid in grids if grid.tile_tokens == row["kBlockN"]]
     assert fitting, "a tile of one of the kernel files"
     return fitting[0], device
@@ -154,7 +155,7 @@ def test_fa4_splits_as_its_host_code_does() -> None:
             num_kv_heads=1,
             head_dim=128,
         )
-        grid = tile_grid(workload, kernel, device)
+        grid = tiled(workload, kernel, device)
         schedule = FlashAttention4()(grid, device)
         splits = fa4_num_splits(
             row["total_mblocks"], row["num_n_blocks"], row["num_SMs"], row["max_splits"]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, device_with, numbers, read
+from kernels import tiled
 
 from leansim.errors import PartitionerError
 from leansim.partitioners import registry as partitioners
@@ -18,7 +19,6 @@ from leansim.partitioners.vllm_paged import VllmPagedV1, VllmPagedV2
 from leansim.partitioners.vllm_unified import VllmUnified
 from leansim.partitioners.xformers_split_k import XformersSplitK
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
@@ -33,7 +33,7 @@ def planned(
     where = catalog.device(device) if isinstance(device, str) else device
     spec = catalog.kernel(kernel)
     chosen = partitioner or partitioners.make(spec.partitioner.name, spec.partitioner.options)
-    return chosen(tile_grid(workload, spec, where), where)
+    return chosen(tiled(workload, spec, where), where)
 
 
 def busy_ctas(schedule: Schedule) -> int:
@@ -148,13 +148,13 @@ def test_sglang_kernel_file_describes_the_compiled_kernels(group: int, name: str
         assert {int(row["threads"]) for row in compiled} == {tile.threads}
         registers = [int(row["registers"]) for row in compiled]
         assert min(registers) <= tile.registers_per_thread[device.arch] <= max(registers)
-        grid = tile_grid(Workload((4096,), 8 * group, 8, dim), kernel, device)
+        grid = tiled(Workload((4096,), 8 * group, 8, dim), kernel, device)
         assert grid.ctas_per_sm in {int(row["ctas_per_sm"]) for row in compiled}
 
 
 def ctas_per_sm(kernel: str, device: str, **shape: Any) -> int:
     load = Workload((4096,), shape.pop("heads", 32), 8, shape.pop("head_dim", 128), **shape)
-    return tile_grid(load, catalog.kernel(kernel), catalog.device(device)).ctas_per_sm
+    return tiled(load, catalog.kernel(kernel), catalog.device(device)).ctas_per_sm
 
 
 def test_xqa_fits_as_often_as_its_compiled_kernels() -> None:

@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 import pytest
 from golden import Facts, Row, assert_agree, device_with, numbers
+from kernels import tiled
 
 from leansim.errors import PartitionerError
 from leansim.partitioners.cutlass_mla import CutlassMla, set_split_kv
@@ -18,7 +19,7 @@ from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_aiter_paged import LeanAiterPaged, paged_deal
 from leansim.partitioners.registry import Partitioner
 from leansim.schedule.schedule import changes
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
@@ -185,7 +186,7 @@ def test_paged_lean_attention_refuses_what_aiter_divides_by_zero_on() -> None:
     assert paged_deal(108, 1, 108).num_splits(108) == 108
     assert paged_deal(109, 1, 108).max_tiles_per_cta == 2
     kernel, device = catalog.kernel("lean_aiter_paged"), catalog.device("mi300x")
-    grid = tile_grid(Workload((64 * 152,), 4, 2, 64), kernel, device)
+    grid = tiled(Workload((64 * 152,), 4, 2, 64), kernel, device)
     assert LeanAiterPaged()(grid, device).num_ctas == 304
     with pytest.raises(PartitionerError, match=r"\(304\) than CTAs \(608\)"):
         LeanAiterPaged(ctas_per_sm=2)(grid, device)
@@ -198,7 +199,7 @@ def test_remapped_lean_attention_keeps_an_output_tile_in_one_xcd() -> None:
     kernel, device = catalog.kernel("lean_aiter_xcd"), catalog.device("mi300x")
     assert kernel.partitioner.options["num_xcds"] == device.num_xcds
     partitioner = LeanAiter(**kernel.partitioner.options)
-    grid = tile_grid(Workload((5000, 70_000, 333), 32, 8, 128), kernel, device)
+    grid = tiled(Workload((5000, 70_000, 333), 32, 8, 128), kernel, device)
     schedule = partitioner(grid, device)
     xcd_of_cta = schedule.cta // (device.num_sms // device.num_xcds)
     assert np.array_equal(xcd_of_cta, grid.head[schedule.output_tile] // (32 // device.num_xcds))

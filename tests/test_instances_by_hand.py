@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kernels import lowered, tiled
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 from leansim.engine.program import Phase
@@ -16,12 +17,10 @@ from leansim.errors import PartitionerError
 from leansim.partitioners import registry as partitioners
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
 from leansim.specs.kernel import Merging, QueryReads, Traits
 from leansim.specs.workload import Workload
 from leansim.timing import pricing, tile_pricing
-from leansim.timing.lowering import lower
 
 PLAIN_NS = 4680.0  # a CTA of one tile
 
@@ -79,7 +78,7 @@ def test_a_fixed_cost_beside_the_loads_slows_them_instead_of_preceding_them() ->
     """Of 1300 fixed, 600 beside the loads of 2 tiles: 700, and 3176 + 300 for each tile."""
     traits = Traits(loading_s={"sm_90": 600 * NS})
     grid = replace(grid_of((512,), 1), traits=traits)
-    program = lower(FlashAttention2()(grid, toy()), toy_kernel(), toy())
+    program = lowered(FlashAttention2()(grid, toy()), toy_kernel(), toy())
     assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [700.0]
     assert program.flows[0].max_bytes_per_ps == pytest.approx(65_536 / 3_476_000)
 
@@ -111,7 +110,7 @@ def test_a_wave_queues_with_as_many_as_it_has() -> None:
     alone = 200 + 1300
     traits = Traits(issue_clk={"sm_90": 600})
     grid = replace(grid_of((256,) * 12, 1, ctas_per_sm=2), traits=traits)
-    program = lower(FlashAttention2()(grid, toy()), toy_kernel(), toy())
+    program = lowered(FlashAttention2()(grid, toy()), toy_kernel(), toy())
     shared = 1300 + 600 * 600 / alone
     assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [shared] * 10 + [1300.0] * 2
 
@@ -125,7 +124,7 @@ def test_ctas_that_return_at_once_share_no_sm() -> None:
         grid, cta, np.arange(3), zero, zero + 1, num_ctas=8, num_empty_ctas=5, combine="none"
     )
     for empty_ctas, latency in (("return", 1300.0), ("write", 1300 + 600 * 600 / 1500)):
-        program = lower(schedule, toy_kernel(empty_ctas=empty_ctas), toy())
+        program = lowered(schedule, toy_kernel(empty_ctas=empty_ctas), toy())
         assert ns(program.latency_ps[program.kind == Phase.STREAM]) == [latency] * 3
 
 
@@ -143,10 +142,10 @@ def test_whoever_prepares_in_vain_leaves_a_partial_to_merge() -> None:
     """
     kernel = toy_kernel(empty_ctas="prepare").model_copy(update={"combine": None})
     for traits, idle in ((Traits(), 300.0), (Traits(idle_s={"sm_90": 70 * NS}), 70.0)):
-        program = lower(idle_schedule(traits), kernel, toy())
+        program = lowered(idle_schedule(traits), kernel, toy())
         assert ns(program.latency_ps) == [200.0, 1300.0, 4.0 + 700.0, 200.0 + idle]
     returns = kernel.model_copy(update={"empty_ctas": "return"})
-    program = lower(idle_schedule(Traits(idle_s={"sm_90": 70 * NS})), returns, toy())
+    program = lowered(idle_schedule(Traits(idle_s={"sm_90": 70 * NS})), returns, toy())
     assert ns(program.latency_ps) == [200.0, 1300.0, 4.0, 270.0]
 
 
@@ -157,7 +156,7 @@ def test_trtllm_takes_xqa_where_its_blocks_fill_a_quarter_or_nothing_else_can() 
 
     def planned(context: int, kv_dtype: str) -> int:
         load = Workload((context,), 8, 1, 128, kv_dtype=kv_dtype)
-        return plan(tile_grid(load, kernel, device), device).num_splits or 0
+        return plan(tiled(load, kernel, device), device).num_splits or 0
 
     assert planned(4224, "bfloat16") == 16
     assert planned(2, "fp8") == 1

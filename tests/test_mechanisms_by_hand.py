@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import lowered, tiled
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 from leansim.engine.program import Phase
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.schedule.schedule import CombineKind, Schedule
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.kernel import Traits
 from leansim.specs.workload import Workload
 from leansim.timing import pricing, tile_pricing
-from leansim.timing.lowering import FEW_BYTES, lower
+from leansim.timing.lowering import FEW_BYTES
 from leansim.timing.segments import DRIFT_CLASSES, REQUESTS_PER_SCAN
 
 PACE = 65_536 / (3176 * NS)  # bytes/s of one CTA that nothing holds up
@@ -104,7 +105,7 @@ def test_a_queue_walks_over_the_requests_between_two_items_of_a_slot() -> None:
     assert REQUESTS_PER_SCAN == 31
     kernel = toy_kernel(batch_scan_s={"sm_90": 25 * NS, "sm_80": 1.0})
     schedule = whole(grid_of((256,) * 40, 1), dispatch="queue")
-    program = lower(schedule, kernel, toy())
+    program = lowered(schedule, kernel, toy())
     arrival = [200.0] * 5 + [60.0] * 26 + [85.0] * 5 + [60.0] * 4
     assert ns(program.latency_ps[program.kind == Phase.LAUNCH]) == arrival
 
@@ -304,7 +305,7 @@ def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
         )
         kernel = catalog.kernel("sglang_fa3")
         assert pricing.query_dtype(workload, kernel) == "fp8"
-        grid = tile_grid(workload, kernel, device)
+        grid = tiled(workload, kernel, device)
         costs.append(tile_pricing.tile_cost(grid, kernel, device, hit_share=0.0))
     assert costs[0] == costs[1]
     plain = Workload.uniform(4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128)
@@ -320,7 +321,7 @@ def test_a_kernel_built_for_splits_looks_twice_at_each_31_requests() -> None:
     grid = grid_of((256,) * 40, 1)
     partials = np.zeros(grid.num_output_tiles, dtype=np.int64)
     schedule = whole(grid, dispatch="queue", combine="kernel", partials=partials)
-    program = lower(schedule, kernel, toy())
+    program = lowered(schedule, kernel, toy())
     last = program.launches[0].last_cta
     launches = program.latency_ps[program.kind == Phase.LAUNCH][:last]
     assert ns(launches[29:38]) == [60.0] * 2 + [110.0] * 5 + [60.0] * 2
@@ -333,7 +334,7 @@ def test_an_instance_built_for_splits_issues_more_on_each_output_tile() -> None:
     partials = np.zeros(2, dtype=np.int64)
     ramps = []
     for more in ({"combine": "none"}, {"combine": "kernel", "partials": partials}):
-        program = lower(whole(grid, **more), kernel, toy())
+        program = lowered(whole(grid, **more), kernel, toy())
         ramps.append(program.latency_ps[program.kind == Phase.STREAM])
     assert ns(ramps[1] - ramps[0]) == [30.0, 30.0]
 
@@ -414,7 +415,7 @@ def test_a_window_that_hides_nothing_takes_the_instance_without() -> None:
     """FlashAttention-3 drops a window as long as the longest context."""
     kernel, device = catalog.kernel("vllm_fa3"), catalog.device("h100_sxm")
     rows = {
-        window: tile_grid(
+        window: tiled(
             Workload.uniform(2, 128, num_q_heads=8, num_kv_heads=1, head_dim=64, window=window),
             kernel,
             device,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import tiled
 
 import leansim
 from leansim.errors import ConfigError, PairingError, WorkloadError
@@ -17,7 +18,7 @@ from leansim.numerics.verify import verify
 from leansim.partitioners.registry import make
 from leansim.points.keys import result_key
 from leansim.points.point import point_from_row, resolve
-from leansim.schedule.tiling import smem_bytes, tile_grid
+from leansim.schedule.tiling import smem_bytes
 from leansim.specs import catalog
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.kernel import Kernel
@@ -89,9 +90,9 @@ def test_results_of_the_two_are_kept_apart() -> None:
 def test_a_latent_workload_needs_a_kernel_that_reads_it_and_the_reverse() -> None:
     device = catalog.device("h100_sxm")
     with pytest.raises(PairingError, match=r"'fa2' reads K and V of their own; .* latent KV cache"):
-        tile_grid(latent(), catalog.kernel("fa2"), device)
+        tiled(latent(), catalog.kernel("fa2"), device)
     with pytest.raises(PairingError, match=r"'flash_mla' reads a latent KV cache .* wanted latent_kv"):
-        tile_grid(plain(), catalog.kernel("flash_mla"), device)
+        tiled(plain(), catalog.kernel("flash_mla"), device)
 
 
 @pytest.mark.parametrize("stages", [1, 2])
@@ -112,7 +113,7 @@ def test_shared_memory_holds_latent_keys_once(stages: int) -> None:
     ],
 )
 def test_one_cta_of_each_mla_kernel_fits(kernel: str, device: str, tokens: int) -> None:
-    grid = tile_grid(latent(128), catalog.kernel(kernel), catalog.device(device))
+    grid = tiled(latent(128), catalog.kernel(kernel), catalog.device(device))
     assert (grid.ctas_per_sm, grid.tile_rows, grid.tile_tokens) == (1, 64, tokens)
     assert (grid.heads, grid.row_blocks) == (1, 2)
 
@@ -121,8 +122,8 @@ def test_a_tile_is_priced_without_values() -> None:
     """A pipelined tile moves its keys only; tensor work is QK at 576 and PV at 512 as ever."""
     kernel, device = catalog.kernel("flash_mla"), catalog.device("h100_sxm")
     apart = changed(kernel, latent_kv=False)
-    cost = tile_pricing.tile_cost(tile_grid(latent(), kernel, device), kernel, device, 0.0)
-    twice = tile_pricing.tile_cost(tile_grid(plain(), apart, device), apart, device, 0.0)
+    cost = tile_pricing.tile_cost(tiled(latent(), kernel, device), kernel, device, 0.0)
+    twice = tile_pricing.tile_cost(tiled(plain(), apart, device), apart, device, 0.0)
     assert (cost.tile_bytes, twice.tile_bytes) == (64 * 1152, 64 * (1152 + 1024))
     assert (cost.tensor_s, cost.compute_s) == (twice.tensor_s, twice.compute_s)
 
@@ -131,7 +132,7 @@ def test_a_single_buffered_tile_waits_for_no_values() -> None:
     """`max(V load, QK) + max(K load, softmax + PV)` with a V load of nothing, not even a latency."""
     device = catalog.device("h100_sxm")
     kernel = changed(catalog.kernel("flash_mla"), pipeline="single_buffered", kv_stages=1)
-    cost = tile_pricing.tile_cost(tile_grid(latent(), kernel, device), kernel, device, 0.0)
+    cost = tile_pricing.tile_cost(tiled(latent(), kernel, device), kernel, device, 0.0)
     qk_s = cost.tensor_s * 576 / (576 + 512)
     k_s = pricing.kv_latency_s(device, 0.0) + cost.tile_bytes / device.sm_load_bytes_per_s
     assert cost.tile_s == pytest.approx(qk_s + max(k_s, cost.compute_s - qk_s))
@@ -154,7 +155,7 @@ def test_inputs_share_keys_and_values() -> None:
 def test_splits_of_a_latent_cache_are_exact(kernel: str, query_len: int) -> None:
     spec, device = catalog.kernel(kernel), catalog.device("h100_sxm")
     workload = Workload((700, 64, 333), 64, 1, 576, head_dim_v=512, latent_kv=True, query_len=query_len)
-    schedule = make(spec.partitioner.name)(tile_grid(workload, spec, device), device)
+    schedule = make(spec.partitioner.name)(tiled(workload, spec, device), device)
     assert schedule.segments_of_tile.max() > 1
     verify(schedule, max_tokens=3000).raise_if_failed()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import lowered
 
 from leansim.errors import LeansimError, UnknownNameError
 from leansim.partitioners.per_request_splits import PerRequestSplits, tiles_of_request
@@ -17,7 +18,6 @@ from leansim.study.bench import Bench
 from leansim.study.oracle import Oracle, best_per_request, best_uniform, distinct_counts, oracle
 from leansim.study.rules import chosen_rules, heeds_count, known_rules, own_rule, told
 from leansim.timing.bound import program_floor_s
-from leansim.timing.lowering import lower
 
 GQA: dict[str, Any] = {"num_q_heads": 16, "num_kv_heads": 4, "head_dim": 128}
 RAGGED = (100, 3000, 700, 17_000, 2500, 9000, 65)
@@ -68,7 +68,7 @@ def test_a_program_is_never_faster_than_its_floor(given: Point) -> None:
         except LeansimError:
             continue
         resolved = dataclasses.replace(bench.resolved, partitioner=rule.partitioner)
-        floor = program_floor_s(lower(resolved.schedule, resolved.kernel, resolved.device))
+        floor = program_floor_s(lowered(resolved.schedule, resolved.kernel, resolved.device))
         assert floor <= latency * (1 + 1e-9), rule.name
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from kernels import devices_of
+from kernels import devices_of, tiled
 
 from leansim.errors import PairingError, PartitionerError
 from leansim.numerics.verify import count_cover, verify
 from leansim.partitioners.lean_attention import LeanAttention
 from leansim.partitioners.registry import make
 from leansim.schedule.schedule import Schedule, changes
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
@@ -92,7 +92,7 @@ def plain(kernel: Kernel) -> Workload:
 
 
 def schedule_of(kernel: Kernel, workload: Workload, device: Device) -> Schedule:
-    grid = tile_grid(workload, kernel, device)
+    grid = tiled(workload, kernel, device)
     return make(kernel.partitioner.name, kernel.partitioner.options)(grid, device)
 
 
@@ -136,7 +136,7 @@ def test_no_kernel_refuses_a_plain_batch(name: str) -> None:
 
 def lean_grid(workload: Workload, num_sms: int, ctas_per_sm: int) -> TileGrid:
     kernel, device = catalog.kernel("lean"), catalog.device("a100_sxm_80gb")
-    return tile_grid(workload, kernel, device).with_slots(num_sms, ctas_per_sm)
+    return tiled(workload, kernel, device).with_slots(num_sms, ctas_per_sm)
 
 
 @settings(fixed, max_examples=60)

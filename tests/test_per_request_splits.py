@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import tiled
 
 from leansim.errors import PartitionerError
 from leansim.numerics.invariance import batch_invariance
@@ -15,7 +16,7 @@ from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
 from leansim.partitioners.per_request_splits import PerRequestSplits, without_empty_runs
 from leansim.partitioners.registry import make
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
@@ -37,7 +38,7 @@ def fa2() -> Kernel:
 
 def grid_of(kernel: Kernel, device: Device, tiles: tuple[int, ...], **shape: Any) -> TileGrid:
     heads = {"num_q_heads": 2, "num_kv_heads": 1, "head_dim": 128, **shape}
-    grid = tile_grid(Workload(tuple(n * TOKENS for n in tiles), **heads), kernel, device)
+    grid = tiled(Workload(tuple(n * TOKENS for n in tiles), **heads), kernel, device)
     assert grid.tile_tokens == TOKENS
     return grid
 

@@ -12,6 +12,7 @@ import pytest
 from corruption import altered
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from kernels import tiled
 
 from leansim.errors import PairingError, PartitionerError
 from leansim.numerics import attention as numerics
@@ -26,7 +27,7 @@ from leansim.numerics.attention import (
 )
 from leansim.partitioners.registry import make, partitioners
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
@@ -75,7 +76,7 @@ def small_grid(
     kernel, device = pair_for(partitioner)
     kernel = kernel.model_copy(update={"latent_kv": workload.latent_kv})
     changes = {"tile_rows": rows, "tile_tokens": tokens, "num_sms": 5, "ctas_per_sm": 2} | changes
-    return dataclasses.replace(tile_grid(workload, kernel, device), **changes)
+    return dataclasses.replace(tiled(workload, kernel, device), **changes)
 
 
 def schedule_of(workload: Workload, partitioner: str, **options: Any) -> Schedule:

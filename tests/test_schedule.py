@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import lowered
 
 from leansim.engine.execute import execute
 from leansim.engine.program import Phase
@@ -16,7 +17,6 @@ from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
-from leansim.timing.lowering import lower
 
 Segments = list[tuple[int, int, int, int]]
 
@@ -265,7 +265,7 @@ def test_a_wait_before_a_peer_segment_is_accepted_where_nothing_closes_the_circl
     segments = [(0, 0, 0, 2), (0, 1, 2, 5), (1, 0, 2, 5), (1, 1, 0, 2)]
     schedule = schedule_of(segments, 2, combine="host")
     device = catalog.device("h100_sxm").model_copy(update={"num_sms": 4})
-    program = lower(schedule, catalog.kernel("lean"), device)
+    program = lowered(schedule, catalog.kernel("lean"), device)
     result = execute(program)
 
     def phase(kind: Phase, segment: int) -> int:

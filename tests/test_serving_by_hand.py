@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from kernels import tiled
 
 from leansim.partitioners import registry as partitioners
 from leansim.partitioners.sglang_triton import SglangTriton
@@ -14,7 +15,7 @@ from leansim.partitioners.trtllm_xqa import TrtllmXqa, cta_tile_tokens, multi_bl
 from leansim.partitioners.vllm_paged import takes_v1
 from leansim.partitioners.vllm_unified import most_sequences_of_3d
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 
@@ -25,7 +26,7 @@ def planned(
     """The schedule of a kernel file, with its own partitioner unless another is given."""
     spec, where = catalog.kernel(kernel), catalog.device(device)
     chosen = partitioner or partitioners.make(spec.partitioner.name, spec.partitioner.options)
-    return chosen(tile_grid(workload, spec, where), where)
+    return chosen(tiled(workload, spec, where), where)
 
 
 def busy_ctas(schedule: Schedule) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels import lowered, tiled
 from toy import NS, grid_of, ns, run, toy, toy_kernel
 
 import leansim
@@ -17,14 +18,12 @@ from leansim.engine.program import Phase
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import tile_grid
 from leansim.silicon.tables import measured_rows, points_of
 from leansim.specs import catalog
 from leansim.specs.harness import Calls, HarnessTerm
 from leansim.specs.kernel import Chain, Traits
 from leansim.timing import segments as segment_costs
 from leansim.timing import tile_pricing
-from leansim.timing.lowering import lower
 
 # Four grains of the 64 float32 of a row.
 SHARED = {"merge_grain_bytes": 64, "shared_merge": True}
@@ -43,7 +42,7 @@ def test_ctas_that_share_a_merge_read_a_share_of_every_partial() -> None:
     Sharing, each CTA takes one grain of all 4 partials, its own too, which are the bytes of one.
     """
     alone, shared = (
-        lower(quarters(), toy_kernel(merge_grain_bytes=64, **more), toy())
+        lowered(quarters(), toy_kernel(merge_grain_bytes=64, **more), toy())
         for more in ({}, {"shared_merge": True})
     )
     merge = alone.kind == Phase.MERGE
@@ -54,7 +53,7 @@ def test_ctas_that_share_a_merge_read_a_share_of_every_partial() -> None:
 
 
 def test_four_partials_in_flight_are_one_latency_for_each_grain() -> None:
-    program = lower(quarters(), toy_kernel(merge_splits_in_flight=4, **SHARED), toy())
+    program = lowered(quarters(), toy_kernel(merge_splits_in_flight=4, **SHARED), toy())
     assert ns(program.latency_ps[program.kind == Phase.MERGE]) == [400.0 + 100]
 
 
@@ -127,8 +126,8 @@ def test_an_instance_may_say_how_its_combine_starts() -> None:
                 mine = kernel.model_copy(
                     update={"tiles": (tile.model_copy(update={"combine_start": start}),)}
                 )
-                grid = tile_grid(workload, mine, device)
-                gaps.append(lower(SglangTriton()(grid, device), mine, device).launches[-1].gap_ps)
+                grid = tiled(workload, mine, device)
+                gaps.append(lowered(SglangTriton()(grid, device), mine, device).launches[-1].gap_ps)
             break
     assert ns(gaps) == [200.0, 700.0]
 
@@ -139,7 +138,7 @@ def test_splits_under_a_window_are_those_of_the_whole_context() -> None:
     shape = {"num_q_heads": 8, "num_kv_heads": 4, "head_dim": 128}
     for window, splits in ((None, 3), (1024, 3)):
         workload = leansim.Workload.uniform(132, 65_536, window=window, **shape)
-        schedule = SglangTriton()(tile_grid(workload, kernel, device), device)
+        schedule = SglangTriton()(tiled(workload, kernel, device), device)
         assert set(schedule.segments_of_tile.tolist()) == {splits}
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+from kernels import lowered
 
 from leansim.engine import execute as engine
 from leansim.engine import simpy_engine
 from leansim.errors import LeansimError, OutOfRangeError, PairingError, UnknownNameError
 from leansim.points.point import Point, point, resolve
 from leansim.points.simulate import Simulation, simulate, simulate_each
-from leansim.timing.lowering import lower
 
 SHAPE = {"device": "h100_sxm", "num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 
@@ -77,7 +77,7 @@ def test_the_compiled_engine_is_loaded_when_there_is_enough_to_do() -> None:
         "from leansim.points.point import point, resolve\n"
         "from leansim.timing.lowering import lower\n"
         f"r = resolve(point(kernel='fa2', batch_size=4, context_len=512, **{SHAPE!r}))\n"
-        "program = lower(r.schedule, r.kernel, r.device)\n"
+        "program = lowered(r.schedule, r.kernel, r.device)\n"
         "engine.execute(program)\n"
         "assert 'numba' not in sys.modules\n"
         "engine._auto.events_left = program.num_events\n"
@@ -93,7 +93,7 @@ def test_the_compiled_engine_is_loaded_when_there_is_enough_to_do() -> None:
 
 def test_an_engine_that_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     item = resolve(of())
-    program = lower(item.schedule, item.kernel, item.device)
+    program = lowered(item.schedule, item.kernel, item.device)
     taken = []
     monkeypatch.setattr(simpy_engine, "execute", lambda one: taken.append(one) or "done")
     monkeypatch.setenv(engine.ENGINE_VARIABLE, "simpy")

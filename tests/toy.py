@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernels import lowered
 
 from leansim.engine.execute import execute
 from leansim.engine.result import Result
@@ -37,7 +38,6 @@ from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
-from leansim.timing.lowering import lower
 
 NS = 1e-9
 LAUNCH, FLAG, L2, GAP = 200.0, 400.0, 100.0, 700.0
@@ -114,7 +114,7 @@ def two_heads() -> TileGrid:
 
 
 def run(schedule: Schedule, device: Device | None = None, kernel: Kernel | None = None) -> Result:
-    return execute(lower(schedule, kernel or toy_kernel(), device or toy()))
+    return execute(lowered(schedule, kernel or toy_kernel(), device or toy()))
 
 
 def ns(picoseconds: Any) -> Any:

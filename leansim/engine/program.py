@@ -64,7 +64,8 @@ class FlowKind:
     `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of its SM, `dram_share` and `l2_share` of
     the bytes that pass DRAM and L2 (a masked token is work and no traffic). `offered_bytes_per_ps` is
     what the loads it keeps in flight would bring from an idle memory: how deep DRAM's queues are.
-    `tensor_ps_per_byte` is how much of that work its SM's tensor cores do.
+    `tensor_ps_per_byte` is how much of that work its SM's tensor cores do. Where several of the kind
+    share an SM, each waits `waits_ps_per_byte[n - 1]` more of n (empty: for nothing).
     """
 
     name: str
@@ -74,6 +75,7 @@ class FlowKind:
     l2_share: float
     offered_bytes_per_ps: float
     tensor_ps_per_byte: float = 0.0
+    waits_ps_per_byte: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -52,26 +52,41 @@ def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> tuple[FloatArray, I
     """Most bytes/ps of one transfer of each kind, for everything that can run on an SM at once.
 
     `[code, kind]`, and what a transfer of each kind adds to the code, `[kind]`. Kinds that an SM
-    cannot tell apart (same pace, same work) count together. A kind is held to its own pace and to
-    the level at which its SM is full.
+    cannot tell apart (same pace, same work, same waits) count together. A kind is held to the pace that
+    it has beside so many of its own, and to the level at which its SM is full.
     """
-    return _sm_limits(tuple((flow.max_bytes_per_ps, flow.sm_ps_per_byte) for flow in flows), max_ctas)
+    return _sm_limits(
+        tuple((flow.max_bytes_per_ps, flow.sm_ps_per_byte, flow.waits_ps_per_byte) for flow in flows),
+        max_ctas,
+    )
 
 
 @lru_cache(maxsize=1024)
-def _sm_limits(demands: tuple[tuple[float, float], ...], max_ctas: int) -> tuple[FloatArray, IntArray]:
+def _sm_limits(
+    demands: tuple[tuple[float, float, tuple[float, ...]], ...], max_ctas: int
+) -> tuple[FloatArray, IntArray]:
     radix = max_ctas + 1
     unlike = list(dict.fromkeys(demands))
+    kind_of = [unlike.index(demand) for demand in demands]
     table = np.zeros((radix ** len(unlike), len(demands)))
     for counts in itertools.product(range(radix), repeat=len(unlike)):
         if not 0 < sum(counts) <= max_ctas:
             continue
-        wants = [(pace, n * work) for (pace, work), n in zip(unlike, counts, strict=True) if n]
+        paces = [
+            _pace(pace, waits, max(1, n)) for (pace, _, waits), n in zip(unlike, counts, strict=True)
+        ]
+        works = [n * work for (_, work, _), n in zip(unlike, counts, strict=True)]
+        wants = [(pace, work) for pace, work, n in zip(paces, works, counts, strict=True) if n]
         height = level(wants, 1.0)
         code = sum(n * radix**k for k, n in enumerate(counts))
-        table[code] = [min(pace, height) for pace, _ in demands]
+        table[code] = [min(paces[kind], height) for kind in kind_of]
     table.flags.writeable = False
-    return table, np.array([radix ** unlike.index(demand) for demand in demands], dtype=np.int64)
+    return table, np.array([radix**kind for kind in kind_of], dtype=np.int64)
+
+
+def _pace(alone: float, waits: tuple[float, ...], together: int) -> float:
+    """Most bytes/ps of a transfer beside others of its kind on its SM."""
+    return 1.0 / (1.0 / alone + waits[min(together, len(waits)) - 1]) if waits else alone
 
 
 def loaded_capacity(offered: float, peak: float, exponent: float) -> float:

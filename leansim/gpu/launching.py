@@ -43,7 +43,8 @@ def attention_meta(
     """The attention kernel for a grid: its tile, shape and paging.
 
     With its loop's stages of K and V tiles in shared memory, Triton overlaps one stage more. The
-    assembler is held to the kernel file's registers, so that as many CTAs are resident as the schedule counts on.
+    assembler is held to the kernel file's registers, so that as many CTAs are resident as the schedule
+    counts on.
     """
     load = grid.workload
     tile = tile_for(load, kernel, device)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from leansim.arrays import IntArray
+from leansim.arrays import FloatArray, IntArray
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance
 from leansim.specs.workload import Workload
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +112,9 @@ class TileGrid:
     @cached_property
     def rows(self) -> IntArray:
         """Valid query rows of each output tile."""
-        return self._of_tiles(self.rows_of_block)
+        return self.of_tiles(self.rows_of_block)
 
-    def _of_tiles(self, of_block: IntArray) -> IntArray:
+    def of_tiles(self, of_block: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
         """Spread what row blocks have, `[row blocks]` or `[batch, row blocks]`, over the heads."""
         shape = (self.batch_size, self.heads, self.row_blocks)
         by_request = of_block[:, None] if of_block.ndim > 1 else of_block
@@ -148,12 +151,12 @@ class TileGrid:
     @cached_property
     def kv_end(self) -> IntArray:
         """Token after the last that any row of the output tile attends to (causal among new)."""
-        return self._of_tiles(self.kv_span[1])
+        return self.of_tiles(self.kv_span[1])
 
     @cached_property
     def kv_begin(self) -> IntArray:
         """First token that any row of the output tile attends to."""
-        return self._of_tiles(self.kv_span[0])
+        return self.of_tiles(self.kv_span[0])
 
     @cached_property
     def tiling_begin(self) -> IntArray:
@@ -163,12 +166,12 @@ class TileGrid:
     @cached_property
     def first_kv_tile(self) -> IntArray:
         """Index of the first KV tile of each output tile from `tiling_begin`; segments count from it."""
-        return self._of_tiles(self._tiles_seen[0])
+        return self.of_tiles(self._tiles_seen[0])
 
     @cached_property
     def num_kv_tiles(self) -> IntArray:
         """KV tiles of each output tile."""
-        return self._of_tiles(self._tiles_seen[1])
+        return self.of_tiles(self._tiles_seen[1])
 
     @cached_property
     def total_tokens(self) -> int:
@@ -182,18 +185,25 @@ class TileGrid:
         return int(self._tiles_seen[1].sum()) * self.heads
 
     @cached_property
-    def loaded_share(self) -> float:
-        """Share of the tokens of all KV tiles that are loaded, the rest being masked."""
-        return self.loaded_tokens / (self.total_kv_tiles * self.tile_tokens)
-
-    @cached_property
     def loaded_tokens(self) -> int:
         """KV tokens that all output tiles load: what they attend to, or the pages that it lies on."""
         if not self.whole_pages:
             return self.total_tokens
-        unit = min(self.workload.page_tokens, self.tile_tokens)
+        return int(self._loaded_of_block.sum()) * self.heads
+
+    @cached_property
+    def _loaded_of_block(self) -> IntArray:
+        """KV tokens that each output tile of a head loads, `[batch, row blocks]`."""
         begin, end = self.kv_span
-        return int((-(-end // unit) - begin // unit).sum()) * unit * self.heads
+        unit = min(self.workload.page_tokens, self.tile_tokens) if self.whole_pages else 1
+        loaded: IntArray = (-(-end // unit) - begin // unit) * unit
+        return loaded
+
+    @cached_property
+    def loaded_share_of_block(self) -> FloatArray:
+        """Share of the tokens of its KV tiles that each output tile loads, `[batch, row blocks]`."""
+        share: FloatArray = self._loaded_of_block / (self._tiles_seen[1] * self.tile_tokens)
+        return share
 
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""

@@ -295,8 +295,10 @@ class Kernel(SourcedSpec):
 
     @property
     def archs(self) -> frozenset[str]:
-        """Architectures that it is built for."""
-        return frozenset(arch for tile in self.tiles for arch in tile.registers_per_thread)
+        """Architectures that it is built for: those of some tile that it has a tensor rate on."""
+        built = frozenset(arch for tile in self.tiles for arch in tile.registers_per_thread)
+        rates = self.compute.mma_efficiency
+        return built & rates.keys() if isinstance(rates, dict) else built
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """What no schedule of a kernel can beat in the simulator's own prices, and what one schedule cannot.
 
-The bound of a kernel packs bins: each output tile is cut into as few runs as meet a deadline, and
+The bound of a kernel packs bins: each output tile is cut into as few segments as meet a deadline, and
 the slots must hold all of them. Bandwidth and each SM's throughput bound it too. Ignores placing
 order, contention, and what partials add to traffic.
 """
@@ -17,7 +17,9 @@ from leansim.engine.program import PS_PER_S, Launch, Phase, Program
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance, NoCombine
-from leansim.timing import merges, segments
+from leansim.timing import merges
+from leansim.timing.prices import Prices
+from leansim.timing.segments import least_start_s, least_tiles
 
 _ROUNDING = 1.0 - 1e-6  # engines round each phase to a picosecond
 _STEPS = 48  # halvings of the interval that the deadline lies in: far below a picosecond
@@ -56,7 +58,7 @@ def program_floor_s(program: Program) -> float:
 class Bound:
     """Least latency of any schedule, s, and what sets it: `bandwidth`, `sm`, `slots` or `run`.
 
-    `slots`: all runs share the slots. `run`: the shortest time in which one output tile can be cut,
+    `slots`: all segments share the slots. `run`: the shortest time in which one output tile can be cut,
     streamed and merged.
     """
 
@@ -65,24 +67,51 @@ class Bound:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prices:
-    """What a run of KV tiles costs at least, ps; read off the program of the unsplit schedule."""
+class _Least:
+    """What segments of a kernel's output tiles cost at least, ps, however they are cut.
+
+    Output tiles of a kind have `tiles` KV tiles, which take the time of `work` full ones; there are
+    `count` of each. A segment costs `start_ps` once, below 0 where its first tile is cheaper.
+    """
 
     launch_ps: float
-    ramp_ps: float
+    start_ps: float
     tile_ps: float
     slots: int
-    tiles: IntArray  # [distinct lengths]
-    count: IntArray  # output tiles of each length
+    tiles: IntArray
+    work: FloatArray
+    count: IntArray
 
-    def slot_ps(self, runs: IntArray | int) -> float:
-        """Time of the slots if each output tile of a length is cut into so many runs."""
-        streamed = float((self.tiles * self.count).sum()) * self.tile_ps
-        return (streamed + float((self.count * runs).sum()) * self.ramp_ps) / self.slots
+    @classmethod
+    def of(cls, program: Program, grid: TileGrid, prices: Prices, start_s: float) -> _Least:
+        """From the prices of a call, and the placing of the CTAs of its unsplit program."""
+        at = _phases(program, program.attention)
+        launched = program.latency_ps[at][program.kind[at] == Phase.LAUNCH]
+        alike = np.stack([grid.num_kv_tiles, least_tiles(grid, prices)])
+        (tiles, work), count = np.unique(alike, axis=1, return_counts=True)
+        return cls(
+            launch_ps=float(launched.min()),
+            start_ps=PS_PER_S * start_s,
+            tile_ps=PS_PER_S * prices.tile.tile_s,
+            slots=program.slots(program.attention),
+            tiles=tiles.astype(np.int64),
+            work=work,
+            count=count,
+        )
+
+    def busy_tiles(self) -> float:
+        """Time that KV tiles take of all slots, in full tiles, with as many cheap first ones as can be."""
+        cheaper = min(0.0, self.start_ps / self.tile_ps) * float((self.tiles * self.count).sum())
+        return float((self.work * self.count).sum()) + cheaper
+
+    def slot_ps(self, segments: IntArray | int) -> float:
+        """Time of the slots if the output tiles of each kind are cut into so many segments."""
+        started = max(0.0, self.start_ps) * float((self.count * segments).sum())
+        return (self.busy_tiles() * self.tile_ps + started) / self.slots
 
     def whole_ps(self) -> float:
-        """The longest output tile in one run."""
-        return self.launch_ps + self.ramp_ps + float(self.tiles.max()) * self.tile_ps
+        """The longest output tile in one segment."""
+        return self.launch_ps + self.start_ps + float(self.work.max()) * self.tile_ps
 
 
 def packing_bound(program: Program, grid: TileGrid, instance: Instance, device: Device) -> Bound:
@@ -90,36 +119,19 @@ def packing_bound(program: Program, grid: TileGrid, instance: Instance, device: 
 
     Holds for schedules that merge in a second kernel and for those that merge in the launch.
     """
-    attention = program.attention
-    before_ps = float(program.launch_ps + attention.gap_ps)
-    for launch in program.launches[: program.launches.index(attention)]:
+    before_ps = float(program.launch_ps + program.attention.gap_ps)
+    for launch in program.launches[: program.launches.index(program.attention)]:
         before_ps += launch.gap_ps + float(program.latency_ps[_phases(program, launch)].min())
-    prices = _prices(program, grid, instance, device)
-    kv, stream_bytes = program.flows[0], float(program.bytes_of(Phase.STREAM))
-    ways = [max(prices.whole_ps(), prices.slot_ps(1))]
-
-    def in_launch_ps(runs: IntArray) -> FloatArray:
-        peers = np.maximum(runs - 1, 1)
-        return PS_PER_S * merges.merge_latency_s(device, peers, instance.merge.splits_in_flight)
-
-    ways.append(_deadline(prices, in_launch_ps, 0.0))
-    if not isinstance(combine := instance.combine, NoCombine):
-        gap_s = merges.combine_gap_s(device, grid.workload.launch, combine.start)
-
-        def kernel_ps(runs: IntArray) -> FloatArray:
-            taken_s = merges.combine_latency_s(device, combine, runs)
-            return PS_PER_S * (device.cta_launch_s + taken_s)
-
-        ways.append(_deadline(prices, kernel_ps, PS_PER_S * gap_s))
-    packed = min(ways)
-    spread = prices.slot_ps(1)
+    prices = Prices.of(grid, instance, device)
+    least = _Least.of(program, grid, prices, least_start_s(grid, instance, device, prices))
+    packed = _packed_ps(least, grid, instance, device)
+    l2_bytes = program.bytes_of(Phase.STREAM) * program.flows[0].l2_share
     causes = {
         "bandwidth": max(
-            program.dram_bytes / program.dram_bytes_per_ps,
-            stream_bytes * kv.l2_share / program.l2_bytes_per_ps,
+            program.dram_bytes / program.dram_bytes_per_ps, l2_bytes / program.l2_bytes_per_ps
         ),
-        "sm": stream_bytes * kv.sm_ps_per_byte / program.num_sms,
-        "slots" if spread > 0.9 * packed else "run": packed,
+        "sm": PS_PER_S * prices.tile.sm_s * least.busy_tiles() / program.num_sms,
+        "slots" if least.slot_ps(1) > 0.9 * packed else "run": packed,
     }
     cause = max(causes, key=lambda name: causes[name])
     return Bound(_ROUNDING * (before_ps + causes[cause]) / PS_PER_S, cause)
@@ -130,34 +142,35 @@ def _phases(program: Program, launch: Launch) -> slice:
     return slice(int(border[launch.first_cta]), int(border[launch.last_cta]))
 
 
-def _prices(program: Program, grid: TileGrid, instance: Instance, device: Device) -> _Prices:
-    attention = _phases(program, program.attention)
-    kind, latency = program.kind[attention], program.latency_ps[attention]
-    tiles, count = np.unique(grid.num_kv_tiles, return_counts=True)
-    cost = segments.Prices.of(grid, instance, device).tile
-    ramp_ps = float(latency[kind == Phase.STREAM].min())
-    if instance.ctas.prefetches_items:  # a persistent CTA loads its next item's first tiles meanwhile
-        prologue_s = segments.prologue_s(grid, instance, device)
-        ramp_ps = min(ramp_ps, PS_PER_S * prologue_s * (1.0 - device.latency_spread))
-    return _Prices(
-        launch_ps=float(latency[kind == Phase.LAUNCH].min()),
-        ramp_ps=ramp_ps,
-        tile_ps=PS_PER_S * cost.tile_s,
-        slots=program.slots(program.attention),
-        tiles=tiles,
-        count=count,
-    )
+def _packed_ps(least: _Least, grid: TileGrid, instance: Instance, device: Device) -> float:
+    """Earliest end of the attention launch and its merges, unsplit or split and merged, ps."""
+    ways = [max(least.whole_ps(), least.slot_ps(1))]
+
+    def in_launch_ps(segments: IntArray) -> FloatArray:
+        peers = np.maximum(segments - 1, 1)
+        return PS_PER_S * merges.merge_latency_s(device, peers, instance.merge.splits_in_flight)
+
+    ways.append(_deadline(least, in_launch_ps, 0.0))
+    if not isinstance(combine := instance.combine, NoCombine):
+        gap_s = merges.combine_gap_s(device, grid.workload.launch, combine.start)
+
+        def kernel_ps(segments: IntArray) -> FloatArray:
+            taken_s = merges.combine_latency_s(device, combine, segments)
+            return PS_PER_S * (device.cta_launch_s + taken_s)
+
+        ways.append(_deadline(least, kernel_ps, PS_PER_S * gap_s))
+    return min(ways)
 
 
-def _deadline(prices: _Prices, merge_ps: Callable[[IntArray], FloatArray], gap_ps: float) -> float:
+def _deadline(least: _Least, merge_ps: Callable[[IntArray], FloatArray], gap_ps: float) -> float:
     """Earliest end, ps, by which every output tile can be cut, streamed and merged in the slots.
 
-    A merge of n runs takes `merge_ps(n)` after the last of them, `gap_ps` more if it is a kernel.
+    A merge of n segments takes `merge_ps(n)` after the last of them, `gap_ps` more if it is a kernel.
     """
-    low, high = 0.0, gap_ps + float(merge_ps(np.array([2]))[0]) + prices.whole_ps() + prices.slot_ps(2)
+    low, high = 0.0, gap_ps + float(merge_ps(np.array([2]))[0]) + least.whole_ps() + least.slot_ps(2)
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        if _meets(prices, middle - gap_ps, merge_ps, serial=gap_ps > 0.0):
+        if _meets(least, middle - gap_ps, merge_ps, serial=gap_ps > 0.0):
             high = middle
         else:
             low = middle
@@ -165,19 +178,23 @@ def _deadline(prices: _Prices, merge_ps: Callable[[IntArray], FloatArray], gap_p
 
 
 def _meets(
-    prices: _Prices, end_ps: float, merge_ps: Callable[[IntArray], FloatArray], serial: bool
+    least: _Least, end_ps: float, merge_ps: Callable[[IntArray], FloatArray], serial: bool
 ) -> bool:
-    """Whether slots hold the fewest runs that end in time; a `serial` merge begins when all have."""
-    least = float(merge_ps(np.array([2]))[0]) if serial else 0.0
-    fixed = prices.launch_ps + prices.ramp_ps
-    whole = fixed + prices.tiles * prices.tile_ps + least <= end_ps
-    runs = np.where(whole, 1, 2)
-    while True:  # more runs take longer to merge, which asks for more runs
-        left = (end_ps - fixed - merge_ps(np.maximum(runs, 2))) // prices.tile_ps
-        if np.any(~whole & (left < 1)):
+    """Whether slots hold the fewest segments that end in time; a `serial` merge begins after all."""
+    merged_ps = float(merge_ps(np.array([2]))[0]) if serial else 0.0
+    fixed = least.launch_ps + least.start_ps
+    whole = fixed + least.work * least.tile_ps + merged_ps <= end_ps
+    segments = np.where(whole, 1, 2)
+    while True:  # more segments take longer to merge, which asks for more segments
+        left = np.maximum(0.0, end_ps - fixed - merge_ps(np.maximum(segments, 2))) / least.tile_ps
+        if np.array_equal(least.work, least.tiles):
+            left = np.floor(left)
+        with np.errstate(divide="ignore"):
+            cut = np.ceil(least.work / left)
+        if np.any(~whole & (cut > least.tiles)):
             return False
-        wanted = np.where(whole, 1, np.maximum(runs, -(-prices.tiles // np.maximum(left, 1))))
-        if np.array_equal(wanted, runs):
+        wanted = np.where(whole, 1, np.maximum(segments, cut)).astype(np.int64)
+        if np.array_equal(wanted, segments):
             break
-        runs = wanted.astype(np.int64)
-    return bool(prices.slot_ps(runs) <= end_ps - least)
+        segments = wanted
+    return bool(least.slot_ps(segments) <= end_ps - merged_ps)

@@ -35,7 +35,6 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
         tokens=tokens,
         k_bytes=k_bytes,
         v_bytes=tokens * load.kv_bytes_per_token - k_bytes,
-        loaded_share=grid.loaded_share,
         page_lines=tokens / (load.page_tokens * PAGES_PER_LINE),
         reads=Reads.of(device, hit_share),
         clk_s=device.clk_s,
@@ -44,9 +43,7 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
         qk_s=qk_s,
         pv_s=pv_s,
         softmax_s=softmax_s,
-        compute_s=max(softmax_s, qk_s + shown_s + pv_s)
-        + compute.stall_s
-        + mask_s(grid, compute, device),
+        compute_s=max(softmax_s, qk_s + shown_s + pv_s) + compute.stall_s,
         stall_s=compute.stall_s,
         first_stall_s=compute.first_stall_s,
     )
@@ -66,16 +63,12 @@ def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> t
 
 
 def mask_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> float:
-    """What masking the scores of KV tiles at an edge takes, s, mean over the tiles.
+    """What masking the scores of a KV tile at an edge takes, s.
 
     An instance for causal masks compares those of the last KV tile, one for windows those of the first
     as well (flash-attention hopper/mask.h); tiles between have none.
     """
-    if not compute.mask_fma_per_score:
-        return 0.0
-    edges = (2 if grid.workload.is_local else 1) * grid.num_output_tiles
-    share = min(1.0, edges / max(1, grid.total_kv_tiles))
-    fma = share * grid.tile_rows * grid.tile_tokens * compute.mask_fma_per_score
+    fma = grid.tile_rows * grid.tile_tokens * compute.mask_fma_per_score
     return fma / device.fp32_fma_per_clk_per_sm * device.clk_s
 
 

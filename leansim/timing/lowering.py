@@ -27,8 +27,9 @@ from leansim.schedule.schedule import IN_LAUNCH, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 from leansim.specs.instance import CombineNumbers, Instance, NoCombine
-from leansim.timing import memory, merges, segments
-from leansim.timing.segments import Prices
+from leansim.timing import ctas, memory, merges, segments
+from leansim.timing.prices import Prices, queueing_s
+from leansim.timing.segments import Starts
 
 KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
@@ -73,13 +74,16 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     prices = Prices.of(grid, instance, device)
     gap_ps = picoseconds(merges.kernel_gap_s(device, workload.launch))
     planned = [_setup_launch(device, gap_ps) for _ in range(instance.ctas.setup_kernels)]
-    planned.append(_main_launch(schedule, instance, device, prices, gap_ps))
+    starts = Starts(schedule, instance, device, prices)
+    worked = segments.worked_bytes(schedule, prices, starts)
+    ramp_ps = segments.ramp_ps(schedule, instance, device, prices, starts)
+    planned.append(_main_launch(schedule, instance, device, ramp_ps, worked, gap_ps))
     if schedule.combine == "kernel":
         planned.append(_combine_launch(schedule, instance, device))
-    ctas = accumulate((len(one.border) - 1 for one in planned), initial=0)
+    begun = accumulate((len(one.border) - 1 for one in planned), initial=0)
     launches = [
         Launch(one.name, first, last, one.ctas_per_sm, one.gap_ps if first else 0)
-        for one, (first, last) in zip(planned, pairwise(ctas), strict=True)
+        for one, (first, last) in zip(planned, pairwise(begun), strict=True)
     ]
     offsets = [*accumulate((int(one.border[-1]) for one in planned), initial=0)]
     columns = _blank(offsets[-1])
@@ -92,7 +96,7 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
-        flows=_flows(schedule, instance, device, prices),
+        flows=_flows(schedule, device, prices, worked),
         phase_of_cta=border,
         **columns,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
@@ -102,7 +106,7 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
         dram_bytes_per_ps=peak / PS_PER_S,
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / PS_PER_S,
         dram_saturation_exponent=device.dram_saturation_exponent,
-        drift_ps=segments.drift_ps(grid, device, prices),
+        drift_ps=segments.drift_ps(grid, instance, device, prices),
     )
     return _in_range(program)
 
@@ -132,28 +136,31 @@ def _in_range(program: Program) -> Program:
     return program
 
 
-def _flows(
-    schedule: Schedule, instance: Instance, device: Device, prices: Prices
-) -> tuple[FlowKind, ...]:
+def _flows(schedule: Schedule, device: Device, prices: Prices, worked: IntArray) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
-    A CTA works through whole tiles, and loads the tokens that are not masked. How many are is taken
-    over the batch: a segment with a masked end is charged the mean, not its own.
+    A CTA works through whole tiles, and loads the tokens that are not masked. How many of the `worked`
+    bytes those are is taken over the batch: it is the traffic of a segment beside others that is the
+    mean, not its time.
     """
-    loaded, work, tile = schedule.grid.loaded_share, prices.work, prices.tile
-    tile_s = segments.tile_s(schedule, instance, prices)
+    grid, work, tile = schedule.grid, prices.work, prices.tile
+    tiles = grid.total_kv_tiles * work.tile_bytes / float(worked.sum())
+    loaded = tiles * grid.loaded_tokens / (grid.total_kv_tiles * grid.tile_tokens)
+    waits: tuple[float, ...] = ()
+    if tile.busy_s and grid.ctas_per_sm > 1:
+        queued_s = queueing_s(tile.tile_s, tile.busy_s, grid.ctas_per_sm)
+        waits = tuple(wait_s * PS_PER_S / work.tile_bytes for wait_s in map(float, queued_s))
     kv = FlowKind(
         "kv",
-        max_bytes_per_ps=work.tile_bytes / tile_s / PS_PER_S,
+        max_bytes_per_ps=work.tile_bytes / tile.tile_s / PS_PER_S,
         sm_ps_per_byte=tile.sm_s * PS_PER_S / work.tile_bytes,
         dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
         offered_bytes_per_ps=tile.offered_bytes_per_s / PS_PER_S,
-        tensor_ps_per_byte=(work.qk_s + work.pv_s) * PS_PER_S / work.tile_bytes,
+        tensor_ps_per_byte=tiles * (work.qk_s + work.pv_s) * PS_PER_S / work.tile_bytes,
+        waits_ps_per_byte=waits,
     )
-    return kv, *_plain_flows(
-        device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(schedule.grid, device)
-    )
+    return kv, *_plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
 
 
 @lru_cache(maxsize=64)
@@ -172,8 +179,9 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 
 def _main_launch(
-    schedule: Schedule, instance: Instance, device: Device, prices: Prices, gap_ps: int
-) -> _Launch:
+    schedule: Schedule, instance: Instance, device: Device, ramp_ps: IntArray | int, worked: IntArray,
+    gap_ps: int,
+) -> _Launch:  # fmt: skip
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
     places = _Places.of(schedule)
 
@@ -183,15 +191,13 @@ def _main_launch(
             for name, value in values.items():
                 columns[name][at] = value
 
-        arrival_ps = segments.arrival_ps(schedule, instance, device)
+        arrival_ps = ctas.arrival_ps(schedule, instance, device)
         put(places.launch, Phase.LAUNCH, latency_ps=arrival_ps)
-        if (empty_bytes := segments.empty_cta_bytes(schedule, instance)) is not None:
+        if (empty_bytes := ctas.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
-            columns["latency_ps"][places.launch] += segments.store_ps(empty_bytes, device)
-        size = (schedule.stop - schedule.start) * prices.work.tile_bytes
-        ramp_ps = segments.ramp_ps(schedule, instance, device, prices)
-        put(places.stream, Phase.STREAM, latency_ps=ramp_ps, bytes=size, flow=KV)
-        idle = segments.idle_partials(schedule, instance)
+            columns["latency_ps"][places.launch] += ctas.store_ps(empty_bytes, device)
+        put(places.stream, Phase.STREAM, latency_ps=ramp_ps, bytes=worked, flow=KV)
+        idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
         put(places.write, Phase.WRITE, **_writes(schedule, instance, device, idle))
@@ -245,7 +251,7 @@ def _writes(
 def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
     """How a segment's rows of Q and O are moved: few in closed form, many as a flow."""
     few = size < FEW_BYTES
-    latency_ps = release_ps + np.where(few, segments.store_ps(size, device), 0)
+    latency_ps = release_ps + np.where(few, ctas.store_ps(size, device), 0)
     return {"bytes": size, "latency_ps": latency_ps, "flow": np.where(few, STORE, ROWS)}
 
 
@@ -319,7 +325,7 @@ def _fill_combine(
     kind[0::3], kind[1::3], kind[2::3] = Phase.LAUNCH, Phase.COMBINE, Phase.WRITE
     latency_ps[0::3] = picoseconds(device.cta_launch_s)
     latency_ps[1::3] = rounded_ps(merges.combine_latency_s(device, combine, most))
-    latency_ps[2::3] = segments.store_ps(stored, device)
+    latency_ps[2::3] = ctas.store_ps(stored, device)
     size[1::3] = reads * memory.partial_row_bytes(workload, instance.partial_dtype)
     size[2::3] = stored
     columns["flow"][1::3] = ON_CHIP

@@ -1,138 +1,86 @@
-"""What CTAs and segments of a schedule cost beside their KV tiles, in picoseconds and bytes.
+"""What segments cost beside full KV tiles: their start, and tiles that are not like the others.
 
-Arrays per segment, per CTA or per output tile, or one number where all have the same.
+Arrays per segment, or one number where all have the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray
+from leansim.arrays import FloatArray, Floats, IntArray
 from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
-from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.device import Device
-from leansim.specs.instance import Instance, NoCombine, QueryAtOnce, QueryInParts
-from leansim.timing import memory
-from leansim.timing.compute import tile_work
-from leansim.timing.loops import registry
-from leansim.timing.loops.tile import TileCost, TileWork
+from leansim.specs.instance import Instance
+from leansim.timing.prices import Prices, prologue_s, queueing_s
 
 DRIFT_CLASSES = 8
 _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 
 
-@dataclass(frozen=True)
-class Prices:
-    """What tiles and segments of a grid cost under an instance, before any schedule.
+class Starts:
+    """What segments take beyond their tiles, s: before the loop, and in the first tile.
 
-    Made once for a call: a full KV tile (`tile`, and the `work` it is made of), the `prologue_s` before
-    the first load of a segment, and the share of KV loads that hit L2.
+    `ramp_s` is over before the loop runs at its pace. `first_s` is how much longer the first tile takes
+    than the others: the loads that go on beside the fixed cost of a segment bound its pace and are
+    nothing before it, and a first tile that is cheaper by more than the prologue takes is so much
+    shorter. Numbers, or `[segments]`.
     """
 
-    work: TileWork
-    tile: TileCost
-    prologue_s: float
-    hit_share: float
-
-    @classmethod
-    def of(cls, grid: TileGrid, instance: Instance, device: Device) -> Prices:
-        """Price tiles and segments. Raises `PairingError` where the device has no price for one."""
-        hit_share = memory.l2_hit_share(grid, device)
-        work = tile_work(grid, instance, device, hit_share)
-        tile = registry.make(instance.loop, instance.kernel).price(work)
-        return cls(work, tile, prologue_s(grid, instance, device, tile.fill_s), hit_share)
-
-    @property
-    def once_s(self) -> float:
-        """What a segment takes beyond its tiles, s; below 0 where its first is cheaper than others."""
-        return self.prologue_s + self.tile.fill_s
+    def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
+        """Price the starts of all segments."""
+        start, loaded = instance.start, loaded_share(schedule)
+        fill_s: Any = prices.loop.fill_s(prices.work, loaded)
+        before_s: Any = prologue_s(schedule.grid, instance, device, fill_s) - start.loading_s
+        if schedule.combine == "kernel":
+            before_s = before_s + start.split_clk * device.clk_s
+        if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
+            # Behind the first, what a queue prefetches is there when a CTA is through.
+            fill_s = fill_s * (schedule.cta < schedule.grid.slots)
+        once_s: Any = before_s + fill_s
+        self.ramp_s: Floats = np.maximum(0.0, once_s)
+        self.first_s: Floats = start.loading_s + np.minimum(0.0, once_s)
 
 
-def prologue_s(grid: TileGrid, instance: Instance, device: Device, fill_s: float = 0.0) -> float:
-    """Time from the start of a segment to its first KV load, s.
+def loaded_share(schedule: Schedule) -> Floats:
+    """Share of its output tile's KV tokens that is not masked, for each segment or for all alike.
 
-    Dependent reads (sequence length, page table), then Q; all in L2, the query having just been written
-    (assumed). Kernels that move whole Q and O tiles through shared memory, masked rows too, pay for them
-    `q_tile_copies` times.
+    What a segment pays for the first tile follows from its own request alone.
     """
-    start, load = instance.start, grid.workload
-    if isinstance(start.query, QueryAtOnce):
-        reads = (start.query.loads + 1) * memory.l2_latency_s(device)
-    else:
-        reads = _reads_in_parts_s(start.query, grid, instance, device, fill_s)
-    q_bytes = grid.tile_rows * load.head_dim * DTYPE_BYTES[instance.q_dtype]
-    return start.overhead_s + reads + start.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
+    of_block = schedule.grid.loaded_share_of_block
+    first = float(of_block.flat[0])
+    if (of_block == first).all():
+        return first
+    share: FloatArray = schedule.grid.of_tiles(of_block)[schedule.output_tile]
+    return share
 
 
-def _reads_in_parts_s(
-    query: QueryInParts, grid: TileGrid, instance: Instance, device: Device, fill_s: float
-) -> float:
-    """Reads before the first KV load where some warps read Q in parts while others fetch KV, s.
-
-    The loader of KV looks up the page, and reads the new token if it is to append it. The first KV tile
-    takes `fill_s`; what of Q that does not hide is added.
-    """
-    latency = query_latency_s(grid, instance, device)
-    rows = min(grid.rows_per_head, grid.tile_rows)
-    query_s = -(-rows // query.rows) * (latency + query.clk * device.clk_s)
-    reads = memory.l2_latency_s(device) + (latency if instance.ctas.prepares_query else 0.0)
-    return reads + max(0.0, query_s - reads - fill_s - query.beside_clk * device.clk_s)
-
-
-def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float:
-    """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
-
-    A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
-    before has left of all that it touched.
-    """
-    warm = memory.replay_hit_share(grid, device) if instance.ctas.prepares_query else 1.0
-    reads = memory.Reads.of(device, warm)
-    lines = -(-memory.query_row_bytes(grid.workload) // memory.LINE_BYTES)
-    return reads.kv_s + reads.farthest_s(lines)
-
-
-def queueing_s(alone_s: float, busy_s: Sequence[float], together: int) -> list[float]:
-    """What each of 1, 2 .. `together` CTAs on an SM waits for what the others hold of it, s.
-
-    Of the `alone_s` that each takes by itself the SM's units, such as its schedulers, are busy for
-    `busy_s` each. Mean value analysis of a closed network of queues (Reiser and Lavenberg 1980): one
-    that comes finds as many before it as there are on average with one CTA fewer.
-    """
-    waits, queued = [], [0.0] * len(busy_s)
-    for count in range(1, together + 1):
-        waiting_s = [unit_s * before for unit_s, before in zip(busy_s, queued, strict=True)]
-        taken_s = alone_s + sum(waiting_s)
-        queued = [count * (unit_s + s) / taken_s for unit_s, s in zip(busy_s, waiting_s, strict=True)]
-        waits.append(sum(waiting_s))
-    return waits
-
-
-def ramp_ps(schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> IntArray | int:
+def ramp_ps(
+    schedule: Schedule, instance: Instance, device: Device, prices: Prices, starts: Starts
+) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
-    grid, start, tile = schedule.grid, instance.start, prices.tile
-    near = 1.0 - device.latency_spread
-    prologue_s = prices.prologue_s - start.loading_s
-    if schedule.combine == "kernel":
-        prologue_s += start.split_clk * device.clk_s
-    alone_s = max(0.0, prologue_s + tile.fill_s)
-    if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
-        # Behind the first, what a queue prefetches is there when a CTA is through.
-        first = schedule.cta < grid.slots
-        return rounded_ps(np.maximum(prologue_s + tile.fill_s * first, 0.0) * near)
-    if start.issue_clk:
-        with_launch_s = device.cta_launch_s + alone_s
-        waits = queueing_s(with_launch_s, (start.issue_clk * device.clk_s,), grid.ctas_per_sm)
-        return rounded_ps(alone_s * near + np.array(waits)[_beside(schedule, instance)])
+    near, tile = 1.0 - device.latency_spread, prices.tile
+    ramp_s: Any = starts.ramp_s * near
+    if issue_clk := instance.start.issue_clk:
+        ramp_s = ramp_s + _queued_s(schedule, instance, device, starts, issue_clk * device.clk_s)
     if tile.tiles_at_once > 1:
         masked = (schedule.start - schedule.stop) % tile.tiles_at_once
-        return rounded_ps(alone_s * near + masked * tile.compute_s)
-    return picoseconds(alone_s * near)
+        ramp_s = ramp_s + masked * tile.compute_s
+    return picoseconds(float(ramp_s)) if np.ndim(ramp_s) == 0 else rounded_ps(np.asarray(ramp_s))
+
+
+def _queued_s(
+    schedule: Schedule, instance: Instance, device: Device, starts: Starts, busy_s: float
+) -> FloatArray:
+    """What the start of each segment waits for the schedulers of its SM, s."""
+    alone_s = device.cta_launch_s + starts.ramp_s
+    waits = np.stack(np.broadcast_arrays(*queueing_s(alone_s, (busy_s,), schedule.grid.ctas_per_sm)))
+    beside = _beside(schedule, instance)
+    return waits[beside] if waits.ndim == 1 else np.take_along_axis(waits, beside[None], axis=0)[0]
 
 
 def _beside(schedule: Schedule, instance: Instance) -> IntArray:
@@ -149,13 +97,53 @@ def _beside(schedule: Schedule, instance: Instance) -> IntArray:
     return beside
 
 
-def drift_ps(grid: TileGrid, device: Device, prices: Prices) -> IntArray:
+def worked_bytes(schedule: Schedule, prices: Prices, starts: Starts) -> IntArray:
+    """KV bytes that each segment works through: those of as many full tiles as it takes the time of.
+
+    A tile at an edge, where scores are masked, takes more than others, one with masked tokens that are
+    not read takes less, and the first what its start leaves to it.
+    """
+    tiles, tile = schedule.stop - schedule.start, prices.tile
+    more_s: Any = starts.first_s
+    if prices.edge_s:
+        more_s = more_s + prices.edge_s * _edges(schedule)
+    if tile.read_s:
+        more_s = more_s - tile.read_s * _masked_tiles(schedule)
+    if np.ndim(more_s) == 0 and not more_s:
+        return tiles * prices.work.tile_bytes
+    worked = (tiles + more_s / tile.tile_s) * prices.work.tile_bytes
+    bytes_: IntArray = np.maximum(1, np.rint(worked)).astype(np.int64)
+    return bytes_
+
+
+def _edges(schedule: Schedule) -> IntArray:
+    """Tiles of each segment with masked scores: the last of an output tile, of a window the first."""
+    grid = schedule.grid
+    last = schedule.stop == grid.num_kv_tiles[schedule.output_tile]
+    edges = last.astype(np.int64)
+    if grid.workload.is_local:
+        edges += schedule.start == 0
+    few: IntArray = np.minimum(edges, schedule.stop - schedule.start)
+    return few
+
+
+def _masked_tiles(schedule: Schedule) -> FloatArray:
+    """What the masked tokens of each segment's KV tiles come to, in tiles."""
+    grid = schedule.grid
+    read = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
+    masked: FloatArray = (schedule.stop - schedule.start) - read / grid.tile_tokens
+    return masked
+
+
+def drift_ps(grid: TileGrid, instance: Instance, device: Device, prices: Prices) -> IntArray:
     """What each SM adds to the ramp of a segment: up to twice `latency_spread` of it.
 
     CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
     There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    spread_s = 2.0 * device.latency_spread * max(0.0, prices.once_s)
+    fill_s = prices.loop.fill_s(prices.work, 1.0)
+    once_s = prologue_s(grid, instance, device, fill_s) + fill_s
+    spread_s = 2.0 * device.latency_spread * max(0.0, float(once_s))
     return rounded_ps(spread_s * _DISTANCES)[_drift_classes(grid.num_sms)]
 
 
@@ -164,87 +152,23 @@ def _drift_classes(num_sms: int) -> IntArray:
     return np.arange(num_sms) % DRIFT_CLASSES
 
 
-def tile_s(schedule: Schedule, instance: Instance, prices: Prices) -> float:
-    """Pace of the tile loop, s a KV tile, with what else of a segment bounds or shortens it."""
-    loading_s = _a_tile(schedule, instance.start.loading_s)
-    pace_s = prices.tile.tile_s + loading_s + crowding_s(schedule, instance, prices.tile)
-    return pace_s - _a_tile(schedule, max(0.0, -prices.once_s))
+def least_tiles(grid: TileGrid, prices: Prices) -> FloatArray:
+    """What the KV tiles of each output tile take at least, however they are dealt, in full tiles."""
+    tiles = grid.num_kv_tiles
+    masked = tiles - (grid.kv_end - grid.kv_begin) / grid.tile_tokens
+    return tiles - masked * (prices.tile.read_s / prices.tile.tile_s)
 
 
-def crowding_s(schedule: Schedule, instance: Instance, tile: TileCost) -> float:
-    """What a chain waits for others on its SM, s a KV tile: the mean over segments."""
-    if not tile.busy_s:
-        return 0.0
-    waits = queueing_s(tile.tile_s, tile.busy_s, schedule.grid.ctas_per_sm)
-    return float(np.array(waits)[_beside(schedule, instance)].mean())
+def least_start_s(grid: TileGrid, instance: Instance, device: Device, prices: Prices) -> float:
+    """What a segment takes at least beyond its tiles, on the SM nearest to memory, s.
 
-
-def _a_tile(schedule: Schedule, segment_s: float) -> float:
-    """What a segment has once, shared out over its KV tiles, s: with the mean number of them."""
-    return segment_s / float((schedule.stop - schedule.start).mean()) if segment_s else 0.0
-
-
-def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArray | int:
-    """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
-
-    That is an atomic, and a walk over the requests between this item and the last one of the same
-    slot (about `slots` items back), `scan_requests` at a time. CTAs without KV tiles have found that
-    out by then.
+    Below 0 where a first tile is cheaper than the others. One that is prefetched has filled before.
     """
-    idle_ps = picoseconds(_empty_s(schedule, instance, device)) if schedule.num_empty_ctas else 0
-    if not idle_ps and schedule.dispatch == "grid":
-        return picoseconds(device.cta_launch_s)
-    arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
-    if idle_ps:
-        arrival[_is_empty(schedule)] += idle_ps
-    if schedule.dispatch == "queue":
-        slots = schedule.grid.slots
-        arrival[slots:] = picoseconds(device.atomic_s)
-        request = schedule.grid.request[schedule.output_tile[changes(schedule.cta)]]
-        scanned = (np.cumsum(changes(request)) - 1) // instance.ctas.scan_requests
-        if scanned[-1] and len(scanned) == schedule.num_ctas:
-            scanned[slots:] -= scanned[:-slots].copy()
-            # A kernel built for splits looks up how many each request has as well.
-            looks = 2 if schedule.combine == "kernel" else 1
-            arrival += scanned * looks * picoseconds(instance.ctas.scan_s)
-    return arrival
-
-
-def _is_empty(schedule: Schedule) -> BoolArray:
-    """Which CTAs have no KV tiles."""
-    return np.equal(np.diff(schedule.segments_of_cta), 0)
-
-
-def _empty_s(schedule: Schedule, instance: Instance, device: Device) -> float:
-    """What a CTA without KV tiles does beside coming and going, s."""
-    ctas = instance.ctas
-    if not ctas.empty_prologues:
-        return ctas.empty_s
-    return ctas.empty_s + ctas.empty_prologues * prologue_s(schedule.grid, instance, device)
-
-
-def empty_cta_bytes(schedule: Schedule, instance: Instance) -> IntArray | None:
-    """What a CTA without KV tiles writes: a zero partial where a combine kernel will read it."""
-    writes = schedule.combine == "kernel" and instance.ctas.empty in ("write", "prepare")
-    if not (writes and schedule.num_empty_ctas):
-        return None
-    row_bytes = memory.partial_row_bytes(schedule.grid.workload, instance.partial_dtype)
-    written: IntArray = _is_empty(schedule) * (int(schedule.grid.rows.max()) * row_bytes)
-    return written
-
-
-def idle_partials(schedule: Schedule, instance: Instance) -> IntArray | None:
-    """Partials of each output tile by CTAs without KV tiles, `[output tiles]`; None for none.
-
-    Those that prepare all the same leave one for the last CTA, which does not know them from others
-    (TensorRT-LLM mha.cu); a grid launches as many CTAs for every tile.
-    """
-    prepares = instance.ctas.empty == "prepare" and isinstance(instance.combine, NoCombine)
-    if not (prepares and schedule.num_empty_ctas):
-        return None
-    return schedule.num_ctas // schedule.grid.num_output_tiles - schedule.segments_of_tile
-
-
-def store_ps(size: IntArray, device: Device) -> IntArray:
-    """Time to issue stores: their bytes at the SM's rate. Nobody waits for them to land."""
-    return rounded_ps(size / device.sm_load_bytes_per_s)
+    near = 1.0 - device.latency_spread
+    least = np.inf
+    for share in (float(grid.loaded_share_of_block.min()), 1.0):
+        fill_s = float(prices.loop.fill_s(prices.work, share))
+        before_s = float(prologue_s(grid, instance, device, fill_s)) - instance.start.loading_s
+        for once_s in (before_s + fill_s, before_s if instance.ctas.prefetches_items else np.inf):
+            least = min(least, near * max(0.0, once_s) + min(0.0, once_s))
+    return float(least + instance.start.loading_s)

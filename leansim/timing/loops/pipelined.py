@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from leansim.arrays import Floats
 from leansim.timing.loops.tile import TileCost, TileWork
 
 
@@ -25,14 +26,16 @@ class Pipelined:
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile; all stages are in flight."""
-        latency = work.reads.kv_s
-        load_s = latency + work.transfer_s
+        latency_s = work.reads.kv_s
+        load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
-        first_s = latency + work.loaded_share * work.transfer_s
         return TileCost(
             tile_s=max(tile_s, self.chain_s),
-            fill_s=first_s + work.first_stall_s - work.stall_s,
             sm_s=max(work.compute_s, work.transfer_s),
             compute_s=work.compute_s,
-            offered_bytes_per_s=self.stages * work.tile_bytes / latency,
+            offered_bytes_per_s=self.stages * work.tile_bytes / latency_s,
         )
+
+    def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
+        """The load of the first tile, and its stalls."""
+        return work.reads.kv_s + loaded * work.transfer_s + (work.first_stall_s - work.stall_s)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from leansim.arrays import Floats
 from leansim.timing.loops.tile import TileCost, TileWork
 from leansim.timing.memory import LINE_BYTES
 
@@ -16,8 +19,9 @@ SECTORS_PER_FETCH = 2
 class SerialChain:
     """Triton's decode loop in SGLang: each KV tile waits for the addresses that a read before gave.
 
-        tile = s * clk / f + loaded share * (s * kv_reads * kv + s * index_reads * index + bytes / rate)
-        fill = kv + index - (what of a tile is reads),    s = tile tokens / computed tokens
+        tile = s * clk / f + read,    s = tile tokens / computed tokens
+        read = loaded share * (s * kv_reads * kv + s * index_reads * index + bytes / load rate)
+        fill = kv + index - read of the first tile
 
     f is the clock, kv and index the latencies of a load of KV and of an index, s. `clk` are those of the
     dependent instructions for the tokens computed at a time (`computed_tokens`; 0: a KV tile), where
@@ -40,23 +44,38 @@ class SerialChain:
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile; of masked tokens nothing is read."""
-        computed = self.computed_tokens or work.tokens
-        share = work.tokens / computed
-        compute_s = share * self.clk * work.clk_s
-        transfer_s = work.tile_bytes / work.sm_bytes_per_s
-        kv_reads, index_reads = (share * reads for reads in (self.kv_reads, self.index_reads))
-        reads = work.reads
-        latency_s = reads.kv_s + reads.farthest_s(work.tile_bytes / LINE_BYTES / max(1.0, kv_reads))
-        index_s = reads.mean_s(1.0 - (1.0 - reads.hit_share) / SECTORS_PER_FETCH)
-        read_s = work.loaded_share * (kv_reads * latency_s + index_reads * index_s + transfer_s)
-        fill_s = latency_s + index_s - read_s
+        share = self._share(work)
+        compute_s, read_s = share * self.clk * work.clk_s, self._read_s(work)
         busy_s = tuple(share * clk * work.clk_s for clk in (self.issue_clk, self.pipe_clk))
         return TileCost(
             tile_s=compute_s + read_s,
-            fill_s=fill_s if self.kv_reads <= 1.0 else max(0.0, fill_s),
-            sm_s=max(*busy_s, transfer_s),
+            sm_s=max(*busy_s, work.tile_bytes / work.sm_bytes_per_s),
             compute_s=compute_s,
             offered_bytes_per_s=work.tile_bytes / (compute_s + read_s),
+            read_s=read_s,
             busy_s=busy_s,
-            tiles_at_once=max(1, computed // work.tokens),
+            tiles_at_once=max(1, round(1 / share)),
         )
+
+    def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
+        """What the reads of the first tile take, less what they would in the loop."""
+        latency_s, index_s = self._latencies_s(work)
+        fill_s: Floats = latency_s + index_s - loaded * self._read_s(work)
+        return fill_s if self.kv_reads <= 1.0 else np.maximum(0.0, fill_s)
+
+    def _share(self, work: TileWork) -> float:
+        """What a KV tile is of the tokens that are computed at a time."""
+        return work.tokens / (self.computed_tokens or work.tokens)
+
+    def _latencies_s(self, work: TileWork) -> tuple[float, float]:
+        """Of a read of KV, with the farthest of its lines, and of one of an index, s."""
+        reads, waits = work.reads, max(1.0, self._share(work) * self.kv_reads)
+        latency_s = reads.kv_s + reads.farthest_s(work.tile_bytes / LINE_BYTES / waits)
+        return latency_s, reads.mean_s(1.0 - (1.0 - reads.hit_share) / SECTORS_PER_FETCH)
+
+    def _read_s(self, work: TileWork) -> float:
+        """What the reads of a full KV tile take, s."""
+        share = self._share(work)
+        latency_s, index_s = self._latencies_s(work)
+        waited_s = share * self.kv_reads * latency_s + share * self.index_reads * index_s
+        return waited_s + work.tile_bytes / work.sm_bytes_per_s

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from leansim.arrays import Floats
 from leansim.timing.loops.tile import TileCost, TileWork
 
 
@@ -11,7 +14,7 @@ from leansim.timing.loops.tile import TileCost, TileWork
 class SingleBuffered:
     """FlashAttention-2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV.
 
-        tile = max(load V, QK, ) + max(load K, softmax + PV),    n tiles take n * tile + fill
+        tile = max(load V, QK) + max(load K, softmax + PV), or chain;    n tiles take n * tile + fill
         load X = latency + X bytes / load rate
         fill   = min(load of what is not masked of the first K, softmax + PV)
 
@@ -25,15 +28,19 @@ class SingleBuffered:
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile; the larger of its two buffers is in flight."""
-        latency, rate = work.reads.kv_s, work.load_bytes_per_s
-        k_s = latency + work.k_bytes / rate
-        v_s = latency + work.v_bytes / rate if work.v_bytes else 0.0
+        latency_s, rate = work.reads.kv_s, work.load_bytes_per_s
+        k_s = latency_s + work.k_bytes / rate
+        v_s = latency_s + work.v_bytes / rate if work.v_bytes else 0.0
         tile_s = max(v_s, work.qk_s) + max(k_s, work.softmax_s + work.pv_s)
-        first_s = latency + work.loaded_share * work.k_bytes / rate
         return TileCost(
             tile_s=max(tile_s, self.chain_s),
-            fill_s=min(first_s, work.softmax_s + work.pv_s),
             sm_s=max(work.compute_s, work.transfer_s),
             compute_s=work.compute_s,
-            offered_bytes_per_s=max(work.k_bytes, work.v_bytes) / latency,
+            offered_bytes_per_s=max(work.k_bytes, work.v_bytes) / latency_s,
         )
+
+    def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
+        """The first K, or softmax and PV of the last tile, behind which no K is loaded."""
+        first_s = work.reads.kv_s + loaded * work.k_bytes / work.load_bytes_per_s
+        fill_s: Floats = np.minimum(first_s, work.softmax_s + work.pv_s)
+        return fill_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from leansim.arrays import Floats
 from leansim.timing.memory import Reads
 
 
@@ -13,14 +14,12 @@ class TileWork:
     """A full KV tile in parts: its bytes, what computing takes by kind, s, and how loads come.
 
     A row in shared memory has `load_bytes_per_s` of the call's own bytes, padding being written with
-    them. `page_lines` cache lines of the page table say where the tile's pages are; `loaded_share` of
-    the tokens of all tiles are loaded, the others being masked.
+    them. `page_lines` cache lines of the page table say where the tile's pages are.
     """
 
     tokens: int
     k_bytes: int
     v_bytes: int
-    loaded_share: float
     page_lines: float
     reads: Reads
     clk_s: float
@@ -48,18 +47,18 @@ class TileWork:
 class TileCost:
     """One full KV tile on one CTA that has its SM to itself.
 
-    `tile_s` is the time per tile in a long segment, `fill_s` what a segment takes beyond its tiles
-    (below 0 where the first is cheaper than the others). Its SM has `sm_s` for nothing else, of which
-    computing is `compute_s`. Its loads in flight would bring `offered_bytes_per_s` from an unloaded
-    memory (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such
-    as its schedulers. `tiles_at_once` are computed together, masked ones too.
+    `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
+    less of `read_s`. Its SM has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in
+    flight would bring `offered_bytes_per_s` from an unloaded memory (Little's law). `busy_s` is how long
+    a tile keeps units of the SM for which CTAs queue, such as its schedulers. `tiles_at_once` are
+    computed together, masked ones too.
     """
 
     tile_s: float
-    fill_s: float
     sm_s: float
     compute_s: float
     offered_bytes_per_s: float
+    read_s: float = 0.0
     busy_s: tuple[float, ...] = ()
     tiles_at_once: int = 1
 
@@ -69,4 +68,11 @@ class TileLoop(Protocol):
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile."""
+        ...  # pragma: no cover
+
+    def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
+        """What a segment takes beyond its tiles, s, where `loaded` of its first tile is not masked.
+
+        Below 0 where the first tile is cheaper than the others.
+        """
         ...  # pragma: no cover

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from leansim.arrays import Floats
 from leansim.timing.loops.pipelined import Pipelined
 from leansim.timing.loops.tile import TileCost, TileWork
 
@@ -14,7 +17,7 @@ class Transposed:
 
         loader = lines * latency + V bytes / transpose rate,   lines <= 1
         tile   = max(loader, tile of the pipelined loop)
-        fill   = max(0, fill of the pipelined loop - (loader - compute, where it is longer))
+        fill   = max(0, load of the first tile - max(0, loader - compute)) + what its stalls are longer
 
     The loading warps look up the tile's pages (a read from memory, unless the entries lie in the cache
     line of the tile before), wait for V, and pass it through registers; only then do they load more. A
@@ -29,8 +32,14 @@ class Transposed:
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile."""
         plain = Pipelined(self.stages, self.chain_s).price(work)
-        stalls_s = work.first_stall_s - work.stall_s
-        loader_s = min(1.0, work.page_lines) * work.reads.kv_s
-        loader_s += work.v_bytes / self.transpose_bytes_per_s
-        fill_s = max(0.0, plain.fill_s - stalls_s - max(0.0, loader_s - work.compute_s))
-        return replace(plain, tile_s=max(plain.tile_s, loader_s), fill_s=fill_s + stalls_s)
+        return replace(plain, tile_s=max(plain.tile_s, self._loader_s(work)))
+
+    def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
+        """The load of the first tile, as far as the loader has not been counted with the tiles."""
+        first_s = work.reads.kv_s + loaded * work.transfer_s
+        left_s: Floats = np.maximum(0.0, first_s - max(0.0, self._loader_s(work) - work.compute_s))
+        return left_s + (work.first_stall_s - work.stall_s)
+
+    def _loader_s(self, work: TileWork) -> float:
+        lookup_s = min(1.0, work.page_lines) * work.reads.kv_s
+        return lookup_s + work.v_bytes / self.transpose_bytes_per_s

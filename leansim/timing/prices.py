@@ -1,0 +1,105 @@
+"""What tiles and the start of a segment cost, whatever the schedule and what else is in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from leansim.arrays import Floats
+from leansim.schedule.tiling import TileGrid
+from leansim.specs.base import DTYPE_BYTES
+from leansim.specs.device import Device
+from leansim.specs.instance import Instance, QueryAtOnce, QueryInParts
+from leansim.timing import compute, memory
+from leansim.timing.loops import registry
+from leansim.timing.loops.tile import TileCost, TileLoop, TileWork
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A full KV tile (`tile`, and the `work` it is made of), one at an edge, and the start of a segment.
+
+    Made once for a call. `hit_share` of the KV loads hit L2: that much is the memory's state.
+    """
+
+    loop: TileLoop
+    work: TileWork
+    tile: TileCost
+    edge_s: float
+    hit_share: float
+
+    @classmethod
+    def of(cls, grid: TileGrid, instance: Instance, device: Device) -> Prices:
+        """Price tiles. Raises `PairingError` where the device has no price for one."""
+        hit_share = memory.l2_hit_share(grid, device)
+        work = compute.tile_work(grid, instance, device, hit_share)
+        loop = registry.make(instance.loop, instance.kernel)
+        tile, edge_s = loop.price(work), 0.0
+        if mask_s := compute.mask_s(grid, instance.compute, device):
+            edge = loop.price(replace(work, compute_s=work.compute_s + mask_s))
+            edge_s = edge.tile_s - tile.tile_s
+        return cls(loop, work, tile, edge_s, hit_share)
+
+
+def prologue_s(grid: TileGrid, instance: Instance, device: Device, fill_s: Floats) -> Floats:
+    """Time from the start of a segment to its first KV load, s.
+
+    Dependent reads (sequence length, page table), then Q; all in L2, the query having just been written
+    (assumed). Kernels that move whole Q and O tiles through shared memory, masked rows too, pay for
+    them `q_tile_copies` times. Where Q is read in parts, others fetch the first KV tile meanwhile,
+    which takes `fill_s`.
+    """
+    start, load = instance.start, grid.workload
+    q_bytes = grid.tile_rows * load.head_dim * DTYPE_BYTES[instance.q_dtype]
+    fixed_s = start.overhead_s + start.q_tile_copies * q_bytes / device.sm_load_bytes_per_s
+    if isinstance(start.query, QueryAtOnce):
+        return fixed_s + (start.query.loads + 1) * memory.l2_latency_s(device)
+    return fixed_s + _reads_in_parts_s(start.query, grid, instance, device, fill_s)
+
+
+def _reads_in_parts_s(
+    query: QueryInParts, grid: TileGrid, instance: Instance, device: Device, fill_s: Floats
+) -> Floats:
+    """Reads before the first KV load where some warps read Q in parts while others fetch KV, s.
+
+    The loader of KV looks up the page, and reads the new token if it is to append it. What of Q does not
+    hide behind that and the first KV tile is added.
+    """
+    latency_s = query_latency_s(grid, instance, device)
+    rows = min(grid.rows_per_head, grid.tile_rows)
+    query_s = -(-rows // query.rows) * (latency_s + query.clk * device.clk_s)
+    reads_s = memory.l2_latency_s(device) + (latency_s if instance.ctas.prepares_query else 0.0)
+    shown_s: Floats = np.maximum(0.0, query_s - reads_s - fill_s - query.beside_clk * device.clk_s)
+    return reads_s + shown_s
+
+
+def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float:
+    """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
+
+    A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
+    before has left of all that it touched.
+    """
+    warm = memory.replay_hit_share(grid, device) if instance.ctas.prepares_query else 1.0
+    reads = memory.Reads.of(device, warm)
+    lines = -(-memory.query_row_bytes(grid.workload) // memory.LINE_BYTES)
+    return reads.kv_s + reads.farthest_s(lines)
+
+
+def queueing_s(alone_s: Floats, busy_s: Sequence[float], together: int) -> list[Floats]:
+    """What each of 1, 2 .. `together` CTAs on an SM waits for what the others hold of it, s.
+
+    Of the `alone_s` that each takes by itself the SM's units, such as its schedulers, are busy for
+    `busy_s` each. Mean value analysis of a closed network of queues (Reiser and Lavenberg 1980): one
+    that comes finds as many before it as there are on average with one CTA fewer.
+    """
+    waits: list[Floats] = []
+    queued: list[Any] = [0.0] * len(busy_s)
+    for count in range(1, together + 1):
+        waiting_s = [unit_s * before for unit_s, before in zip(busy_s, queued, strict=True)]
+        taken_s = alone_s + sum(waiting_s)
+        queued = [count * (unit_s + s) / taken_s for unit_s, s in zip(busy_s, waiting_s, strict=True)]
+        waits.append(sum(waiting_s))
+    return waits
