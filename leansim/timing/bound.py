@@ -100,7 +100,7 @@ class _Least:
         )
 
     def busy_tiles(self) -> float:
-        """Time that KV tiles take of all slots, in full tiles, with as many cheap first ones as can be."""
+        """Time that KV tiles take of all slots, in full tiles, with as many cheap first ones as may."""
         cheaper = min(0.0, self.start_ps / self.tile_ps) * float((self.tiles * self.count).sum())
         return float((self.work * self.count).sum()) + cheaper
 

@@ -29,7 +29,7 @@ from leansim.specs.device import Device
 from leansim.specs.instance import CombineNumbers, Instance, NoCombine
 from leansim.timing import ctas, memory, merges, segments
 from leansim.timing.prices import Prices, queueing_s
-from leansim.timing.segments import Starts
+from leansim.timing.segments import SegmentCosts
 
 KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
@@ -74,10 +74,8 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     prices = Prices.of(grid, instance, device)
     gap_ps = picoseconds(merges.kernel_gap_s(device, workload.launch))
     planned = [_setup_launch(device, gap_ps) for _ in range(instance.ctas.setup_kernels)]
-    starts = Starts(schedule, instance, device, prices)
-    worked = segments.worked_bytes(schedule, prices, starts)
-    ramp_ps = segments.ramp_ps(schedule, instance, device, prices, starts)
-    planned.append(_main_launch(schedule, instance, device, ramp_ps, worked, gap_ps))
+    costs = SegmentCosts.of(schedule, instance, device, prices)
+    planned.append(_main_launch(schedule, instance, device, costs, gap_ps))
     if schedule.combine == "kernel":
         planned.append(_combine_launch(schedule, instance, device))
     begun = accumulate((len(one.border) - 1 for one in planned), initial=0)
@@ -96,7 +94,7 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
     program = Program(
         launches=tuple(launches),
-        flows=_flows(schedule, device, prices, worked),
+        flows=_flows(schedule, device, prices, costs),
         phase_of_cta=border,
         **columns,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
@@ -136,29 +134,32 @@ def _in_range(program: Program) -> Program:
     return program
 
 
-def _flows(schedule: Schedule, device: Device, prices: Prices, worked: IntArray) -> tuple[FlowKind, ...]:
+def _flows(
+    schedule: Schedule, device: Device, prices: Prices, costs: SegmentCosts
+) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
-    A CTA works through whole tiles, and loads the tokens that are not masked. How many of the `worked`
-    bytes those are is taken over the batch: it is the traffic of a segment beside others that is the
-    mean, not its time.
+    A CTA works through whole tiles, and loads the tokens that are not masked. What the worked bytes ask
+    of DRAM, of L2 and of an SM that CTAs share is taken over the batch, so that it adds up: of a segment
+    beside others that is the mean, its time alone is its own.
     """
     grid, work, tile = schedule.grid, prices.work, prices.tile
-    tiles = grid.total_kv_tiles * work.tile_bytes / float(worked.sum())
-    loaded = tiles * grid.loaded_tokens / (grid.total_kv_tiles * grid.tile_tokens)
-    waits: tuple[float, ...] = ()
-    if tile.busy_s and grid.ctas_per_sm > 1:
-        queued_s = queueing_s(tile.tile_s, tile.busy_s, grid.ctas_per_sm)
-        waits = tuple(wait_s * PS_PER_S / work.tile_bytes for wait_s in map(float, queued_s))
+    worked = costs.tiles * work.tile_bytes
+    filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
+    loaded = filled * grid.loaded_tokens / (grid.total_kv_tiles * grid.tile_tokens)
+    alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
+    queued_s = queueing_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else []
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=work.tile_bytes / tile.tile_s / PS_PER_S,
-        sm_ps_per_byte=tile.sm_s * PS_PER_S / work.tile_bytes,
+        sm_ps_per_byte=min(costs.busy_s / worked, alone) * PS_PER_S,
         dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
-        offered_bytes_per_ps=tile.offered_bytes_per_s / PS_PER_S,
-        tensor_ps_per_byte=tiles * (work.qk_s + work.pv_s) * PS_PER_S / work.tile_bytes,
-        waits_ps_per_byte=waits,
+        offered_bytes_per_ps=tile.offered_bytes_per_s / filled / PS_PER_S,
+        tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / worked,
+        waits_ps_per_byte=tuple(
+            float(wait_s) * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s
+        ),
     )
     return kv, *_plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
 
@@ -179,9 +180,8 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 
 def _main_launch(
-    schedule: Schedule, instance: Instance, device: Device, ramp_ps: IntArray | int, worked: IntArray,
-    gap_ps: int,
-) -> _Launch:  # fmt: skip
+    schedule: Schedule, instance: Instance, device: Device, costs: SegmentCosts, gap_ps: int
+) -> _Launch:
     """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
     places = _Places.of(schedule)
 
@@ -196,7 +196,7 @@ def _main_launch(
         if (empty_bytes := ctas.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
             columns["latency_ps"][places.launch] += ctas.store_ps(empty_bytes, device)
-        put(places.stream, Phase.STREAM, latency_ps=ramp_ps, bytes=worked, flow=KV)
+        put(places.stream, Phase.STREAM, latency_ps=costs.ramp_ps, bytes=costs.worked_bytes, flow=KV)
         idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))

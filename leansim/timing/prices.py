@@ -20,15 +20,18 @@ from leansim.timing.loops.tile import TileCost, TileLoop, TileWork
 
 @dataclass(frozen=True)
 class Prices:
-    """A full KV tile (`tile`, and the `work` it is made of), one at an edge, and the start of a segment.
+    """A full KV tile, `tile`, and the `work` it is made of; and one at an `edge`, with masked scores.
 
+    That takes `edge_s` longer, and keeps its SM busy for `edge_busy_s` longer.
     Made once for a call. `hit_share` of the KV loads hit L2: that much is the memory's state.
     """
 
     loop: TileLoop
     work: TileWork
     tile: TileCost
+    edge: TileWork
     edge_s: float
+    edge_busy_s: float
     hit_share: float
 
     @classmethod
@@ -37,11 +40,18 @@ class Prices:
         hit_share = memory.l2_hit_share(grid, device)
         work = compute.tile_work(grid, instance, device, hit_share)
         loop = registry.make(instance.loop, instance.kernel)
-        tile, edge_s = loop.price(work), 0.0
-        if mask_s := compute.mask_s(grid, instance.compute, device):
-            edge = loop.price(replace(work, compute_s=work.compute_s + mask_s))
-            edge_s = edge.tile_s - tile.tile_s
-        return cls(loop, work, tile, edge_s, hit_share)
+        tile = loop.price(work)
+        mask_s = compute.mask_s(grid, instance.compute, device)
+        if not mask_s:
+            return cls(loop, work, tile, work, 0.0, 0.0, hit_share)
+        edge = replace(work, compute_s=work.compute_s + mask_s)
+        cost = loop.price(edge)
+        return cls(loop, work, tile, edge, cost.tile_s - tile.tile_s, cost.sm_s - tile.sm_s, hit_share)
+
+    @property
+    def masks(self) -> bool:
+        """Whether tiles at an edge are not like the others."""
+        return self.edge is not self.work
 
 
 def prologue_s(grid: TileGrid, instance: Instance, device: Device, fill_s: Floats) -> Floats:

@@ -5,12 +5,13 @@ Arrays per segment, or one number where all have the same.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from leansim.arrays import FloatArray, Floats, IntArray
+from leansim.arrays import BoolArray, FloatArray, Floats, IntArray
 from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
@@ -22,7 +23,33 @@ DRIFT_CLASSES = 8
 _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 
 
-class Starts:
+@dataclass(frozen=True, eq=False)
+class SegmentCosts:
+    """What segments take: `ramp_ps` each before the loop runs, and the `worked_bytes` of KV they move.
+
+    Those are the bytes of as many full tiles as a segment's tiles take the time of. All together are of
+    `tiles` full tiles' time, in which SMs are busy for `busy_s`.
+    """
+
+    ramp_ps: IntArray | int
+    worked_bytes: IntArray
+    tiles: float
+    busy_s: float
+
+    @classmethod
+    def of(cls, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> SegmentCosts:
+        """Price all segments of a schedule."""
+        starts = _Starts(schedule, instance, device, prices)
+        edges = _edges(schedule) if prices.masks else None
+        worked = _worked_bytes(schedule, prices, starts, edges)
+        busy_s = schedule.grid.total_kv_tiles * prices.tile.sm_s
+        if edges is not None:
+            busy_s += int(edges.sum()) * prices.edge_busy_s
+        tiles = float(worked.sum()) / prices.work.tile_bytes
+        return cls(_ramp_ps(schedule, instance, device, prices, starts), worked, tiles, busy_s)
+
+
+class _Starts:
     """What segments take beyond their tiles, s: before the loop, and in the first tile.
 
     `ramp_s` is over before the loop runs at its pace. `first_s` is how much longer the first tile takes
@@ -32,15 +59,17 @@ class Starts:
     """
 
     def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
-        """Price the starts of all segments."""
         start, loaded = instance.start, loaded_share(schedule)
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
+        if prices.masks:
+            edge_s = prices.loop.fill_s(prices.edge, loaded)
+            fill_s = np.where(_ends_at_an_edge(schedule), edge_s, fill_s)
         before_s: Any = prologue_s(schedule.grid, instance, device, fill_s) - start.loading_s
         if schedule.combine == "kernel":
             before_s = before_s + start.split_clk * device.clk_s
         if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
             # Behind the first, what a queue prefetches is there when a CTA is through.
-            fill_s = fill_s * (schedule.cta < schedule.grid.slots)
+            fill_s = fill_s * np.asarray(schedule.cta < schedule.grid.slots)
         once_s: Any = before_s + fill_s
         self.ramp_s: Floats = np.maximum(0.0, once_s)
         self.first_s: Floats = start.loading_s + np.minimum(0.0, once_s)
@@ -59,8 +88,8 @@ def loaded_share(schedule: Schedule) -> Floats:
     return share
 
 
-def ramp_ps(
-    schedule: Schedule, instance: Instance, device: Device, prices: Prices, starts: Starts
+def _ramp_ps(
+    schedule: Schedule, instance: Instance, device: Device, prices: Prices, starts: _Starts
 ) -> IntArray | int:
     """Time of each segment before its tile loop runs at its pace, on the SM nearest to memory."""
     near, tile = 1.0 - device.latency_spread, prices.tile
@@ -74,7 +103,7 @@ def ramp_ps(
 
 
 def _queued_s(
-    schedule: Schedule, instance: Instance, device: Device, starts: Starts, busy_s: float
+    schedule: Schedule, instance: Instance, device: Device, starts: _Starts, busy_s: float
 ) -> FloatArray:
     """What the start of each segment waits for the schedulers of its SM, s."""
     alone_s = device.cta_launch_s + starts.ramp_s
@@ -97,34 +126,50 @@ def _beside(schedule: Schedule, instance: Instance) -> IntArray:
     return beside
 
 
-def worked_bytes(schedule: Schedule, prices: Prices, starts: Starts) -> IntArray:
-    """KV bytes that each segment works through: those of as many full tiles as it takes the time of.
+def _worked_bytes(
+    schedule: Schedule, prices: Prices, starts: _Starts, edges: IntArray | None
+) -> IntArray:
+    """KV bytes that each segment works through.
 
     A tile at an edge, where scores are masked, takes more than others, one with masked tokens that are
     not read takes less, and the first what its start leaves to it.
     """
     tiles, tile = schedule.stop - schedule.start, prices.tile
     more_s: Any = starts.first_s
-    if prices.edge_s:
-        more_s = more_s + prices.edge_s * _edges(schedule)
+    if edges is not None:
+        more_s = more_s + prices.edge_s * edges
     if tile.read_s:
         more_s = more_s - tile.read_s * _masked_tiles(schedule)
     if np.ndim(more_s) == 0 and not more_s:
         return tiles * prices.work.tile_bytes
-    worked = (tiles + more_s / tile.tile_s) * prices.work.tile_bytes
-    bytes_: IntArray = np.maximum(1, np.rint(worked)).astype(np.int64)
-    return bytes_
+    worked = np.rint((tiles + more_s / tile.tile_s) * prices.work.tile_bytes)
+    positive: IntArray = np.maximum(1, worked).astype(np.int64)
+    return positive
+
+
+def _at_end(schedule: Schedule) -> BoolArray:
+    """Which segments have the last KV tile of their output tile."""
+    return np.equal(schedule.stop, schedule.grid.num_kv_tiles[schedule.output_tile])
+
+
+def _at_window(schedule: Schedule) -> BoolArray:
+    """Which segments have the KV tile where a window begins."""
+    return np.equal(schedule.start, 0) & schedule.grid.workload.is_local
 
 
 def _edges(schedule: Schedule) -> IntArray:
     """Tiles of each segment with masked scores: the last of an output tile, of a window the first."""
-    grid = schedule.grid
-    last = schedule.stop == grid.num_kv_tiles[schedule.output_tile]
-    edges = last.astype(np.int64)
-    if grid.workload.is_local:
-        edges += schedule.start == 0
+    edges = _at_end(schedule).astype(np.int64) + _at_window(schedule)
     few: IntArray = np.minimum(edges, schedule.stop - schedule.start)
     return few
+
+
+def _ends_at_an_edge(schedule: Schedule) -> BoolArray:
+    """Whether the tile that a segment comes to last has masked scores."""
+    ends = [_at_end(schedule), _at_window(schedule)]
+    if schedule.grid.tile_order == "backward":
+        ends.reverse()
+    return ends[0] | (ends[1] & np.equal(schedule.stop - schedule.start, 1))
 
 
 def _masked_tiles(schedule: Schedule) -> FloatArray:
