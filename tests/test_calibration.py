@@ -174,7 +174,7 @@ def test_the_shipped_calibrations_make_sense(path: Path) -> None:
         ("kernel.fa2.combine.registers_per_thread", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.combine.splits_in_flight", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.partitioner", "decide schedules, or what fits on an SM"),
-        ("kernel.fa2.mma_efficiency", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.compute.mma_efficiency", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.mma_eficiency.sm_80", "did you mean 'mma_efficiency'"),
         ("device.a100_sxm_80gb.num_sms", "decide schedules, or what fits on an SM"),
         ("device.a100_sxm_80gb.smem_bytes_per_sm", "decide schedules, or what fits on an SM"),
@@ -184,8 +184,8 @@ def test_the_shipped_calibrations_make_sense(path: Path) -> None:
         ("table.a100_sxm_vllm.step_offset", "harness.<term>.<field>"),
         ("mma_efficiency", "unknown kind of constant"),
         # of other rows
-        ("kernel.fa3.mma_efficiency.sm_90", "changes one of these rows"),
-        ("kernel.fa2.mma_efficiency.sm_90", "changes one of these rows"),
+        ("kernel.fa3.compute.mma_efficiency.sm_90", "changes one of these rows"),
+        ("kernel.fa2.compute.mma_efficiency.sm_90", "changes one of these rows"),
         ("device.h100_sxm.latency_spread", "changes one of these rows"),
         ("table.h100_sxm_vllm.harness.base.seconds", "changes one of these rows"),
     ],
@@ -239,7 +239,7 @@ def test_a_constant_stands_where_its_chain_defines_it() -> None:
     assert chain("vllm_fa2") == ["vllm_fa2", "fa2"]
     assert defining("vllm_fa2", "mma_efficiency") == "fa2"
     target = target_of("kernel.vllm_fa2.mma_efficiency.sm_80")
-    assert str(target) == "kernel.fa2.mma_efficiency.sm_80"
+    assert str(target) == "kernel.fa2.compute.mma_efficiency.sm_80"
     assert applies(target, "vllm_fa2", "a100_sxm_80gb")
     assert not applies(target, "vllm_fa2", "h100_sxm")
     assert not applies(target, "fa3", "a100_sxm_80gb")
@@ -348,7 +348,7 @@ def test_a_new_constant_is_added_with_its_source(tmp_path: Path, configs: Path) 
     path = configs / "kernels" / "fa2.yaml"
     lines = [x for x in path.read_text().splitlines() if not x.strip().startswith("segment_overhead_s")]
     path.write_text("\n".join(lines) + "\n")
-    made = calibration(tmp_path, {"kernel.fa2.segment_overhead_s.sm_80": "[0, 2.0e-6]"})
+    made = calibration(tmp_path, {"kernel.fa2.start.overhead_s.sm_80": "[0, 2.0e-6]"})
     fit = calibrate(made, DATA, jobs=1)
     fit = replace(fit, constants=(replace(fit.constants[0], after=5e-7),))
     path.write_text(edits(fit)[path])

@@ -192,11 +192,11 @@ def test_unknown_names_list_what_is_known() -> None:
 def test_own_config_folder_comes_first(tmp_path, monkeypatch) -> None:
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "mine.yaml").write_text(
-        "name: mine\nbase: fa2\nprologue_loads: 7\nsources: {prologue_loads: 'assumed: a test'}\n"
+        "name: mine\nbase: fa2\nstart: {loads: 7}\nsources: {start.loads: 'assumed: a test'}\n"
     )
     monkeypatch.setenv("LEANSIM_CONFIGS", str(tmp_path))
     kernel = catalog.kernel("mine")
-    assert (kernel.prologue_loads, kernel.tiles) == (7, catalog.kernel("fa2").tiles)
+    assert (kernel.start.loads, kernel.tiles) == (7, catalog.kernel("fa2").tiles)
     assert "mine" in catalog.names("kernel")
     (tmp_path / "kernels" / "loop.yaml").write_text("name: loop\nbase: loop\n")
     with pytest.raises(ConfigError, match=r"loop\.yaml:2:7: base: found 'loop'"):

@@ -17,8 +17,9 @@ from leansim.partitioners.flashinfer_batch import FlashinferBatch, batch_plan
 from leansim.partitioners.flashinfer_decode import FlashinferDecode
 from leansim.partitioners.flashinfer_mla import FlashinferMla, mla_plan
 from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
-from leansim.schedule.tiling import TileGrid, smem_bytes, variant_and_occupancy
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
+from leansim.specs.instance import smem_bytes, tile_for, tile_occupancy
 from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
 
@@ -207,7 +208,8 @@ def test_the_decode_kernel_file_describes_every_compiled_instance() -> None:
     for row in rows:
         workload = Workload((4096,), 8 * row["gqa_group"], 8, row["head_dim"])
         device = catalog.device(DEVICES[row["arch"]])
-        tile, fit = variant_and_occupancy(workload, kernel, device)
+        tile = tile_for(workload, kernel, device)
+        fit = tile_occupancy(tile, workload, kernel, device)
         assert (tile.head_dim, tile.tile_rows) == (row["head_dim"], row["gqa_group"])
         assert (tile.tile_tokens, tile.threads) == (row["tile_n"], row["threads"])
         assert tile.registers_per_thread[device.arch] == row["registers"]
@@ -228,7 +230,8 @@ def test_the_tensor_core_kernel_file_describes_the_compiled_ones(
     )
     kernel, device = catalog.kernel("flashinfer_tc_decode"), catalog.device(DEVICES[arch])
     workload = Workload((4096,), 32, 8, head_dim)
-    tile, fit = variant_and_occupancy(workload, kernel, device)
+    tile = tile_for(workload, kernel, device)
+    fit = tile_occupancy(tile, workload, kernel, device)
     assert (tile.tile_rows, tile.threads) == (row["tile_m"], row["threads"])
     assert tile.tile_tokens == min(compiled_tokens, 128)
     assert tile.registers_per_thread[device.arch] == row["registers"]

@@ -11,8 +11,9 @@ from leansim.partitioners.flash_decoding import FlashDecoding, split_borders
 from leansim.partitioners.lean_aiter import LeanAiter
 from leansim.partitioners.lean_attention import LeanAttention, ort_deal
 from leansim.schedule.schedule import Schedule
-from leansim.schedule.tiling import TileGrid, smem_bytes
+from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
+from leansim.specs.instance import smem_bytes
 from leansim.specs.kernel import Kernel
 from leansim.specs.occupancy import occupancy
 from leansim.specs.workload import Workload

@@ -401,7 +401,7 @@ def test_errors_of_gpu_modules_are_leansims_own() -> None:
 
 ROOT = Path(__file__).resolve().parent.parent
 TRUTH: dict[str, Any] = {
-    "kernel.segment_overhead_s.sm_90": 1.5e-6,
+    "kernel.start.overhead_s.sm_90": 1.5e-6,
     "device.dram_efficiency": [[1.0, 0.8]],
 }
 
@@ -430,7 +430,7 @@ def test_constants_are_fitted_to_measured_points(
         f"rows: [{{points: points.csv, device: h200_sxm, kernels: [{', '.join(KERNELS)}]}}]\n"
         "constants:\n"
         "  - {target: device.h200_sxm.dram_efficiency, bounds: [0.7, 0.97]}\n"
-        "  - {target: kernel.triton_fa2.segment_overhead_s.sm_90, bounds: [0, 3.0e-6]}\n"
+        "  - {target: kernel.triton_fa2.start.overhead_s.sm_90, bounds: [0, 3.0e-6]}\n"
     )
     before = validate_points("points.csv", split="test")
     fit = calibrate(read_calibration("mine.yaml"), jobs=1)
@@ -454,7 +454,7 @@ def test_constants_are_fitted_to_measured_points(
     ],
 )  # fmt: skip
 def test_a_choice_of_points_that_makes_no_sense(tmp_path: Path, rows: str, complaint: str) -> None:
-    constant = "{target: kernel.triton_fa2.mma_efficiency.sm_90, bounds: [0.1, 1.0]}"
+    constant = "{target: kernel.triton_fa2.compute.mma_efficiency.sm_90, bounds: [0.1, 1.0]}"
     (tmp_path / "mine.yaml").write_text(f"name: mine\nrows: [{rows}]\nconstants: [{constant}]\n")
     with pytest.raises(ConfigError, match=complaint):
         read_calibration(tmp_path / "mine.yaml")

@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels import lowered, tiled
-from toy import NS, grid_of, ns, run, toy, toy_kernel
+from kernels import tiled
+from toy import NS, grid_of, ns, pipelined, priced, prices_of, run, toy, toy_instance
 
 from leansim.engine.program import Phase
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.schedule.schedule import CombineKind, Schedule
-from leansim.schedule.tiling import TileGrid
+from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
-from leansim.specs.kernel import Traits
+from leansim.specs.instance import LoopNumbers, instance_of
 from leansim.specs.workload import Workload
-from leansim.timing import pricing, tile_pricing
+from leansim.timing.compute import softmax_time_s
 from leansim.timing.lowering import FEW_BYTES
-from leansim.timing.segments import DRIFT_CLASSES, REQUESTS_PER_SCAN
+from leansim.timing.memory import kept_share
+from leansim.timing.prices import Prices
+from leansim.timing.segments import DRIFT_CLASSES
 
 PACE = 65_536 / (3176 * NS)  # bytes/s of one CTA that nothing holds up
 
@@ -72,7 +74,7 @@ def test_the_last_of_three_reads_both_partials() -> None:
     schedule = one_head((1, 3, 4), "last")
     assert schedule.merges.tolist() == [False, False, True]
     for in_flight, end in ((1, 8670.187), (2, 8570.187)):
-        result = run(schedule, kernel=toy_kernel(merge_splits_in_flight=in_flight))
+        result = run(schedule, instance=toy_instance(merge={"splits_in_flight": in_flight}))
         assert ns(result.cta_end) == [4882.062, 8058.062, end]
 
 
@@ -85,14 +87,14 @@ def test_items_of_a_queue_come_by_an_atomic_after_the_first_wave() -> None:
     With the first tiles of the next item loaded while the last is finished, filling the loop costs
     it nothing: 1000 less. Without a queue there is no next item, and nothing to load early.
     """
-    early = toy_kernel(prefetches_items=True)
-    for dispatch, kernel, end in (
-        ("grid", toy_kernel(), 9360.0),
+    early = toy_instance(ctas={"prefetches_items": True})
+    for dispatch, instance, end in (
+        ("grid", toy_instance(), 9360.0),
         ("grid", early, 9360.0),
-        ("queue", toy_kernel(), 9220.0),
+        ("queue", toy_instance(), 9220.0),
         ("queue", early, 8220.0),
     ):
-        result = run(whole(grid_of((256,) * 7, 1), dispatch=dispatch), kernel=kernel)
+        result = run(whole(grid_of((256,) * 7, 1), dispatch=dispatch), instance=instance)
         assert ns(result.cta_end) == [4680.0] * 5 + [end] * 2
 
 
@@ -102,31 +104,34 @@ def test_a_queue_walks_over_the_requests_between_two_items_of_a_slot() -> None:
     Items 31 to 35 are in the second 31 and those 5 before them in the first: one more look. Items 36
     to 39 follow upon others of the second. Those of the first wave start in the first.
     """
-    assert REQUESTS_PER_SCAN == 31
-    kernel = toy_kernel(batch_scan_s={"sm_90": 25 * NS, "sm_80": 1.0})
+    instance = toy_instance(ctas={"scan_s": 25 * NS})
     schedule = whole(grid_of((256,) * 40, 1), dispatch="queue")
-    program = lowered(schedule, kernel, toy())
+    program = priced(schedule, instance)
     arrival = [200.0] * 5 + [60.0] * 26 + [85.0] * 5 + [60.0] * 4
     assert ns(program.latency_ps[program.kind == Phase.LAUNCH]) == arrival
 
 
 def test_setup_kernels_come_first_each_with_a_gap() -> None:
     """Two launches of one CTA: 200 + 700 gap + 200 + 700 gap, then 4680."""
-    result = run(whole(grid_of((256,), 1)), kernel=toy_kernel(setup_kernels=2))
+    result = run(whole(grid_of((256,), 1)), instance=toy_instance(ctas={"setup_kernels": 2}))
     assert ns(result.makespan_ps) == 6480.0
     assert ns(result.cta_begin) == [0.0, 900.0, 1800.0]
 
 
 @pytest.mark.parametrize(
     ("does", "takes", "stored"),
-    [("return", 200.0, 0), ("write", 204.062, 260), ("prepare", 504.062, 260)],
+    [
+        ({"empty": "return"}, 200.0, 0),
+        ({"empty": "write"}, 204.062, 260),
+        ({"empty": "prepare", "empty_prologues": 1}, 504.062, 260),
+    ],
 )
 def test_a_cta_without_tiles_returns_or_writes_or_prepares_too(
-    does: str, takes: float, stored: int
+    does: dict[str, Any], takes: float, stored: int
 ) -> None:
     """Launch 200; a partial of one row 4.062; before that the prologue of those that have tiles, 300."""
     schedule = FlashDecoding(num_splits=4)(grid_of((1300, 256), 1, max_context_len=5120), toy())
-    result = run(schedule, kernel=toy_kernel(empty_ctas=does))
+    result = run(schedule, instance=toy_instance(ctas=does))
     program, empty = result.program, [2, 3, 5, 6, 7]
     assert ns((result.cta_end - result.cta_begin)[empty]) == [takes] * 5
     assert program.bytes[program.phase_of_cta[empty]].tolist() == [stored] * 5
@@ -141,10 +146,10 @@ def test_ctas_without_tiles_write_nothing_that_no_combine_kernel_reads() -> None
 # -- what a segment costs --------------------------------------------------------------------------
 
 
-def test_a_segment_costs_what_its_architecture_and_its_q_tile_do() -> None:
-    """50 ns on this architecture, and the Q tile, 64 rows * 128 B at 64 B/ns = 128, three times."""
-    kernel = toy_kernel(q_tile_copies=3, segment_overhead_s={"sm_90": 50 * NS, "sm_80": 1.0})
-    result = run(whole(grid_of((256,), 1)), kernel=kernel)
+def test_a_segment_costs_what_is_fixed_and_what_its_q_tile_takes() -> None:
+    """50 ns, and the Q tile, 64 rows * 128 B at 64 B/ns = 128, three times."""
+    instance = toy_instance(start={"q_tile_copies": 3, "overhead_s": 50 * NS})
+    result = run(whole(grid_of((256,), 1)), instance=instance)
     assert ns(result.makespan_ps) == 4680.0 + 50.0 + 3 * 128.0
 
 
@@ -196,11 +201,9 @@ def test_softmax_hides_behind_the_tensor_work_of_another_warpgroup() -> None:
         (128, 0, 5376),
         (64, 1.0, 2688),
     ):
-        kernel = toy_kernel(
-            pipeline="multi_stage", kv_stages=2, softmax_overlap={"sm_90": hidden, "sm_80": 0.9}
-        )
+        instance = toy_instance(pipelined(2), compute={"softmax_overlap": hidden})
         grid = replace(grid_of((256,), 1), tile_rows=tile_rows)
-        assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + tile_ns
+        assert ns(run(whole(grid), instance=instance).makespan_ps) == 2016.0 + tile_ns
 
 
 # -- what DRAM brings ------------------------------------------------------------------------------
@@ -209,24 +212,23 @@ def test_softmax_hides_behind_the_tensor_work_of_another_warpgroup() -> None:
 @pytest.mark.parametrize(
     ("lens", "tile_ns", "k_ns"),
     [
-        ((256,) * 5, 6352.0, 512.0),
-        ((192,) * 5, 4764.0, 384.0),
-        ((256, 128, 256, 128, 192), 4764.0, 384.0),
-        ((100,) * 5, 3176.0, 200.0),
+        ((256,) * 5, 6352.0, (512.0,) * 5),
+        ((192,) * 5, 4764.0, (384.0,) * 5),
+        ((100,) * 5, 3176.0, (200.0,) * 5),
+        ((32, 128, 32, 128, 64), 3176.0, (64.0, 256.0, 64.0, 256.0, 128.0)),
     ],
 )
 def test_dram_brings_what_is_not_masked_and_all_of_it_in_the_mean(
-    lens: tuple[int, ...], tile_ns: float, k_ns: float
+    lens: tuple[int, ...], tile_ns: float, k_ns: tuple[float, ...]
 ) -> None:
     """5 tiles, and a DRAM with half of what 5 CTAs want: 6352 to a whole tile. Of 3/4 full ones 3/4.
 
-    So much of the first K is waited for, too, 512 of a whole one.
-
-    How full is taken over the batch. Below half, nobody waits for DRAM, and a tile is as long as ever.
+    Of the first K each waits for what it loads itself, 512 of a whole one. Below half, nobody waits for
+    DRAM, and a tile is as long as ever, whatever else is in the batch.
     """
     device = toy(dram_bandwidth_bytes_per_s=5 * PACE / 2)
     result = run(whole(grid_of(lens, 1)), device)
-    assert ns(result.cta_end) == [992.0 + k_ns + tile_ns] * 5
+    assert ns(result.cta_end) == [992.0 + k + tile_ns for k in k_ns]
     assert result.program.dram_bytes == pytest.approx(sum(lens) * 256)
     assert result.program.bytes_of(Phase.STREAM) == 5 * 65_536
 
@@ -239,9 +241,9 @@ def test_dram_answers_to_the_loads_in_flight() -> None:
     as much: 537 / (1 + 32) = 16.3, a tile in 33/4 * 488 = 4026, and 1512 fill the pipeline.
     """
     device = toy(dram_bandwidth_bytes_per_s=32_768 / (488 * NS) / 4, dram_saturation_exponent=1.0)
-    deep = toy_kernel(pipeline="multi_stage", kv_stages=4)
-    for kernel, end in ((toy_kernel(), 1504.0 + 4880.0), (deep, 2016.0 + 4026.0)):
-        assert ns(run(whole(grid_of((256,), 1)), device, kernel).makespan_ps) == end
+    deep = toy_instance(pipelined(4))
+    for instance, end in ((toy_instance(), 1504.0 + 4880.0), (deep, 2016.0 + 4026.0)):
+        assert ns(run(whole(grid_of((256,), 1)), device, instance).makespan_ps) == end
 
 
 # -- the combine kernel ----------------------------------------------------------------------------
@@ -268,7 +270,7 @@ def test_a_combine_step_begins_as_its_kernel_says(
     gaps = {"graph": 700 * NS, "stream": 1900 * NS}
     device = toy(kernel_gap_s=gaps | modes)
     schedule = FlashDecoding(num_splits=5)(grid_of((1280,), 1, launch=launch), device)
-    result = run(schedule, device, toy_kernel(combine={"start": start}))
+    result = run(schedule, device, toy_instance(combine={"start": start}))
     assert ns(result.launch_begin[1]) == ns(result.launch_end[0]) == 4682.062
     assert ns(result.cta_begin[5] - result.launch_end[0]) == gap
     assert ns((result.latency_s - result.makespan_s) * 1e12) == gaps[launch] / NS
@@ -286,11 +288,11 @@ def test_rows_without_partials_cost_the_combine_kernel_nothing() -> None:
     schedule = Schedule(grid, np.arange(3), zero, start, stop, num_ctas=3, combine="kernel")
     for in_flight, took in ((1, 660.125), (2, 560.125)):
         combine = {
-            "rows_per_cta": {1: 1},
+            "rows_per_cta": 1,
             "splits_in_flight": in_flight,
-            "overhead_s": {"sm_90": 150 * NS, "sm_80": 1.0},
+            "overhead_s": 150 * NS,
         }
-        result = run(schedule, kernel=toy_kernel(combine=combine))
+        result = run(schedule, instance=toy_instance(combine=combine))
         assert ns((result.cta_end - result.cta_begin)[3:]) == [took, 200.0]
         assert result.program.bytes_of(Phase.COMBINE) == 520
 
@@ -304,12 +306,12 @@ def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
             4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128, kv_dtype="fp8", q_dtype=q_dtype
         )
         kernel = catalog.kernel("sglang_fa3")
-        assert pricing.query_dtype(workload, kernel) == "fp8"
-        grid = tiled(workload, kernel, device)
-        costs.append(tile_pricing.tile_cost(grid, kernel, device, hit_share=0.0))
+        instance = instance_of(kernel, device, workload)
+        assert instance.q_dtype == "fp8"
+        costs.append(Prices.of(tile_grid(workload, instance, device), instance, device))
     assert costs[0] == costs[1]
     plain = Workload.uniform(4, 4096, num_q_heads=8, num_kv_heads=1, head_dim=128)
-    assert pricing.query_dtype(plain, catalog.kernel("sglang_fa3")) == "bfloat16"
+    assert instance_of(catalog.kernel("sglang_fa3"), device, plain).q_dtype == "bfloat16"
 
 
 # -- what compiled instances differ in -------------------------------------------------------------
@@ -317,11 +319,11 @@ def test_an_8_bit_cache_is_met_by_an_8_bit_query() -> None:
 
 def test_a_kernel_built_for_splits_looks_twice_at_each_31_requests() -> None:
     """As the walk above, with a combine kernel behind it: 50 ns more a look, not 25."""
-    kernel = toy_kernel(batch_scan_s={"sm_90": 25 * NS})
+    instance = toy_instance(ctas={"scan_s": 25 * NS})
     grid = grid_of((256,) * 40, 1)
     partials = np.zeros(grid.num_output_tiles, dtype=np.int64)
     schedule = whole(grid, dispatch="queue", combine="kernel", partials=partials)
-    program = lowered(schedule, kernel, toy())
+    program = priced(schedule, instance)
     last = program.launches[0].last_cta
     launches = program.latency_ps[program.kind == Phase.LAUNCH][:last]
     assert ns(launches[29:38]) == [60.0] * 2 + [110.0] * 5 + [60.0] * 2
@@ -329,23 +331,21 @@ def test_a_kernel_built_for_splits_looks_twice_at_each_31_requests() -> None:
 
 def test_an_instance_built_for_splits_issues_more_on_each_output_tile() -> None:
     """30 clocks of 1 ns before each of two output tiles."""
-    kernel = toy_kernel()
-    grid = replace(grid_of((256, 256), 1), traits=Traits(split_clk=30))
+    instance, grid = toy_instance(start={"split_clk": 30}), grid_of((256, 256), 1)
     partials = np.zeros(2, dtype=np.int64)
     ramps = []
     for more in ({"combine": "none"}, {"combine": "kernel", "partials": partials}):
-        program = lowered(whole(grid, **more), kernel, toy())
+        program = priced(whole(grid, **more), instance)
         ramps.append(program.latency_ps[program.kind == Phase.STREAM])
     assert ns(ramps[1] - ramps[0]) == [30.0, 30.0]
 
 
 def test_an_instance_without_overlap_shows_all_of_its_softmax() -> None:
     """As the second warpgroup above that hides half of it: 1024 + 3328 + 1024, not 3712."""
-    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2, softmax_overlap={"sm_90": 0.5})
+    half, alone = (toy_instance(pipelined(2), {"softmax_overlap": share}) for share in (0.5, 0.0))
     grid = replace(grid_of((256,), 1), tile_rows=128)
-    assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + 3712
-    alone = replace(grid, traits=Traits(overlaps=False))
-    assert ns(run(whole(alone), kernel=kernel).makespan_ps) == 2016.0 + 5376
+    assert ns(run(whole(grid), instance=half).makespan_ps) == 2016.0 + 3712
+    assert ns(run(whole(grid), instance=alone).makespan_ps) == 2016.0 + 5376
 
 
 def test_registers_that_spill_and_tensor_instructions_that_wait_stall_each_tile() -> None:
@@ -354,33 +354,37 @@ def test_registers_that_spill_and_tensor_instructions_that_wait_stall_each_tile(
     1,000 B to local memory and back at 1 B/ns, 500 of them for the first tile: 3688 n - 500. Three waits
     of 200 ns are shorter than the one and longer than the other: 3688 n - 400.
     """
-    kernel = toy_kernel(
-        pipeline="multi_stage",
-        kv_stages=2,
-        spill_bytes_per_s={"sm_90": 1.0 / NS},
-        tensor_wait_s={"sm_90": 200 * NS},
-    )
-    for waits, saved in ((0, 500), (3, 400)):
-        traits = Traits(spilled_bytes=1000, first_spilled_bytes=500, tensor_waits=waits)
+    device = catalog.device("h100_sxm")
+    load = Workload.uniform(1, 256, num_q_heads=1, num_kv_heads=1, head_dim=64)
+    for waits, first in ((0, 500), (3, 600)):
+        stalling = {
+            "spill_bytes_per_s": {"sm_90": 1.0 / NS}, "tensor_wait_s": {"sm_90": 200 * NS},
+            "spilled_bytes": 1000, "first_spilled_bytes": 500, "tensor_waits": waits,
+        }  # fmt: skip
+        fa2 = catalog.kernel("fa2")
+        kernel = fa2.model_copy(update={"compute": fa2.compute.model_copy(update=stalling)})
+        found = instance_of(kernel, device, load).compute
+        assert (found.stall_s, found.first_stall_s) == pytest.approx((1000 * NS, first * NS))
+        stalls = {"stall_s": found.stall_s, "first_stall_s": found.first_stall_s}
+        instance = toy_instance(pipelined(2), stalls)
         for tiles in (1, 3):
-            grid = replace(grid_of((256 * tiles,), 1), traits=traits)
-            assert ns(run(whole(grid), kernel=kernel).makespan_ps) == 2016.0 + 3688 * tiles - saved
+            end = run(whole(grid_of((256 * tiles,), 1)), instance=instance).makespan_ps
+            assert ns(end) == 2016.0 + 3688 * tiles - (1000 - first)
 
 
 def test_an_instance_that_masks_compares_the_scores_of_tiles_at_an_edge() -> None:
     """Four FMAs' time for 64 x 256 scores at 128 a clock: 512 for the last tile, 1024 with a window."""
-    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2)
+    plain, masking = (toy_instance(pipelined(2), {"mask_fma_per_score": fma}) for fma in (0, 4))
     for window, edges in ((None, 1), (768, 2)):
-        grid = replace(grid_of((1024,), 1, window=window))
-        masking = replace(grid, traits=Traits(mask_fma_per_score=4))
-        plain, masked = (run(whole(g), kernel=kernel).makespan_ps for g in (grid, masking))
-        assert ns(masked - plain) == 512.0 * edges
+        schedule = whole(grid_of((1024,), 1, window=window))
+        ends = [run(schedule, instance=one).makespan_ps for one in (plain, masking)]
+        assert ends[1] - ends[0] == pytest.approx(512_000 * edges, abs=25)  # half a byte
 
 
 def test_a_masked_tile_fills_the_pipeline_with_what_is_loaded() -> None:
     """A quarter of a tile loaded: a latency of 488 and 256 of 1024 ns of transfer, not 1512."""
-    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2)
-    full, quarter = (run(whole(grid_of((n,), 1)), kernel=kernel).makespan_ps for n in (256, 64))
+    instance = toy_instance(pipelined(2))
+    full, quarter = (run(whole(grid_of((n,), 1)), instance=instance).makespan_ps for n in (256, 64))
     assert ns(full - quarter) == 768.0
 
 
@@ -389,15 +393,14 @@ def test_the_loader_of_an_8_bit_cache_sets_the_pace_where_it_is_the_slower() -> 
 
     32 pages of 64 tokens lie in a line, so that a tile needs an eighth of one: an eighth of a latency.
     """
-    kernel = toy_kernel(pipeline="multi_stage", kv_stages=2, transpose_bytes_per_s={"sm_90": 4.0 / NS})
-    device = toy()
+    numbers = (("stages", 2), ("transpose_bytes_per_s", 4.0 / NS))
+    instance, device = toy_instance(LoopNumbers("transposed", numbers)), toy()
     for page_tokens, share in ((1, 1.0), (64, 1 / 8)):
         grid = grid_of((512,), 1, kv_dtype="fp8", page_tokens=page_tokens)
-        cost = tile_pricing.tile_cost(grid, kernel, device, hit_share=0.0)
-        assert cost.tile_s == pytest.approx(4096 * NS + share * device.dram_latency_s)
-        assert cost.tile_s > cost.compute_s
-    plain = tile_pricing.tile_cost(grid_of((512,), 1), kernel, device, hit_share=0.0)
-    assert plain.tile_s < 4096 * NS
+        tile = prices_of(grid, instance).tile
+        assert tile.tile_s == pytest.approx(4096 * NS + share * device.dram_latency_s)
+        assert tile.tile_s > tile.compute_s
+    assert prices_of(grid_of((512,), 1), toy_instance(pipelined(2))).tile.tile_s < 4096 * NS
 
 
 def test_shifted_tiles_begin_with_the_window() -> None:
@@ -431,26 +434,27 @@ def test_padding_of_a_wider_instance_is_computed_and_filled_but_not_read() -> No
     QK and PV 1024 each, a load 488 + 1024: max(1512, 1024) + max(1512, 1664 + 1024) = 4200, for the
     same 65,536 B.
     """
-    wide = toy_kernel().tiles[0].model_copy(update={"head_dim": 128})
-    grid = replace(grid_of((256,), 1), traits=wide)
-    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
-    assert cost.tile_s == pytest.approx(4200 * NS)
-    assert cost.tile_bytes == 65_536
+    prices = prices_of(grid_of((256,), 1), toy_instance(compute={"padding": 64}))
+    assert prices.tile.tile_s == pytest.approx(4200 * NS)
+    assert prices.work.tile_bytes == 65_536
 
 
 def test_a_window_masks_every_score() -> None:
     """3 FMAs more for each of 64 x 256 scores at 128 a clock: 384, and nothing without a window."""
-    plain, masking = toy_kernel(), toy_kernel(window_fma_per_score=3)
-    for window, more in ((None, 0.0), (200, 384 * NS)):
+    device, fa2 = catalog.device("h100_sxm"), catalog.kernel("fa2")
+    for window, fma, more in ((None, 5.0, 0.0), (200, 8.0, 384 * NS)):
+        load = Workload((256,), 1, 1, 64, window=window)
+        assert instance_of(fa2, device, load).compute.softmax_fma_per_score == fma
+        masking = toy_instance(compute={"softmax_fma_per_score": fma}).compute
         grid = grid_of((256,), 1, window=window)
-        (was, _), (now, _) = (tile_pricing.softmax_time_s(grid, k, toy()) for k in (plain, masking))
+        (was, _), (now, _) = (softmax_time_s(grid, c, toy()) for c in (toy_instance().compute, masking))
         assert now - was == pytest.approx(more)
 
 
 def test_what_a_replay_finds_in_l2() -> None:
     """All of it up to half of L2, none from 0.75 on, half at 0.625; without that, none from 1 on."""
     device = toy(l2_bytes=1000, l2_resident_fraction=0.5, l2_lost_fraction=0.75)
-    kept = [pricing.kept_share(size, device) for size in (500, 625, 750, 2000)]
+    kept = [kept_share(size, device) for size in (500, 625, 750, 2000)]
     assert kept == pytest.approx([1.0, 0.5, 0.0, 0.0])
     device = toy(l2_bytes=1000, l2_resident_fraction=0.5, l2_lost_fraction=None)
-    assert pricing.kept_share(750, device) == pytest.approx(0.5)
+    assert kept_share(750, device) == pytest.approx(0.5)

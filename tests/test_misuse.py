@@ -52,7 +52,7 @@ def test_files(text: str, complaint: str) -> None:
         {"device.cta_launch_s": 1e300},
         {"device.dram_bandwidth_bytes_per_s": 1e-300},
         {"device.sm_clock_hz": 1e-300},
-        {"kernel.softmax_fma_per_score": 1e300},
+        {"kernel.compute.softmax_fma_per_score": 1e300},
         {"device.num_sms": 0},
     ],
     ids=str,

@@ -18,13 +18,13 @@ from leansim.numerics.verify import verify
 from leansim.partitioners.registry import make
 from leansim.points.keys import result_key
 from leansim.points.point import point_from_row, resolve
-from leansim.schedule.tiling import smem_bytes
 from leansim.specs import catalog
 from leansim.specs.hf_config import read_hf_config
+from leansim.specs.instance import instance_of, smem_bytes
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
 from leansim.specs.workload import Workload
-from leansim.timing import pricing, tile_pricing
+from leansim.timing.prices import Prices
 
 LENS = (5000, 64, 333)
 DEEPSEEK: dict[str, Any] = {
@@ -95,11 +95,17 @@ def test_a_latent_workload_needs_a_kernel_that_reads_it_and_the_reverse() -> Non
         tiled(plain(), catalog.kernel("flash_mla"), device)
 
 
+def priced(kernel: Kernel, workload: Workload, device: Device) -> Prices:
+    """Tiles of a kernel, where L2 has none of the KV."""
+    instance = instance_of(kernel, device, workload)
+    return Prices.of(tile_grid(workload, instance, device), instance, device)
+
+
 @pytest.mark.parametrize("stages", [1, 2])
 def test_shared_memory_holds_latent_keys_once(stages: int) -> None:
     """Q of 64 rows, then one tile of 64 tokens a stage, or two: 64 * 576 * 2 bytes each."""
     tile = catalog.kernel("flash_mla").tiles[0].model_copy(update={"smem_bytes": None})
-    kernel = changed(catalog.kernel("flash_mla"), tiles=(tile,), kv_stages=stages)
+    kernel = changed(catalog.kernel("flash_mla"), tiles=(tile,), loops={"pipelined": {"stages": stages}})
     assert smem_bytes(kernel, tile, latent()) == 73_728 * (1 + stages)
     assert smem_bytes(changed(kernel, latent_kv=False), tile, plain()) == 73_728 * (1 + 2 * stages)
 
@@ -122,20 +128,20 @@ def test_a_tile_is_priced_without_values() -> None:
     """A pipelined tile moves its keys only; tensor work is QK at 576 and PV at 512 as ever."""
     kernel, device = catalog.kernel("flash_mla"), catalog.device("h100_sxm")
     apart = changed(kernel, latent_kv=False)
-    cost = tile_pricing.tile_cost(tiled(latent(), kernel, device), kernel, device, 0.0)
-    twice = tile_pricing.tile_cost(tiled(plain(), apart, device), apart, device, 0.0)
-    assert (cost.tile_bytes, twice.tile_bytes) == (64 * 1152, 64 * (1152 + 1024))
-    assert (cost.tensor_s, cost.compute_s) == (twice.tensor_s, twice.compute_s)
+    one, two = priced(kernel, latent(), device), priced(apart, plain(), device)
+    assert (one.work.tile_bytes, two.work.tile_bytes) == (64 * 1152, 64 * (1152 + 1024))
+    assert (one.work.qk_s, one.work.pv_s) == (two.work.qk_s, two.work.pv_s)
+    assert one.tile.compute_s == two.tile.compute_s
 
 
 def test_a_single_buffered_tile_waits_for_no_values() -> None:
     """`max(V load, QK) + max(K load, softmax + PV)` with a V load of nothing, not even a latency."""
     device = catalog.device("h100_sxm")
-    kernel = changed(catalog.kernel("flash_mla"), pipeline="single_buffered", kv_stages=1)
-    cost = tile_pricing.tile_cost(tiled(latent(), kernel, device), kernel, device, 0.0)
-    qk_s = cost.tensor_s * 576 / (576 + 512)
-    k_s = pricing.kv_latency_s(device, 0.0) + cost.tile_bytes / device.sm_load_bytes_per_s
-    assert cost.tile_s == pytest.approx(qk_s + max(k_s, cost.compute_s - qk_s))
+    kernel = changed(catalog.kernel("flash_mla"), loops={"single_buffered": {}})
+    prices = priced(kernel, latent(), device)
+    work, tile = prices.work, prices.tile
+    k_s = device.dram_latency_s + work.tile_bytes / device.sm_load_bytes_per_s
+    assert tile.tile_s == pytest.approx(work.qk_s + max(k_s, tile.compute_s - work.qk_s))
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def pair_for(partitioner: str) -> tuple[Kernel, Device]:
     own = [kernel for kernel in kernels if kernel.partitioner.name == partitioner]
     kernel = (own or [catalog.kernel("fa2")])[0]
     devices = [catalog.device(name) for name in catalog.names("device")]
-    return kernel, next(device for device in devices if device.arch in kernel.mma_efficiency)
+    return kernel, next(device for device in devices if device.arch in kernel.archs)
 
 
 def small_grid(

@@ -11,22 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernels import lowered, tiled
-from toy import NS, grid_of, ns, run, toy, toy_kernel
+from toy import NS, grid_of, ns, priced, prices_of, run, toy, toy_instance
 
 import leansim
 from leansim.engine.program import Phase
+from leansim.engine.sharing import sm_limits
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.schedule.schedule import Schedule
 from leansim.silicon.tables import measured_rows, points_of
 from leansim.specs import catalog
 from leansim.specs.harness import Calls, HarnessTerm
-from leansim.specs.kernel import Chain, Traits
-from leansim.timing import segments as segment_costs
-from leansim.timing import tile_pricing
+from leansim.specs.instance import Instance, LoopNumbers
 
 # Four grains of the 64 float32 of a row.
-SHARED = {"merge_grain_bytes": 64, "shared_merge": True}
+SHARED = {"grain_bytes": 64.0, "shared": True}
 
 
 def quarters() -> Schedule:
@@ -42,8 +41,7 @@ def test_ctas_that_share_a_merge_read_a_share_of_every_partial() -> None:
     Sharing, each CTA takes one grain of all 4 partials, its own too, which are the bytes of one.
     """
     alone, shared = (
-        lowered(quarters(), toy_kernel(merge_grain_bytes=64, **more), toy())
-        for more in ({}, {"shared_merge": True})
+        priced(quarters(), toy_instance(merge={**SHARED, "shared": shared})) for shared in (False, True)
     )
     merge = alone.kind == Phase.MERGE
     assert ns(alone.latency_ps[merge]) == [400.0 + 12 * 100]
@@ -53,7 +51,7 @@ def test_ctas_that_share_a_merge_read_a_share_of_every_partial() -> None:
 
 
 def test_four_partials_in_flight_are_one_latency_for_each_grain() -> None:
-    program = lowered(quarters(), toy_kernel(merge_splits_in_flight=4, **SHARED), toy())
+    program = priced(quarters(), toy_instance(merge={"splits_in_flight": 4, **SHARED}))
     assert ns(program.latency_ps[program.kind == Phase.MERGE]) == [400.0 + 100]
 
 
@@ -61,10 +59,17 @@ def test_a_lone_split_of_a_shared_merge_merges_itself() -> None:
     """It publishes its partial (200) and reads 4 grains of it, where the call may have two splits."""
     one = replace(FlashAttention2()(grid_of((256,), 1), toy()), num_splits=1)
     two = replace(one, num_splits=2)
-    plain, shared = toy_kernel(), toy_kernel(**SHARED)
-    ends = [ns(run(s, kernel=k).makespan_ps).expected for s, k in ((one, shared), (two, plain))]
+    plain, shared = toy_instance(), toy_instance(merge=SHARED)
+    ends = [ns(run(s, instance=k).makespan_ps).expected for s, k in ((one, shared), (two, plain))]
     assert ends[0] == ends[1]
-    assert ns(run(two, kernel=shared).makespan_ps) == ends[0] + 200 + 4 * 100
+    assert ns(run(two, instance=shared).makespan_ps) == ends[0] + 200 + 4 * 100
+
+
+def chain(**numbers: float) -> Instance:
+    """A loop that overlaps nothing, of 1000 clocks of which it issues for 300."""
+    return toy_instance(
+        LoopNumbers("serial_chain", (("clk", 1000), ("issue_clk", 300), *numbers.items()))
+    )
 
 
 def test_a_chain_takes_one_thing_after_another() -> None:
@@ -74,45 +79,52 @@ def test_a_chain_takes_one_thing_after_another() -> None:
 
     Computing 512 tokens at a time, a tile of 256 has half the instructions and half the reads.
     """
-    chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=2, index_reads=1)}
-    for computed, tile_ns in ((None, 1000 + 976 + 294 + 1024), (512, 500 + 488 + 147 + 1024)):
-        grid = replace(grid_of((512,), 1), traits=Traits(chain=chain, computed_tokens=computed))
-        cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
-        assert cost.tile_s == pytest.approx(tile_ns * NS)
-        assert (cost.sm_s, cost.fill_s) == (pytest.approx(1024 * NS), 0.0)
+    for computed, tile_ns in ((0, 1000 + 976 + 294 + 1024), (512, 500 + 488 + 147 + 1024)):
+        instance = chain(kv_reads=2, index_reads=1, computed_tokens=computed)
+        prices = prices_of(grid_of((512,), 1), instance)
+        assert prices.tile.tile_s == pytest.approx(tile_ns * NS)
+        assert prices.tile.sm_s == pytest.approx(1024 * NS)
+        assert prices.loop.fill_s(prices.work, 1.0) == 0.0
 
 
 def test_a_chain_waits_for_one_read_at_least() -> None:
-    """One token in 256: a 256th of 2294 ns is awaited beside 1000, and 782 less that to begin with."""
-    chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=2, index_reads=1)}
-    grid = replace(grid_of((1,), 1), traits=Traits(chain=chain))
-    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=0.0)
-    assert cost.tile_s == pytest.approx((1000 + 2294 / 256) * NS)
-    assert cost.fill_s == pytest.approx((782 - 2294 / 256) * NS)
+    """One token in 256: a 256th of 2294 ns is awaited beside 1000, and 782 less that to begin with.
+
+    Launch, 200, prologue, 300, and Q and output, 4, as ever.
+    """
+    program = priced(FlashAttention2()(grid_of((1,), 1), toy()), chain(kv_reads=2, index_reads=1))
+    stream = program.kind == Phase.STREAM
+    assert ns(program.latency_ps[stream]) == [300 + round(782 - 2294 / 256, 3)]
+    took_ps = program.bytes[stream] / program.flows[0].max_bytes_per_ps
+    assert took_ps == pytest.approx([1e6 + 2_294_000 / 256], rel=1e-4)
 
 
 def test_the_first_tile_of_a_chain_that_loads_ahead_reads_its_indices_at_once() -> None:
-    """Seven indices in turn of 100 each, but before the loop as one; the prologue takes 100 of that.
+    """Seven indices in turn of 100 each, but before the loop as one; the prologue takes 300 of that.
 
-    Two tiles of 1000 + 100 + 700 + 1024 share the rest.
+    So the first of n tiles of 1000 + 100 + 700 + 1024 is 1624 - 300 shorter, whatever n is.
     """
-    chain = {"sm_90": Chain(clk=1000, issue_clk=300, kv_reads=1, index_reads=7)}
-    grid = replace(grid_of((512,), 1), traits=Traits(chain=chain))
-    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
-    assert cost.tile_s == pytest.approx(2824 * NS)
-    assert cost.fill_s == pytest.approx((200 - 1824) * NS)
-    schedule = FlashAttention2()(grid, toy())
-    assert segment_costs.saved_s(schedule, toy(), cost, 100 * NS) == pytest.approx(1524 / 2 * NS)
+    instance = chain(kv_reads=1, index_reads=7)
+    for tiles in (1, 2, 50):
+        schedule = FlashAttention2()(grid_of((256 * tiles,), 1, cache="warm"), toy())
+        program = priced(schedule, instance)
+        stream = program.kind == Phase.STREAM
+        assert program.latency_ps[stream].tolist() == [0]
+        took_ps = program.bytes[stream] / program.flows[0].max_bytes_per_ps
+        assert took_ps == pytest.approx([2_824_000 * tiles - 1_324_000], rel=1e-5)
 
 
 def test_chains_queue_for_schedulers_and_for_the_pipe_of_loads() -> None:
-    """10 CTAs on 5 SMs of 2: the second finds 300 and 400 of what each takes busy by the first."""
-    chain = {"sm_90": Chain(clk=1000, issue_clk=300, pipe_clk=400, kv_reads=1, index_reads=1)}
-    grid = replace(grid_of((512,) * 10, 1, ctas_per_sm=2), traits=Traits(chain=chain))
-    cost = tile_pricing.tile_cost(grid, toy_kernel(), toy(), hit_share=1.0)
-    waits_s = (300**2 + 400**2) * NS * NS / cost.tile_s
-    schedule = FlashAttention2()(grid, toy())
-    assert segment_costs.crowding_s(schedule, toy_kernel(), toy(), cost) == pytest.approx(waits_s)
+    """Of two CTAs on an SM the second finds 300 and 400 of what each takes busy by the first."""
+    instance = chain(pipe_clk=400, kv_reads=2, index_reads=1)
+    grid = grid_of((512,) * 10, 1, ctas_per_sm=2)
+    kv = priced(FlashAttention2()(grid, toy()), instance).flows[0]
+    tile_ps = 65_536 / kv.max_bytes_per_ps
+    alone, shared = (wait * 65_536 for wait in kv.waits_ps_per_byte)
+    assert (alone, shared) == pytest.approx((0.0, (300**2 + 400**2) * 1e6 / tile_ps))
+    limits, power = sm_limits((kv,), 2)
+    assert 65_536 / limits[power[0], 0] == pytest.approx(tile_ps)
+    assert 65_536 / limits[2 * power[0], 0] == pytest.approx(tile_ps + shared)
 
 
 def test_an_instance_may_say_how_its_combine_starts() -> None:
@@ -121,10 +133,10 @@ def test_an_instance_may_say_how_its_combine_starts() -> None:
     device, kernel = catalog.device("h100_sxm"), catalog.kernel("sglang_triton")
     gaps = []
     for tile in kernel.tiles:
-        if tile.head_dim == 128 and tile.tile_rows == 16 and tile.chain:
+        if tile.head_dim == 128 and tile.tile_rows == 16 and tile.combine:
             for start in ("pdl", "launch"):
                 mine = kernel.model_copy(
-                    update={"tiles": (tile.model_copy(update={"combine_start": start}),)}
+                    update={"tiles": (tile.model_copy(update={"combine": {"start": start}}),)}
                 )
                 grid = tiled(workload, mine, device)
                 gaps.append(lowered(SglangTriton()(grid, device), mine, device).launches[-1].gap_ps)

@@ -148,7 +148,7 @@ def test_keys_know_the_source_of_the_time_model(tmp_path: Path, monkeypatch: pyt
     digest = keys.model_digest.__wrapped__
     before = digest()
     assert before == digest() == keys.model_digest()
-    for name in ("timing/pricing.py", "engine/sharing.py", "partitioners/stream_k.py"):
+    for name in ("timing/memory.py", "engine/sharing.py", "partitioners/stream_k.py"):
         with (copied / name).open("a") as file:
             file.write("# another model\n")
         assert digest() != before

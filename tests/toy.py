@@ -23,22 +23,40 @@ picosecond.
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
-from kernels import lowered
 
 from leansim.engine.execute import execute
+from leansim.engine.program import Program
 from leansim.engine.result import Result
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
 from leansim.specs.device import Device
-from leansim.specs.kernel import Kernel
+from leansim.specs.instance import (
+    CombineNumbers,
+    ComputeNumbers,
+    CtaNumbers,
+    Instance,
+    LoopNumbers,
+    MergeNumbers,
+    NoCombine,
+    QueryAtOnce,
+    StartNumbers,
+    TileShape,
+)
 from leansim.specs.workload import Workload
+from leansim.timing.compute import tile_work
+from leansim.timing.loops import registry
+from leansim.timing.lowering import lower
+from leansim.timing.prices import Prices
 
+Numbers = Mapping[str, Any]
 NS = 1e-9
 LAUNCH, FLAG, L2, GAP = 200.0, 400.0, 100.0, 700.0
 
@@ -69,36 +87,49 @@ def toy(num_sms: int = 5, **changes: Any) -> Device:
     return catalog.device("h100_sxm").model_copy(update=update | changes)
 
 
-@cache
-def _fa2() -> Kernel:
-    return catalog.kernel("fa2")
+PLAIN: Numbers = {}
+SINGLE = LoopNumbers("single_buffered", ())
 
 
-def toy_kernel(combine: dict[str, Any] | None = None, **changes: Any) -> Kernel:
-    """FlashAttention-2's loop without what is fitted; `combine` changes its combine kernel."""
-    kernel = _fa2()
-    assert kernel.combine is not None
-    plain = {"rows_per_cta": {1: 8}, "splits_in_flight": 1, "start": "launch", "overhead_s": {}}
-    update = {
-        "combine": kernel.combine.model_copy(update=plain | (combine or {})),
-        "mma_efficiency": {"sm_90": 1.0},
-        "softmax_fma_per_score": 5.0,
-        "window_fma_per_score": 0.0,
-        "softmax_overlap": {},
-        "prologue_loads": 2,
-        "q_tile_copies": 0,
-        "segment_overhead_s": {},
-        "batch_scan_s": {},
-        "setup_kernels": 0,
-        "merge_splits_in_flight": 1,
-        "merge_grain_bytes": None,
-        "shared_merge": False,
-        "empty_ctas": "write",
-        "transpose_bytes_per_s": {},
-        "prefetches_items": False,
-    }
-    assert set(update | changes) <= set(Kernel.model_fields)
-    return kernel.model_copy(update=update | changes)
+def pipelined(stages: int, **numbers: float) -> LoopNumbers:
+    """The loop that keeps `stages` tiles in flight."""
+    return LoopNumbers("pipelined", (("stages", stages), *numbers.items()))
+
+
+def toy_instance(
+    loop: LoopNumbers = SINGLE,
+    compute: Numbers = PLAIN,
+    start: Numbers = PLAIN,
+    ctas: Numbers = PLAIN,
+    merge: Numbers = PLAIN,
+    combine: Numbers | None = PLAIN,
+    partial_dtype: str = "float32",
+) -> Instance:
+    """FlashAttention-2's loop without what is fitted; each mechanism with numbers changed.
+
+    `combine` None is a kernel that merges in the launch.
+    """
+    merging: CombineNumbers | NoCombine = NoCombine()
+    if combine is not None:
+        plain = {"ctas_per_sm": 16, "rows_per_cta": 8, "splits_in_flight": 1, "start": "launch"}
+        merging = CombineNumbers(**{**plain, "overhead_s": 0.0, **combine})
+    no_ctas = CtaNumbers(
+        setup_kernels=0, prepares_query=False, empty="write", empty_s=0.0, empty_prologues=0,
+        scan_s=0.0, scan_requests=31, prefetches_items=False,
+    )  # fmt: skip
+    no_merge = MergeNumbers(1, math.inf, shared=False, once_clk=0.0, clk=0.0, row_clk=0.0, warps=1)
+    return Instance(
+        kernel="",
+        shape=TileShape("", tile_rows=64, tile_tokens=256, ctas_per_sm=1),
+        q_dtype="bfloat16",
+        partial_dtype=partial_dtype,
+        loop=loop,
+        compute=replace(ComputeNumbers(mma_efficiency=1.0, softmax_fma_per_score=5.0), **compute),
+        start=replace(StartNumbers(0.0, QueryAtOnce(2)), **start),
+        ctas=replace(no_ctas, **ctas),
+        merge=replace(no_merge, **merge),
+        combine=merging,
+    )
 
 
 def grid_of(lens: tuple[int, ...], heads: int, ctas_per_sm: int = 1, **more: Any) -> TileGrid:
@@ -113,8 +144,24 @@ def two_heads() -> TileGrid:
     return grid_of((1280,), 2)
 
 
-def run(schedule: Schedule, device: Device | None = None, kernel: Kernel | None = None) -> Result:
-    return execute(lowered(schedule, kernel or toy_kernel(), device or toy()))
+def priced(
+    schedule: Schedule, instance: Instance | None = None, device: Device | None = None
+) -> Program:
+    """A schedule priced as of the instance, whose tiles are then the schedule's."""
+    grid, instance = schedule.grid, instance or toy_instance()
+    same = {f.name: getattr(grid, f.name) for f in fields(TileShape)}
+    return lower(schedule, replace(instance, shape=TileShape(**same)), device or toy())
+
+
+def run(schedule: Schedule, device: Device | None = None, instance: Instance | None = None) -> Result:
+    return execute(priced(schedule, instance, device))
+
+
+def prices_of(grid: TileGrid, instance: Instance, hit_share: float = 0.0) -> Prices:
+    """Prices of tiles on the toy, where so many loads hit L2."""
+    work = tile_work(grid, instance, toy(), hit_share)
+    loop = registry.make(instance.loop, "")
+    return Prices(loop, work, loop.price(work), work, 0.0, 0.0, hit_share)
 
 
 def ns(picoseconds: Any) -> Any:

@@ -93,17 +93,17 @@ def replay_hit_share(grid: TileGrid, device: Device) -> float:
 
     Only in a warm replay is there one before (assumed).
     """
-    return kept_share(_touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
+    return kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
 
 
-def _touched_bytes(grid: TileGrid) -> float:
-    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output.
+def touched_bytes(grid: TileGrid) -> float:
+    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output."""
+    return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
 
-    KV is more than the batch attends to where whole pages are loaded.
-    """
-    workload = grid.workload
-    kv_bytes = workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
-    return kv_bytes + workload.q_bytes + workload.o_bytes
+
+def loaded_kv_bytes(grid: TileGrid) -> float:
+    """Distinct KV bytes that the batch reads, more than it attends to where whole pages are loaded."""
+    return grid.workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
 
 
 def query_row_bytes(workload: Workload) -> int:

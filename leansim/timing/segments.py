@@ -154,7 +154,8 @@ def _at_end(schedule: Schedule) -> BoolArray:
 
 def _at_window(schedule: Schedule) -> BoolArray:
     """Which segments have the KV tile where a window begins."""
-    return np.equal(schedule.start, 0) & schedule.grid.workload.is_local
+    begins: BoolArray = np.equal(schedule.start, 0)
+    return begins & schedule.grid.workload.is_local
 
 
 def _edges(schedule: Schedule) -> IntArray:
