@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from leansim.errors import ConfigError, Problem
 from leansim.files.csv import read_csv
 from leansim.points.csv import HARNESS, PointTable, Row, outcomes, point_table, read_points
-from leansim.points.point import POINT_KEYS, point_from_row, resolve
+from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
 from leansim.silicon import rows as schema
 from leansim.specs.harness import Calls
 from leansim.sweeps.predict import OWN_TABLE, harness_table
@@ -120,14 +120,11 @@ def _measured(row: Row, source: str, time: _Time) -> dict[str, Any]:
     point = point_from_row(point_cells(row), source)
     load = resolve(point).workload
     calls = Calls.of(point.kernel, load)
-    harness = (row.get(HARNESS) or "").strip()
-    if harness and (table := harness_table(harness, point)) and harness == OWN_TABLE:
-        harness = table.name  # which one that is
     longest = max(load.context_lens)
     return {
         "table": Path(source).stem,
         "source": f"own measurements {source}",
-        "harness": harness,
+        "harness": _harness((row.get(HARNESS) or "").strip(), point),
         "device": point.device,
         "kernel": point.policy,
         "kernel_source": "",
@@ -141,6 +138,14 @@ def _measured(row: Row, source: str, time: _Time) -> dict[str, Any]:
         "measured_s": measured_s,
         "point": point,
     }
+
+
+def _harness(text: str, point: Point) -> str:
+    """The measured table whose harness a time contains, or nothing. Raises `UnknownNameError`."""
+    if not text:
+        return ""
+    table = harness_table(text, point)
+    return table.name if text == OWN_TABLE else text
 
 
 def _seconds(text: str, source: str, time: _Time) -> float:
