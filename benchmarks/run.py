@@ -30,6 +30,7 @@ from leansim.engine import numba_engine, simpy_engine
 from leansim.engine.execute import execute
 from leansim.engine.program import Program
 from leansim.errors import LeansimError
+from leansim.files.writing import write_whole
 from leansim.points.point import Point, point, resolve
 from leansim.report.text import render
 from leansim.results.metrics import time_shares
@@ -257,7 +258,7 @@ def beside_others(count: int = 500) -> list[dict[str, Any]]:
     """Time per point on one core, here and in other tools, on the same points."""
     rows = [row | {"device": "h100_sxm", "kernel": "vllm_fa3"} for row in silicon_style(count)]
     estimates: dict[str, Estimate] = {
-        "leansim, every CTA simulated": lambda row: prediction(point(**row))["latency_us"],
+        "leansim, every CTA simulated": lambda row: prediction(point(**row)).latency_s,
         "plain roofline": lambda row: roofline(resolve(point(**row)).workload, DEVICE).floor_s,
         **installed(),
     }
@@ -322,7 +323,7 @@ def main() -> None:
     parts = [_HEAD + machine() + "."]
     for title, text, rows in sections:
         parts += [part for part in (f"## {title}", text, render(rows, "md")) if part]
-    (HERE.parent / "docs" / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
+    write_whole(HERE.parent / "docs" / "benchmarks.md", "\n\n".join(parts) + "\n")
     print("\n\n".join(parts))
 
 

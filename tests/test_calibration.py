@@ -13,10 +13,9 @@ import pytest
 import leansim
 from leansim.errors import ConfigError, LeansimError, StoreError
 from leansim.files.strict_yaml import parse
-from leansim.files.writing import write_together
+from leansim.files.writing import write_together, write_whole
 from leansim.files.yaml_edit import edited, short
 from leansim.silicon.calibration import (
-    FITTING,
     MOST_PER_PAIR,
     Calibration,
     CalibrationConfig,
@@ -29,9 +28,11 @@ from leansim.silicon.calibration import (
     value_at,
 )
 from leansim.silicon.fit import calibrate, edits, fit_rows, fitted_source, write
-from leansim.silicon.tables import FILE_COLUMNS, calls_of, digest, measured_rows, points_of
-from leansim.silicon.validate import table_rows, validate
+from leansim.silicon.rows import SHAPE, calls_of, digest
+from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows, table_rows
+from leansim.silicon.validate import validate
 from leansim.specs import catalog
+from leansim.sweeps.predict import prediction
 
 SHIPPED = Path(__file__).parent.parent / "configs"
 DATA = Path(__file__).parent / "data" / "silicon"
@@ -82,12 +83,11 @@ def silicon(folder: Path, steps: tuple[int, ...] = (15, 255, 1023, 4095, 16383))
                  "device.dram_efficiency": [[1.0, TRUTH[DEVICE]]]}  # fmt: skip
     seconds = [
         leansim.simulate(point.model_copy(update={"overrides": overrides})).result.latency_s
-        for point in points_of(rows)
+        for point in rows["point"]
     ]
-    raw = rows.rename(
-        columns={"num_q_heads": "num_heads", "num_kv_heads": "num_key_value_heads",
-                 "window": "window_size", "kv_dtype": "kv_cache_dtype"}
-    ).assign(latency=(np.array(seconds) + spec.harness_s(calls_of(rows))) * 1e3)  # fmt: skip
+    raw = rows.rename(columns={ours: theirs for theirs, ours in RENAMED.items()}).assign(
+        latency=(np.array(seconds) + spec.harness_s(calls_of(rows))) * 1e3
+    )
     raw[list(FILE_COLUMNS)].to_csv(path, index=False)
     return folder
 
@@ -157,6 +157,25 @@ def test_only_the_fit_fifth_is_fitted(tmp_path: Path) -> None:
         fit_rows(calibration(tmp_path, {HARNESS: BOUNDS[HARNESS]}), tmp_path)
 
 
+def test_points_of_ones_own_are_fitted_with_the_harness_that_they_contain(tmp_path: Path) -> None:
+    points = [
+        leansim.point(
+            device="a100_sxm_80gb", kernel="vllm_fa2", batch_size=batch, context_len=context,
+            num_q_heads=32, num_kv_heads=8, head_dim=128,
+        )
+        for batch in (1, 2, 3, 4) for context in (500, 1000, 2000, 3000, 4000)
+    ]  # fmt: skip
+    rows = [
+        {**point.model_dump(include=set(SHAPE) | {"device", "kernel", "context_len"}),
+         "harness": "table", "measured_us": prediction(point, "table").latency_s * 1e6}
+        for point in points
+    ]  # fmt: skip
+    pd.DataFrame(rows).drop(columns="window").to_csv(tmp_path / "mine.csv", index=False)
+    mine = f"{{points: {tmp_path / 'mine.csv'}, device: a100_sxm_80gb, kernels: [vllm_fa2]}}"
+    fit = calibrate(calibration(tmp_path, {KERNEL: BOUNDS[KERNEL]}, mine), jobs=1)
+    assert np.abs(fit.before).max() < 1e-9
+
+
 @pytest.mark.parametrize("path", CALIBRATIONS, ids=lambda path: path.stem)
 def test_the_shipped_calibrations_make_sense(path: Path) -> None:
     made = read_calibration(path)
@@ -208,7 +227,9 @@ def test_only_two_tables_may_fit_kernels_and_devices(tmp_path: Path, rows: str) 
     calibration(tmp_path, {f"table.{name}.harness.base.seconds": "[0, 1.0e-5]"}, rows)
     allowed = "{table: h100_sxm_sglang, kernels: [sglang_fa3]}"
     calibration(tmp_path, {"device.h100_sxm.latency_spread": "[0.01, 0.2]"}, allowed)
-    assert len(FITTING) == 2
+    tables = map(catalog.table, catalog.names("table"))
+    fits = [(t.name, source) for t in tables for source, kernel in t.kernels.items() if kernel.fits]
+    assert fits == [("a100_sxm_vllm", "vllm_flash_attn"), ("h100_sxm_sglang", "fa3")]
 
 
 def test_few_constants_only(tmp_path: Path) -> None:
@@ -317,6 +338,19 @@ def test_every_number_of_every_file_can_be_edited(path: Path) -> None:
     data = parse(text).data
     numbers = {(key,): value for key, value in data.items() if isinstance(value, int | float)}
     assert parse(edited(text, numbers)).data == data
+
+
+def test_a_file_is_written_by_what_knows_how_or_not_at_all(tmp_path: Path) -> None:
+    write_whole(tmp_path / "new" / "a.bin", lambda path: path.write_bytes(b"\0"))
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"\0"
+
+    def half(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "new" / "a.bin", half)
+    assert [path.read_bytes() for path in (tmp_path / "new").iterdir()] == [b"\0"]
 
 
 def test_several_files_are_written_together_or_not_at_all(tmp_path: Path) -> None:

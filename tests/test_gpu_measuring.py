@@ -27,7 +27,8 @@ from leansim.points.point import point_from_row, resolve
 from leansim.points.simulate import simulate
 from leansim.silicon.calibration import read_calibration
 from leansim.silicon.fit import calibrate, write
-from leansim.silicon.measured_points import MACHINE_COLUMNS, MEASUREMENT_COLUMNS, is_for_fitting
+from leansim.silicon.own import MACHINE_COLUMNS, MEASUREMENT_COLUMNS, shape_of
+from leansim.silicon.rows import is_for_fitting
 from leansim.silicon.validate import validate_points
 from leansim.specs import catalog
 
@@ -48,7 +49,7 @@ def test_a_campaign_has_the_shapes_it_should() -> None:
     assert sum(bool(row["context_len"]) for row in firsts) >= 200
     assert sum(bool(row["trace"]) for row in firsts) >= 60
     assert len({tuple(row.values()) for row in rows}) == len(rows)
-    fit = sum(is_for_fitting(row) for row in firsts) / len(firsts)
+    fit = sum(is_for_fitting(shape_of(row)) for row in firsts) / len(firsts)
     assert 0.12 < fit < 0.28
     most = max(resolve(point_from_row(row, "campaign")).workload.kv_bytes for row in firsts[:60])
     assert most <= 8 * 2**30
@@ -499,6 +500,6 @@ def test_the_report_of_the_experiment(tmp_path: Path) -> None:
     text = (tmp_path / "RESULTS.md").read_text()
     assert "on simulated" in text
     assert "within 10% of each other" in text
-    tested = sum(not is_for_fitting(row) for row in read(tmp_path / "points.csv"))
+    tested = sum(not is_for_fitting(shape_of(row)) for row in read(tmp_path / "points.csv"))
     assert f"{tested} measurements of {tested // 3} shapes" in text
     assert experiment("report.py", str(tmp_path / "none")).returncode == 2

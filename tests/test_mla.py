@@ -18,7 +18,9 @@ from leansim.numerics.verify import verify
 from leansim.partitioners.registry import make
 from leansim.points.keys import result_key
 from leansim.points.point import point_from_row, resolve
+from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
+from leansim.specs.device import Device
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.instance import instance_of, smem_bytes
 from leansim.specs.kernel import Kernel

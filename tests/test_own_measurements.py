@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 import leansim
-from leansim.errors import ConfigError, LeansimError
+from leansim.errors import ConfigError, LeansimError, StoreError
 from leansim.points.point import workload_of
 from leansim.report.plan import predict_csv
-from leansim.silicon.tables import points_of
-from leansim.silicon.validate import error_table, table_rows, validate_points
+from leansim.silicon.own import own_rows
+from leansim.silicon.rows import ROW_COLUMNS, Harnesses
+from leansim.silicon.tables import table_rows
+from leansim.silicon.validate import error_table, refusals, validate_points
 from leansim.specs import catalog
 from leansim.specs.harness import Calls
-from leansim.sweeps.predict import predict
+from leansim.sweeps.predict import Prediction, predict
 
 DATA = Path(__file__).parent / "data" / "silicon"
 HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"
@@ -37,6 +39,41 @@ def test_points_with_a_time(tmp_path: Path) -> None:
     assert table["harness_s"].iloc[1] == 0
     assert (table["error"] == table["predicted_s"] / table["measured_s"] - 1).all()
     assert set(error_table(table)["kernel"]) == {"vllm_fa2", "lean"}
+
+
+def test_the_files_own_columns_are_carried_along(tmp_path: Path) -> None:
+    """One that is called as a result, as the option `num_splits`, gives way to it."""
+    rows = ["h100_sxm,fa2,1,8,8,64,8192,a,,40", "h100_sxm,flash_decoding,1,8,8,64,8192,b,3,10"]
+    (tmp_path / "mine.csv").write_text("\n".join([f"{HEADER},id,num_splits,measured_us", *rows]))
+    table = validate_points(tmp_path / "mine.csv")
+    assert table["id"].tolist() == ["a", "b"]
+    assert table["num_splits"].tolist() == [1, 3]
+    assert table["measured_us"].tolist() == ["40", "10"]
+
+
+def test_a_point_that_its_kernel_does_not_take_is_refused_and_the_rest_compared(tmp_path: Path) -> None:
+    rows = ["h100_sxm,vllm_fa2,8,32,8,512,4096,180", "h100_sxm,lean,1,8,8,64,100,10"]
+    (tmp_path / "mine.csv").write_text("\n".join([f"{HEADER},measured_us", *rows]))
+    table = validate_points(tmp_path / "mine.csv")
+    assert [bool(why) for why in table["refused"]] == [True, False]
+    assert any("1 rows without a prediction" in sentence for sentence in refusals(table))
+    (tmp_path / "none.csv").write_text("\n".join([f"{HEADER},measured_us", rows[0]]))
+    with pytest.raises(StoreError, match="no row that can be predicted; the first: "):
+        validate_points(tmp_path / "none.csv")
+
+
+def test_one_row_has_one_harness_whatever_it_came_from(tmp_path: Path) -> None:
+    """A file's own row with `table`, and the table's: the same call, bytes and harness."""
+    columns = [*HEADER.split(","), "kv_dtype", "q_dtype", "cache", "launch"]
+    theirs = table_rows(["h100_sxm_sglang"], "all", 60, DATA)
+    theirs = theirs[theirs["window"] == 0].reset_index(drop=True)
+    file = theirs[columns].assign(harness="table", page_tokens=1, measured_us=theirs["measured_s"] * 1e6)
+    file.to_csv(tmp_path / "same.csv", index=False)
+    ours = own_rows(tmp_path / "same.csv")
+    assert tuple(ours.columns[: len(ROW_COLUMNS)]) == ROW_COLUMNS
+    for name in set(ROW_COLUMNS) - {"table", "source", "kernel_source", "step", "fit", "measured_s"}:
+        assert ours[name].tolist() == theirs[name].tolist(), name
+    assert Harnesses(ours).seconds().tolist() == Harnesses(theirs).seconds().tolist()
 
 
 def test_what_flashinfers_benchmark_writes(tmp_path: Path) -> None:
@@ -85,18 +122,17 @@ FA2 = {"kernel": "vllm_fa2", "num_q_heads": 32, "num_kv_heads": 8, "head_dim": 1
 def test_predictions_may_hold_the_harness(tmp_path: Path) -> None:
     point = leansim.point(device="a100_sxm_80gb", context_len=4096, **FA2)
     (alone,), (whole,) = predict([point]), predict([point], harness="table")
-    assert isinstance(alone, dict)
-    assert isinstance(whole, dict)
+    assert isinstance(alone, Prediction)
+    assert isinstance(whole, Prediction)
     table = catalog.table("a100_sxm_vllm")
-    harness_us = table.harness_s(Calls.of("vllm_fa2", workload_of(point))) * 1e6
-    assert whole["harness_us"] == pytest.approx(harness_us, abs=1e-6)
-    assert whole["latency_us"] == pytest.approx(alone["latency_us"] + harness_us, abs=2e-6)
-    assert alone["harness_us"] == 0
+    assert whole.harness_s == table.harness_s(Calls.of("vllm_fa2", workload_of(point)))
+    assert whole.latency_s == alone.latency_s + whole.harness_s
+    assert alone.harness_s == 0
     rows = ["a100_sxm_80gb,vllm_fa2,8,32,8,128,4096,table", "h100_sxm,lean,1,8,8,64,100,a100_sxm_vllm"]
     (tmp_path / "p.csv").write_text("\n".join([f"{HEADER},harness", *rows]))
     predict_csv(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", 1)
     found = list(csv.DictReader((tmp_path / "o.csv").read_text().splitlines()))
-    assert float(found[0]["latency_us"]) == whole["latency_us"]
+    assert float(found[0]["latency_us"]) == round(whole.latency_s * 1e6, 6)
     assert found[0]["harness"] == "table"
     assert float(found[1]["harness_us"]) > 5
 
@@ -111,8 +147,8 @@ def test_a_harness_that_nobody_measured_is_refused() -> None:
 
 def test_points_inside_the_measured_range_are_not_extrapolated() -> None:
     rows = table_rows((), "all", sample=20, data=DATA)
-    found = list(predict(points_of(rows), jobs=1))
-    assert not any(outcome["extrapolated"] for outcome in found if isinstance(outcome, dict))
+    found = list(predict(rows["point"], jobs=1))
+    assert not any(outcome.extrapolated for outcome in found if isinstance(outcome, Prediction))
 
 
 INSIDE = {"device": "a100_sxm_80gb", "context_len": 4096, **FA2}
@@ -131,8 +167,8 @@ OUTSIDE = [
 @pytest.mark.parametrize("fields", OUTSIDE)
 def test_points_outside_are(fields: dict[str, object]) -> None:
     (found,) = predict([leansim.point(**fields)])
-    assert isinstance(found, dict), str(found)
-    assert found["extrapolated"] is True
+    assert isinstance(found, Prediction), str(found)
+    assert found.extrapolated is True
 
 
 def test_one_note_says_how_many_are_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ import leansim
 from leansim.errors import ConfigError, LeansimError
 from leansim.points.csv import read_points
 from leansim.points.point import point
-from leansim.report.plan import plan_csv, predict_csv
-from leansim.sweeps.predict import PREDICTION_COLUMNS, predict
+from leansim.report.plan import PREDICTION_COLUMNS, plan_csv, predict_csv, prediction_cells
+from leansim.sweeps.predict import Prediction, predict
 
 SHAPE = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"
@@ -29,12 +29,14 @@ def points(count: int) -> list[leansim.Point]:
 def test_a_prediction_is_the_simulation() -> None:
     for what, found in zip(points(3), predict(points(3)), strict=True):
         metrics = leansim.simulate(what).metrics
-        assert isinstance(found, dict)
-        assert tuple(found) == PREDICTION_COLUMNS
-        assert found["latency_us"] == pytest.approx(metrics.latency_s * 1e6, abs=1e-6)
-        assert found["bound"] == metrics.bound
-        assert found["sm_busy_fraction"] == pytest.approx(metrics.sm_busy_fraction, abs=1e-6)
-        assert found["extrapolated"] is True
+        assert isinstance(found, Prediction)
+        assert found.latency_s == metrics.latency_s
+        assert found.bound == metrics.bound
+        assert found.sm_busy_fraction == pytest.approx(metrics.sm_busy_fraction)
+        assert found.extrapolated is True
+        cells = prediction_cells(found)
+        assert tuple(cells) == PREDICTION_COLUMNS
+        assert cells["latency_us"] == pytest.approx(metrics.latency_s * 1e6, abs=1e-6)
 
 
 def test_processes_change_nothing_and_keep_the_order() -> None:

@@ -19,7 +19,7 @@ from leansim.engine.sharing import sm_limits
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.schedule.schedule import Schedule
-from leansim.silicon.tables import measured_rows, points_of
+from leansim.silicon.tables import measured_rows
 from leansim.specs import catalog
 from leansim.specs.harness import Calls, HarnessTerm
 from leansim.specs.instance import Instance, LoopNumbers
@@ -171,7 +171,7 @@ def test_what_a_call_is_told_of_and_windows_it_is_not(tmp_path: Path) -> None:
     csv = "\n".join([f"{columns},step,latency", *rows])
     (tmp_path / "b200_sxm_sglang.csv").write_text(csv + "\n")
     found = measured_rows(catalog.table("b200_sxm_sglang"), data=tmp_path)
-    points = {point.head_dim: point for point in points_of(found)}
+    points = {point.head_dim: point for point in found["point"]}
     assert (points[128].window, points[128].max_context_len) == (None, 32_768)
     assert (points[64].window, points[64].max_context_len) == (128, 65_536)
     assert sorted(found["window"]) == [0, 128]

@@ -16,15 +16,10 @@ from leansim.errors import ConfigError, StoreError
 from leansim.files.strict_yaml import Document
 from leansim.points.point import workload_of
 from leansim.silicon import tables as measurements
-from leansim.silicon.tables import FILE_COLUMNS, ROW_COLUMNS, SHAPE, calls_of, digest, measured_rows
-from leansim.silicon.validate import (
-    comparison_sample,
-    errors_of,
-    ranking,
-    table_rows,
-    validate,
-    worst_rows,
-)
+from leansim.silicon.other_tools import comparison_sample, errors_of_tools
+from leansim.silicon.rows import ROW_COLUMNS, SHAPE, calls_of, covered, digest
+from leansim.silicon.tables import FILE_COLUMNS, measured_rows, table_rows
+from leansim.silicon.validate import errors_of, ranking, validate, worst_rows
 from leansim.specs import catalog
 from leansim.specs.harness import Calls, HarnessTerm, MeasuredTable
 
@@ -145,7 +140,7 @@ def test_the_harness_of_rows_is_that_of_their_workloads() -> None:
     rows = measured_rows(catalog.table("h100_sxm_sglang"), data=DATA)
     assert set(rows["q_dtype"]) == {"bfloat16", "fp8"}
     table, columns = catalog.table("h100_sxm_sglang"), calls_of(rows)
-    for i, point in list(enumerate(measurements.points_of(rows)))[::7]:
+    for i, point in list(enumerate(rows["point"]))[::7]:
         calls = Calls.of(point.kernel, workload_of(point))
         for field in fields(Calls):
             assert getattr(calls, field.name) == getattr(columns, field.name)[i], field.name
@@ -182,7 +177,7 @@ def test_rows_are_points_with_a_time() -> None:
     assert (fp8["q_dtype"] == np.where(fp8["kernel"] == "sglang_fa3", "fp8", "bfloat16")).all()
     raw = pd.read_csv(DATA / "h100_sxm_sglang.csv")
     assert rows["measured_s"].sum() == pytest.approx(raw["latency"].sum() / 1e3)
-    point = next(measurements.points_of(rows))
+    point = rows["point"].iloc[0]
     assert (point.cache, point.launch, point.page_tokens) == ("warm", "graph", 1)
 
 
@@ -248,7 +243,7 @@ def test_missing_tables_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
 def test_descriptions_fit_the_installed_tables(name: str) -> None:
     table = catalog.table(name)
     rows = measured_rows(table)
-    assert measurements.covered(rows) == table.validated
+    assert covered(rows) == table.validated
     ours = measured_rows(table, data=DATA)
     assert rows.iloc[: len(ours)][list(SHAPE)].equals(ours[list(SHAPE)])
 
@@ -307,6 +302,15 @@ def test_rows_beside_other_tools_are_test_rows_of_four_tables(sample: pd.DataFra
     assert not like["fit"].any()
     assert set(like["head_dim"]) <= {64, 128}
     assert set(like["window"]) == {0}
+
+
+def test_every_number_of_another_tool_says_whose_it_is() -> None:
+    tools = errors_of_tools()
+    assert len({tool["tool"] for tool in tools}) == len(tools) == 10
+    for tool in tools:
+        assert tool["source"]
+        shares = [float(tool[name]) for name in ("mean", "median", "p90", "within 10%", *BANDS[1:])]
+        assert all(0 <= share <= 100 for share in shares)
 
 
 def test_the_verb_prints_and_writes(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pandas as pd
 
 from leansim.errors import LeansimError
 from leansim.files.csv import read_csv
+from leansim.files.writing import Content, write_together
 from leansim.gpu.campaign import COLUMNS, KERNELS
-from leansim.silicon.own import measured_points
-from leansim.silicon.validate import errors_of, with_regimes
+from leansim.silicon.validate import errors_of, validate_points
 
 FOLDER = Path(__file__).resolve().parent
 FA2, FLASH_DECODING, LEAN = KERNELS
@@ -26,7 +26,7 @@ WANTED_ERROR, WANTED_SHARE, APART = 0.08, 0.85, 0.10
 
 def compared(file: Path) -> pd.DataFrame:
     """Measured and simulated times of the test shapes, a row per point."""
-    table = with_regimes(measured_points(file))
+    table = validate_points(file)
     points = pd.DataFrame([row for _, row in read_csv(str(file))[1]])
     shapes, ragged = points[SHAPE].agg("|".join, axis=1), points["trace"].ne("")
     table = table.assign(shape=shapes, batch=ragged.map({True: "ragged", False: "uniform"}))
@@ -94,7 +94,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                 axis.set_xscale("log", base=2)
         line[0].set_ylabel(f"speedup of {LEAN}\nover {over}")
     axes[0][0].legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -147,11 +147,13 @@ def main() -> int:
         return 2
     gpus = sorted({row["gpu"] for _, row in read_csv(str(file))[1]})
     error_rows, speedup_rows = errors(table), speedups(table)
-    error_rows.to_csv(folder / "errors.csv", index=False, float_format="%.5f")
-    speedup_rows.to_csv(folder / "speedups.csv", float_format="%.5f")
-    draw(speedup_rows, folder / "speedup.png")
-    results = text(table, error_rows, speedup_rows, ", ".join(gpus))
-    (folder / "RESULTS.md").write_text(results, encoding="utf-8")
+    files: dict[Path, Content] = {
+        folder / "errors.csv": error_rows.to_csv(index=False, float_format="%.5f"),
+        folder / "speedups.csv": speedup_rows.to_csv(float_format="%.5f"),
+        folder / "speedup.png": lambda path: draw(speedup_rows, path),
+        folder / "RESULTS.md": text(table, error_rows, speedup_rows, ", ".join(gpus)),
+    }
+    write_together(files)
     print(f"wrote RESULTS.md, errors.csv, speedups.csv and speedup.png under {folder}/")
     return 0
 

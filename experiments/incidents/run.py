@@ -5,12 +5,12 @@ python experiments/incidents/run.py
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leansim.files.strict_yaml import Document, read
+from leansim.files.writing import write_whole
 from leansim.points.point import Point, resolve
 from leansim.points.simulate import Simulation
 from leansim.report.text import render
@@ -135,16 +135,13 @@ def told(incident: Incident) -> str:
 def main() -> None:
     """Run every incident, write the results and the pins."""
     found = [run_incident(entry) for entry in incidents()]
-    with (HERE / "pins.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, PINS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(incident.pins() for incident in found)
+    write_whole(HERE / "pins.csv", render([incident.pins() for incident in found], "csv") + "\n")
     parts = [
         "# Results\n\nWritten by `run.py`; do not edit.",
         render([row(incident) for incident in found], "md"),
         "\n".join(told(incident) for incident in found),
     ]
-    (HERE / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
+    write_whole(HERE / "RESULTS.md", "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.study_figures import regret_figure, save_all
 from leansim.report.text import render
@@ -159,7 +160,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     with Progress("schedules") as progress:
         found = regret(load(HERE / "sweep.yaml"), budget=100, progress=progress)
-    found.table.to_csv(out / "schedules.csv", index=False)
+    write_whole(out / "schedules.csv", found.table.to_csv(index=False))
     with Progress("kernels") as progress:
         shipped = sweep(load(HERE / "kernels.yaml"), out / "kernels", progress=progress).table
     (HERE / "figures").mkdir(exist_ok=True)
@@ -167,7 +168,7 @@ def main() -> None:
     pinned = finished(found.table)
     pinned = pinned[(pinned["seed"] == 0) & (pinned["batch_size"] == 32)]
     pins = pinned[[*CELL, "policy"]].assign(latency_ns=(pinned["latency_s"] * 1e9).round(3))
-    pins.to_csv(HERE / "pins.csv", index=False)
+    write_whole(HERE / "pins.csv", pins.to_csv(index=False))
     sections = [
         "# Results\n\nWritten by `run.py`; do not edit.",
         "## Where LeanAttention loses\n\n" + lean_summary(found.table),
@@ -180,7 +181,7 @@ def main() -> None:
         "## Refused\n\nSchedules and kernels that do not take some of the batches, with how many:\n\n"
         + "\n".join([*refused(found.table), *refused(shipped)]),
     ]
-    (HERE / "RESULTS.md").write_text("\n\n".join(sections) + "\n")
+    write_whole(HERE / "RESULTS.md", "\n\n".join(sections) + "\n")
 
 
 if __name__ == "__main__":

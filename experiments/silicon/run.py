@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from leansim.files.writing import write_whole
 from leansim.report.text import render
 from leansim.report.validation_report import sections, write_validation
-from leansim.silicon.validate import kind_table, table_rows, validate
+from leansim.silicon.tables import table_rows
+from leansim.silicon.validate import kind_table, validate
 from leansim.sweeps.progress import Progress
 
 HERE = Path(__file__).resolve().parent
@@ -65,7 +67,7 @@ def plain_rows(kinds: pd.DataFrame) -> str:
 
 def fill(file: Path, text: str) -> None:
     """Replace what stands between the marks of a page."""
-    file.write_text(_BLOCK.sub(lambda block: f"{block[1]}{text}{block[3]}", file.read_text()))
+    write_whole(file, _BLOCK.sub(lambda block: f"{block[1]}{text}{block[3]}", file.read_text()))
 
 
 if __name__ == "__main__":

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from leansim.silicon.tables import FILE_COLUMNS, measured_rows
+from leansim.files.writing import write_whole
+from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows
 from leansim.specs import catalog
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "tests" / "data" / "silicon"
-# More of the two tables that constants are fitted to.
-ROWS = dict.fromkeys(("a100_sxm_vllm", "h100_sxm_sglang"), 100)
-FEWER_ROWS = 40
+# More of the tables that constants of kernels and devices are fitted to.
+ROWS, FEWER_ROWS = 100, 40
 
 
 def main() -> None:
     """Write a CSV per table, with the columns and units of the original."""
-    DATA.mkdir(parents=True, exist_ok=True)
+    original = {ours: theirs for theirs, ours in RENAMED.items()}
     for name in catalog.names("table"):
-        rows = measured_rows(catalog.table(name), sample=ROWS.get(name, FEWER_ROWS))
-        raw = rows.rename(
-            columns={
-                "num_q_heads": "num_heads",
-                "num_kv_heads": "num_key_value_heads",
-                "window": "window_size",
-                "kv_dtype": "kv_cache_dtype",
-            }
-        ).assign(latency=rows["measured_s"] * 1e3)
-        raw[list(FILE_COLUMNS)].to_csv(DATA / f"{name}.csv", index=False, float_format="%.7g")
+        table = catalog.table(name)
+        fits = any(kernel.fits for kernel in table.kernels.values())
+        rows = measured_rows(table, sample=ROWS if fits else FEWER_ROWS)
+        raw = rows.rename(columns=original).assign(latency=rows["measured_s"] * 1e3)
+        text = raw[list(FILE_COLUMNS)].to_csv(index=False, float_format="%.7g")
+        write_whole(DATA / f"{name}.csv", text)
 
 
 if __name__ == "__main__":

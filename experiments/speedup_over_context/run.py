@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.plots import line_figure, plot
+from leansim.report.sheet import save
 from leansim.report.text import render
 from leansim.sweeps.summary import speedup_summary
 from leansim.sweeps.sweep import sweep
@@ -70,12 +72,12 @@ def main() -> None:
     table = sweep(load(HERE / "sweep.yaml"), out).table
     plot(out)
     figure = line_figure(table, "context_len", "speedup", "speedup_over_context", "fa2")
-    figure.savefig(out / "speedup_over_fa2.png", dpi=130)
+    save(figure, out / "speedup_over_fa2.png")
     (HERE / "figures").mkdir(exist_ok=True)
     for name in FIGURES:
         shutil.copy(out / f"{name}.png", HERE / "figures")
     pins = table[list(POINT)].assign(latency_ns=(table["latency_s"] * 1e9).round(3))
-    pins.to_csv(HERE / "expected.csv", index=False)
+    write_whole(HERE / "expected.csv", pins.to_csv(index=False))
     grouped = speedup_summary(table, ("device", "head_dim"))
     lean = grouped[grouped["kernel"] == "lean"].drop(columns="kernel")
     sections = [
@@ -83,7 +85,7 @@ def main() -> None:
         "## LeanAttention beside the paper\n\n" + render(comparison(table), "md"),
         "## LeanAttention by device and head dim\n\n" + render(lean.round(3).to_dict("records"), "md"),
     ]
-    (HERE / "RESULTS.md").write_text("\n\n".join(sections) + "\n")
+    write_whole(HERE / "RESULTS.md", "\n\n".join(sections) + "\n")
 
 
 if __name__ == "__main__":

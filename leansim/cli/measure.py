@@ -82,7 +82,7 @@ def measure(
 
 
 def _points(what: str) -> list[Row]:
-    from leansim.silicon.measured_points import read_measured
+    from leansim.silicon.own import read_measured
 
     return [dict(row) for row in read_measured(what).records]
 
@@ -122,7 +122,7 @@ def _measure_rows(
 ) -> None:
     from leansim.gpu.campaign import MeasuredFile, measured
     from leansim.gpu.measuring import Measurer
-    from leansim.silicon.measured_points import MEASUREMENT_COLUMNS
+    from leansim.silicon.own import MEASUREMENT_COLUMNS
     from leansim.sweeps.progress import Progress
 
     measurer, complain = Measurer(tools, seed), _Complaints()

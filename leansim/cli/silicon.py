@@ -46,6 +46,7 @@ def validate(
     """Hold predictions against measured latencies: errors by regime, the worst rows, the ranking."""
     from leansim.report import validation_report
     from leansim.silicon import validate as validation
+    from leansim.silicon.tables import table_rows
     from leansim.sweeps.progress import Progress
 
     if points is not None and (tables or sample or data):
@@ -56,7 +57,7 @@ def validate(
         if points is not None:
             table = validation.validate_points(points, device, jobs, progress, split or "all")  # type: ignore[arg-type]
         else:
-            rows = validation.table_rows(tables or (), split or "test", sample, data)  # type: ignore[arg-type]
+            rows = table_rows(tables or (), split or "test", sample, data)  # type: ignore[arg-type]
             table = validation.validate(rows, jobs, progress)
     print(validation_report.printed(table, worst))
     if out is not None:

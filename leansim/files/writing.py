@@ -1,28 +1,41 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all: whoever reads one sees the old content or the new.
+
+What is written goes to a file beside it first, which then takes its place.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from leansim.errors import ConfigError, Problem
 
+# A text, or what writes the content to a path it is given.
+Content = str | Callable[[Path], object]
 
-def write_whole(path: Path, text: str) -> None:
+
+def write_whole(path: Path, content: Content) -> None:
     """Write a file, and its folder where there is none, so that it is there whole or not at all."""
     if path.is_dir():
         raise ConfigError("command line", [Problem("--out", f"the folder {path}", "wanted a file")])
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_together({path: text})
+    write_together({path: content})
 
 
-def write_together(files: Mapping[Path, str]) -> None:
-    """Write several files so that a failure before the last moment changes none of them."""
+def write_together(files: Mapping[Path, Content]) -> None:
+    """Write several files so that a failure before the last moment changes none of them.
+
+    Another process may be writing them too: the last one wins, file by file.
+    """
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
     try:
         for path, part in parts.items():
-            part.write_text(files[path], encoding="utf-8")
+            content = files[path]
+            if isinstance(content, str):
+                part.write_text(content, encoding="utf-8")
+            else:
+                content(part)
         for path, part in parts.items():
             part.replace(path)
     finally:

@@ -18,9 +18,10 @@ from typing import Any
 
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.files.csv import read_csv
+from leansim.files.writing import write_whole
 from leansim.points.csv import Row
-from leansim.silicon.measured_points import MEASUREMENT_COLUMNS
-from leansim.silicon.tables import digest
+from leansim.silicon.own import MEASUREMENT_COLUMNS
+from leansim.silicon.rows import digest
 from leansim.specs.traces import builtin_traces
 
 KERNELS = ("triton_fa2", "triton_flash_decoding", "triton_lean")
@@ -102,7 +103,9 @@ def _tiny() -> list[dict[str, Any]]:
 class MeasuredFile:
     """A CSV that grows by whole rows. Use as a context manager.
 
-    Opening it again keeps the rows that are there; half a row, from a run that was killed, is removed.
+    It is written as it grows, not whole or not at all as other files are: a row takes a second of a GPU,
+    and each is safe on the disk before the next begins. Opening it again keeps the rows that are there;
+    half a row, from a run that was killed, is removed.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], fresh: bool = False) -> None:
@@ -112,7 +115,7 @@ class MeasuredFile:
         if path.exists() and path.stat().st_size and not fresh:
             self._resume()
         else:
-            path.write_text(self._line(self.columns), encoding="utf-8")
+            write_whole(path, self._line(self.columns))
         self._handle = path.open("a", encoding="utf-8", newline="")
 
     def _resume(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from leansim import __version__
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
-from leansim.silicon.measured_points import MACHINE_COLUMNS
+from leansim.silicon.own import MACHINE_COLUMNS
 from leansim.specs import catalog
 from leansim.specs.device import Device
 

@@ -17,7 +17,7 @@ from leansim.gpu.launching import power_of_two
 from leansim.gpu.machine import Machine
 from leansim.gpu.timing import L2Flush, Timing, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
-from leansim.silicon.measured_points import MACHINE_COLUMNS
+from leansim.silicon.own import MACHINE_COLUMNS
 from leansim.specs.device import Device
 from leansim.specs.workload import Launch
 

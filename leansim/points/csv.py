@@ -13,8 +13,8 @@ from leansim.files.csv import read_csv
 from leansim.points.point import PLAN_COLUMNS, check_columns
 
 _Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 Row = dict[str, str]
-Outcome = dict[str, Any] | LeansimError
 # A column of points, beside their fields: whose harness their latencies are to contain.
 HARNESS = "harness"
 _MOST_PROBLEMS = 50
@@ -30,22 +30,31 @@ class PointTable:
     records: tuple[Mapping[str, str], ...]
     rows: tuple[Row, ...]
 
-    def joined(self, outcomes: Iterable[Outcome], added: Sequence[str]) -> list[dict[str, Any]]:
-        """Put outcomes beside the rows, in `added` columns.
+    def checked(self, outcomes: Iterable[_Found | LeansimError]) -> list[_Found]:
+        """What was found out about each row.
 
         Raises `ConfigError` with the line of every row whose outcome is an error.
         """
-        rows, problems = [], []
-        columns = list(dict.fromkeys([*self.columns, *added]))
-        for line, record, outcome in zip(self.lines, self.records, outcomes, strict=True):
+        found, problems = [], []
+        for line, outcome in zip(self.lines, outcomes, strict=True):
             if isinstance(outcome, LeansimError):
                 problems += _at_line(outcome, line)
             else:
-                row = {**record, **outcome}
-                rows.append({column: row.get(column) for column in columns})
+                found.append(outcome)
         if problems:
             raise ConfigError(self.source, problems[:_MOST_PROBLEMS])
-        return rows
+        return found
+
+    def joined(
+        self, outcomes: Iterable[Mapping[str, Any] | LeansimError], added: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Put outcomes beside the rows, in `added` columns. Raises `ConfigError` as `checked`."""
+        columns = dict.fromkeys([*self.columns, *added])
+        rows = [
+            {**record, **found}
+            for record, found in zip(self.records, self.checked(outcomes), strict=True)
+        ]
+        return [{column: row.get(column) for column in columns} for row in rows]
 
 
 def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
@@ -54,8 +63,13 @@ def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
     Raises `ConfigError` for a file that cannot be read as such. Columns that mean nothing here are
     carried along, and named on standard error; so are those that an earlier plan or prediction added.
     """
-    source = str(file)
-    columns, numbered = read_csv(source)
+    return point_table(str(file), *read_csv(str(file)), also)
+
+
+def point_table(
+    source: str, columns: Sequence[str], numbered: Sequence[tuple[int, Row]], also: Sequence[str] = ()
+) -> PointTable:
+    """The points of a CSV that has been read; see `read_points`. Raises `ConfigError`."""
     found = _results(columns)
     foreign = found + check_columns([name for name in columns if name not in (*also, *found)], source)
     if foreign:
@@ -77,7 +91,9 @@ def _results(columns: Sequence[str]) -> list[str]:
     return [name for name in columns if written and name in PLAN_COLUMNS]
 
 
-def outcomes(describe: Callable[[_Item], dict[str, Any]], items: Iterable[_Item]) -> Iterator[Outcome]:
+def outcomes(
+    describe: Callable[[_Item], _Found], items: Iterable[_Item]
+) -> Iterator[_Found | LeansimError]:
     """Describe each item, or give the error that stood in the way."""
     for item in items:
         try:

@@ -6,11 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from leansim.errors import LeansimError
 from leansim.files.writing import write_whole
 from leansim.points.csv import HARNESS, outcomes, read_points
 from leansim.points.point import PLAN_COLUMNS, Resolved, plan_row, point_from_row, resolve
 from leansim.report.text import render
-from leansim.sweeps.predict import PREDICTION_COLUMNS, predict_rows
+from leansim.sweeps.predict import Prediction, predict_rows
+
+# What `predict` adds to a row of points. Times are in microseconds.
+PREDICTION_COLUMNS = (
+    "latency_us",
+    "makespan_us",
+    "bound",
+    "num_splits",
+    "num_ctas",
+    "sm_busy_fraction",
+    "dram_bytes",
+    "harness_us",
+    "extrapolated",
+)
 
 
 def planned_rows(item: Resolved) -> list[dict[str, Any]]:
@@ -63,11 +77,26 @@ def predict_csv(file: str, out: Path | None, form: str, jobs: int | None) -> Non
     lie outside what was held against silicon, a note on standard error says once.
     """
     table = read_points(file, also=(HARNESS,))
-    rows = table.joined(predict_rows(table.rows, table.source, jobs), PREDICTION_COLUMNS)
+    found = predict_rows(table.rows, table.source, jobs)
+    cells = (each if isinstance(each, LeansimError) else prediction_cells(each) for each in found)
+    rows = table.joined(cells, PREDICTION_COLUMNS)
     if outside := sum(bool(row["extrapolated"]) for row in rows):
         note = "outside what was held against silicon for their kernel and device (extrapolated)"
         print(f"note: {outside} of {len(rows)} points lie {note}", file=sys.stderr)
     _tell(rows, out, form, "predicted")
+
+
+def prediction_cells(prediction: Prediction) -> dict[str, Any]:
+    """A prediction as the cells of a row, `PREDICTION_COLUMNS`."""
+    cells = {
+        **vars(prediction),
+        "latency_us": round(prediction.latency_s * 1e6, 6),
+        "makespan_us": round(prediction.makespan_s * 1e6, 6),
+        "sm_busy_fraction": round(prediction.sm_busy_fraction, 6),
+        "dram_bytes": round(prediction.dram_bytes),
+        "harness_us": round(prediction.harness_s * 1e6, 6),
+    }
+    return {name: cells[name] for name in PREDICTION_COLUMNS}
 
 
 def _tell(rows: list[dict[str, Any]], out: Path | None, form: str, done: str) -> None:

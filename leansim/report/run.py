@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leansim.api import Run
+from leansim.files.writing import write_together, write_whole
 from leansim.points.simulate import Simulation
 from leansim.report.figures import line_figure
 from leansim.report.sheet import save
@@ -26,20 +27,22 @@ def write_run(run: Run, folder: Path) -> list[Path]:
     of several axes each has its own, such as `curve_batch_size.csv`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / name for name in ("results.csv", "table.md", "manifest.json")]
     table = results_table([s.point for s in run.simulations], [s.row for s in run.simulations])
     if run.config.baseline is not None:
         table["speedup"] = [run.speedup(simulation) for simulation in run.simulations]
-    table.to_csv(written[0], index=False)
     notes = "\n".join(f"- {note.strip()}" for note in run_notes(run))
-    written[1].write_text(f"{render(run_rows(run), 'md')}\n\n{notes}\n")
-    written[2].write_text(json.dumps(manifest(run.config), indent=2) + "\n")
+    files = {
+        folder / "results.csv": table.to_csv(index=False),
+        folder / "table.md": f"{render(run_rows(run), 'md')}\n\n{notes}\n",
+        folder / "manifest.json": json.dumps(manifest(run.config), indent=2) + "\n",
+    }
+    write_together(files)
+    written = list(files)
     if run.curve:
         written += _write_curve(run, folder)
     for simulation in run.simulations:
         name = re.sub(r"[^\w.+-]+", "_", f"{simulation.point.device}-{simulation.point.policy}")
         path = folder / "timelines" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
         write_trace(simulation.result, path)
         written.append(path)
     return written
@@ -63,7 +66,7 @@ def _write_axis(
     if baseline is not None:
         table = with_speedup(table, baseline).drop(columns="baseline_s")
     written = [folder / f"curve{suffix}.csv"]
-    table.to_csv(written[0], index=False)
+    write_whole(written[0], table.to_csv(index=False))
     if baseline is not None and not has_speedup(table, baseline):
         baseline = None
     value = "latency_s" if baseline is None else "speedup"

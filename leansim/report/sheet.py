@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leansim.files.writing import write_whole
 from leansim.sweeps.compare import Comparison, finished
 
 if TYPE_CHECKING:
@@ -173,5 +174,5 @@ def _why_empty(table: pd.DataFrame, device: str, baseline: str | None) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path."""
-    figure.savefig(path, dpi=130)
+    write_whole(path, lambda part: figure.savefig(part, dpi=130, format="png"))
     return path

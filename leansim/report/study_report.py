@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leansim.files.writing import write_together
 from leansim.points.grid import GridConfig
 from leansim.report.text import Row, render
 from leansim.study.regret import RegretMap
@@ -24,13 +25,15 @@ def write_study(
 ) -> list[Path]:
     """Write `results.csv`, `table.md` (a table per section) and `manifest.json`; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / name for name in ("results.csv", "table.md", "manifest.json")]
-    written[0].write_text(render(records, "csv") + "\n")
     parts = [f"## {title}\n\n{render(rows, 'md')}" for title, rows in sections.items() if rows]
     told = "\n".join(f"- {note}" for note in notes)
-    written[1].write_text("\n\n".join([f"# {config.name}", *parts, told]).rstrip() + "\n")
-    written[2].write_text(json.dumps(manifest(config), indent=2) + "\n")
-    return written
+    files = {
+        folder / "results.csv": render(records, "csv") + "\n",
+        folder / "table.md": "\n\n".join([f"# {config.name}", *parts, told]).rstrip() + "\n",
+        folder / "manifest.json": json.dumps(manifest(config), indent=2) + "\n",
+    }
+    write_together(files)
+    return list(files)
 
 
 def regret_sections(found: RegretMap, worst: int = WORST) -> dict[str, list[dict[str, Any]]]:

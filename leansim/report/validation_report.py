@@ -14,11 +14,12 @@ from leansim.files.writing import write_whole
 from leansim.report.error_figures import draw
 from leansim.report.text import render
 from leansim.silicon.fit import Fit
+from leansim.silicon.other_tools import comparison_sample, errors_of_tools, sample
 from leansim.silicon.tables import installed_version
 from leansim.silicon.validate import (
     BANDS,
+    PLAIN_HEAD_DIMS,
     REGIMES,
-    comparison_sample,
     error_table,
     errors_of,
     kind_table,
@@ -28,20 +29,6 @@ from leansim.silicon.validate import (
 )
 
 Section = tuple[str, list[dict[str, Any]], str]
-# Tools that predict decode attention, on 300 rows of the same four tables (not the same 300): mean,
-# median and 90th percentile of |error| in percent, share within 10%, and the mean by latency band.
-OTHER_TOOLS = (
-    ("bytes over datasheet bandwidth", 51.0, 50.3, 91.0, 6, 79, 47, 28),
-    ("aiconfigurator SOL", 51.1, 50.3, 91.0, 6, 79, 47, 28),
-    ("GenZ 0.0.16", 54.6, 53.7, 91.7, 0, 80, 51, 33),
-    ("LLM-Viewer with its announced GQA fix", 46.9, 46.0, 90.2, 16, 76, 42, 23),
-    ("InferSim (H100 points only)", 35.3, 26.1, 82.7, 34, 67, 32, 7),
-    ("LLMCompass, MHA rows, overheads removed", 50.4, 49.3, 89.2, 8, 78, 48, 32),
-    ("LLMCompassPlus (37 points)", 45.9, 38.0, 80.4, 11, 68, 27, 17),
-    ("roofline + a x + b per table, 5-fold", 12.5, 8.3, 26.7, 55, 15, 14, 9),
-    ("aiconfigurator EMPIRICAL, points held out", 9.9, 7.0, 22.9, 62, 14, 8, 7),
-    ("aiconfigurator SILICON interpolation, points held out", 6.1, 2.9, 16.1, 78, 8, 7, 3),
-)
 _BAND_NAMES = tuple(name for _, name in BANDS)
 
 
@@ -61,7 +48,6 @@ def write_validation(
 
     `what` is the command that RESULTS.md says it was written by.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     frames = {
         "kinds": kind_table(table),
         "errors": error_table(table),
@@ -71,7 +57,7 @@ def write_validation(
     }
     written = []
     if predictions:
-        table.to_parquet(path := folder / "predictions.parquet")
+        write_whole(path := folder / "predictions.parquet", table.to_parquet)
         written.append(path)
     for name, frame in frames.items():
         write_whole(path := folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
@@ -110,7 +96,8 @@ def sections(table: pd.DataFrame, worst: int) -> list[Section]:
         }
         for row in _records(kind_table(table))
     ]
-    note = "`plain`: 16-bit KV, no window, head dim 64, 128 or 256."
+    *few, last = map(str, PLAIN_HEAD_DIMS)
+    note = f"`plain`: 16-bit KV, no window, head dim {', '.join(few)} or {last}."
     found: list[Section] = [("Error of predicted latency", rows, note)]
     for (name, kernel), mine in errors[errors["regime"] != "all"].groupby(["table", "kernel"]):
         rows = [
@@ -146,18 +133,19 @@ def _comparison(table: pd.DataFrame) -> list[Section]:
     found = errors_of(like["error"])
     sizes = like["error"].abs()
     bands = [sizes[like["band"] == name].mean() * 100 for name in _BAND_NAMES]
-    mine = [f"leansim ({len(like)} test rows)", *(found[n] * 100 for n in ("mean", "median", "p90"))]
-    columns = ("tool", "mean", "median", "p90", "within 10%", *_BAND_NAMES)
-    values = [(*mine, found["within_10"] * 100, *bands), *OTHER_TOOLS]
+    shares = [found[name] * 100 for name in ("mean", "median", "p90", "within_10")]
+    mine, theirs = [f"leansim ({len(like)} test rows)", *shares, *bands], errors_of_tools()
+    columns = ("mean", "median", "p90", "within 10%", *_BAND_NAMES)
+    values = [mine, *([tool["tool"], *(float(tool[name]) for name in columns)] for tool in theirs)]
     rows = [
-        dict(zip(columns, [v if isinstance(v, str) else f"{v:.1f}" for v in row], strict=True))
-        for row in values
+        {"tool": name, **{column: f"{v:.1f}" for column, v in zip(columns, numbers, strict=True)}}
+        for name, *numbers in values
     ]
     tables = ", ".join(sorted(like["table"].unique()))
     note = (
-        f"Size of the error in percent, on rows of {tables}: 16-bit KV, head dims 64 and 128, no "
-        "window, chosen by hash among rows that no constant was fitted to. The other tools were run on "
-        "300 rows of the same tables and kinds, not on the same rows."
+        f"Size of the error in percent, on rows of {tables}: {sample().description}, chosen by hash "
+        "among rows that no constant was fitted to. The other tools were run on "
+        f"{sample().rows} rows of the same tables and kinds, not on the same rows."
     )
     return [("Beside other tools", rows, note)]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from leansim.engine.program import Phase
 from leansim.engine.result import Result
+from leansim.files.writing import write_whole
 
 _PS_PER_NS = 1000  # what Perfetto resolves
 _HALF_NS = 0.0005  # in microseconds
@@ -107,4 +108,4 @@ def _busy_slots(result: Result) -> list[tuple[int, int]]:
 
 def write_trace(result: Result, path: Path) -> None:
     """Write a trace file that ui.perfetto.dev and chrome://tracing open."""
-    path.write_text(json.dumps({"traceEvents": trace_events(result), "displayTimeUnit": "ns"}))
+    write_whole(path, json.dumps({"traceEvents": trace_events(result), "displayTimeUnit": "ns"}))

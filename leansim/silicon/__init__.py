@@ -1,5 +1,6 @@
 """Held against measurements, and fitted to them.
 
 Imports sweeps and below.
-Begin with tables.py and own.py read measured rows; validate.py gives errors; fit.py calibrates.
+Begin with rows.py, the schema of a measured row, which tables.py and own.py read; validate.py gives
+errors, fit.py calibrates.
 """

@@ -27,12 +27,6 @@ from leansim.specs.kernel import Kernel
 
 MOST_CONSTANTS = 12
 MOST_PER_PAIR = 8
-# The only rows of tables that may fit constants of kernels and devices: folder of the file,
-# `kernel_source`. All others are there to test with, and fit nothing but their own harness.
-FITTING = {
-    "a100_sxm/attention/vllm": ("vllm_flash_attn",),
-    "h100_sxm/attention/sglang": ("fa3",),
-}
 _CLASSES: dict[str, type[SourcedSpec]] = {"kernel": Kernel, "device": Device, "table": MeasuredTable}
 # Lists of points that are fitted as one number.
 _FLAT = {"dram_efficiency"}
@@ -330,10 +324,13 @@ def _problems(
             if kernel not in known.values():
                 wanted = f"wanted one of {', '.join(known.values())}"
                 yield document.problem(("rows", i, "kernels"), repr(kernel), wanted)
-        sources = {s for s, k in known.items() if rows.kernels is None or k in rows.kernels}
-        allowed = next((v for folder, v in FITTING.items() if table.file.startswith(folder + "/")), ())
-        if any(target.kind != "table" for target in targets) and not sources <= set(allowed):
-            found = f"{rows.table} ({', '.join(sorted(sources - set(allowed)))})"
+        only_tests = sorted(
+            source
+            for source, kernel in table.kernels.items()
+            if not kernel.fits and (rows.kernels is None or kernel.name in rows.kernels)
+        )
+        if any(target.kind != "table" for target in targets) and only_tests:
+            found = f"{rows.table} ({', '.join(only_tests)})"
             wanted = (
                 "wanted rows that may fit kernels and devices; these fit their harness only: see docs"
             )

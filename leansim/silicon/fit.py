@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,11 +25,13 @@ from leansim.files.strict_yaml import KeyPath, read
 from leansim.files.writing import write_together
 from leansim.files.yaml_edit import edited, short
 from leansim.points.point import Point, Resolved, resolve
-from leansim.silicon.calibration import Calibration, Target, applies, changed, value_at
-from leansim.silicon.fitted_rows import fit_rows, row_points
-from leansim.silicon.tables import DISTRIBUTION, calls_of
+from leansim.silicon.calibration import Calibration, FitRows, Target, applies, changed, value_at
+from leansim.silicon.own import own_rows
+from leansim.silicon.rows import ROW_COLUMNS, Harnesses, in_hash_order, matching, of_split
+from leansim.silicon.tables import measured_rows
 from leansim.specs import catalog
 from leansim.specs.device import Device
+from leansim.specs.harness import MeasuredTable
 from leansim.specs.instance import instance_of
 from leansim.specs.kernel import Kernel
 from leansim.sweeps.executors import cores, process_pool
@@ -142,6 +144,37 @@ def calibrate(
     return Fit(calibration, tuple(fitted), rows[usable], errors[0], errors[1], evaluations)
 
 
+def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame:
+    """The rows that a calibration is fitted to: of the fit split, and of nothing else.
+
+    Of tables, and of files of one's own those on the device named. Raises `StoreError` for none.
+    """
+    import pandas as pd
+
+    parts = [
+        _chosen(_own_rows(choice) if table is None else measured_rows(table, "fit", data=data), choice)
+        for choice, table in zip(calibration.config.rows, calibration.tables, strict=True)
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    assert found["fit"].all(), "a test row among the rows to fit"
+    if found.empty:
+        raise StoreError(f"{calibration.config.name}: found no rows to fit")
+    return found
+
+
+def _own_rows(choice: FitRows) -> pd.DataFrame:
+    """The fit fifth of a file of one's own on one device, in the order of a hash."""
+    rows = of_split(own_rows(str(choice.points))[list(ROW_COLUMNS)], "fit")
+    rows = rows[rows["device"] == choice.device]
+    return in_hash_order(rows, [point.model_dump_json() for point in rows["point"]])
+
+
+def _chosen(rows: pd.DataFrame, choice: FitRows) -> pd.DataFrame:
+    if choice.kernels is not None:
+        rows = rows[rows["kernel"].isin(choice.kernels)]
+    return rows[matching(rows, choice.where)].iloc[: choice.sample]
+
+
 def _least_squares() -> Any:
     try:
         from scipy.optimize import least_squares
@@ -165,11 +198,8 @@ class _Model:
 
     def __init__(self, calibration: Calibration, rows: pd.DataFrame, jobs: int) -> None:
         self.calibration = calibration
-        self.points = row_points(rows)
-        with_harness = rows[rows["point"].isna()] if "point" in rows else rows
-        groups = with_harness.groupby("table").groups
-        self.groups = {name: index.to_numpy() for name, index in groups.items()}
-        self.calls = {name: calls_of(rows.loc[at]) for name, at in self.groups.items()}
+        self.points = tuple(rows["point"])
+        self.harnesses = Harnesses(rows)
         self.pairs = sorted(set(zip(rows["kernel"], rows["device"], strict=True)))
         self.jobs = min(jobs, len(self.points))
         self.parts = [_part(self.points[at :: self.jobs]) for at in range(self.jobs)]
@@ -196,12 +226,8 @@ class _Model:
             if len(self.kernels) >= _KEPT:
                 del self.kernels[next(iter(self.kernels))]
             self.kernels[key] = self._executed(simulated)
-        seconds = self.kernels[key].copy()
-        for name, at in self.groups.items():
-            mine = {t: v for t, v in changes.items() if t.kind == "table" and t.name == name}
-            table = catalog.table(str(name))
-            seconds[at] += (changed(table, mine) if mine else table).harness_s(self.calls[name])
-        return seconds
+        found: FloatArray = self.kernels[key] + self.harnesses.seconds(_tables(changes))
+        return found
 
     def _executed(self, changes: dict[Target, float]) -> FloatArray:
         specs: Specs = {}
@@ -225,6 +251,15 @@ class _Model:
         for at, part in enumerate(found):
             seconds[at :: self.jobs] = part
         return seconds
+
+
+def _tables(changes: Mapping[Target, float]) -> dict[str, MeasuredTable]:
+    """The measured tables whose constants are among those changed, so changed."""
+    names = {target.name for target in changes if target.kind == "table"}
+    mine = {
+        name: {t: v for t, v in changes.items() if (t.kind, t.name) == ("table", name)} for name in names
+    }
+    return {name: changed(catalog.table(name), mine[name]) for name in names}
 
 
 def _with(spec: Any, changes: dict[Target, float]) -> Any:
@@ -323,17 +358,12 @@ def _how(fit: Fit, target: Target) -> str:
     """What a constant rests on: the fitted rows that it changes, and their errors."""
     rows = fit.rows.reset_index(drop=True)
     if target.kind == "table":
-        mine = (rows["table"] == target.name).to_numpy()
+        mine = (rows["harness"] == target.name).to_numpy()
     else:
         pairs = list(zip(rows["kernel"], rows["device"], strict=True))
         changes = {pair: applies(target, *pair) for pair in set(pairs)}
         mine = np.array([changes[pair] for pair in pairs])
-    names = dict.fromkeys(rows.loc[mine, "table"])
-    own = {rows.points for rows in fit.calibration.config.rows}
-    files = ", ".join(
-        f"own measurements {name}" if name in own else f"{DISTRIBUTION} {catalog.table(name).file}"
-        for name in names
-    )
+    files = ", ".join(dict.fromkeys(rows.loc[mine, "source"]))
     before, after = (float(np.abs(errors[mine]).mean()) for errors in (fit.before, fit.after))
     return (
         f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows of the fit fifth of "

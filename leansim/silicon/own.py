@@ -1,33 +1,49 @@
-"""Measurements of one's own, held against predictions: points with a time, or FlashInfer's benchmark.
+"""Reads measurements of one's own into rows: points with a time, or what FlashInfer's benchmark writes.
 
 A CSV of points has the columns of `predict` (`harness` too) and `measured_us`, as `leansim measure`
-writes it. What FlashInfer's benchmark writes is told by its columns; only plain paged decode of
-recorded lengths is read.
+writes it. FlashInfer's is told by its columns; only plain paged decode of recorded lengths is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.errors import ConfigError, Problem
 from leansim.files.csv import read_csv
-from leansim.points.csv import HARNESS, Outcome, PointTable, Row
-from leansim.points.point import point_from_row, resolve
-from leansim.silicon.measured_points import (
-    MEASURED,
-    is_for_fitting,
-    point_cells,
-    read_measured,
-    times_us,
-)
-from leansim.sweeps.predict import predict_rows
+from leansim.points.csv import HARNESS, PointTable, Row, outcomes, point_table, read_points
+from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
+from leansim.silicon import rows as schema
+from leansim.specs.harness import Calls
+from leansim.sweeps.predict import OWN_TABLE, harness_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Columns by which FlashInfer's benchmark is known; times are in milliseconds.
+MEASURED = "measured_us"
+# What `leansim measure` writes beside a point: its time and spread, how it was checked, what the
+# compiled kernel takes, and the machine. None is called as an option of a partitioner.
+MACHINE_COLUMNS = (
+    "gpu", "driver", "cuda", "torch", "triton", "leansim", "commit",
+    "sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w",
+)  # fmt: skip
+MEASUREMENT_COLUMNS = (
+    MEASURED, "spread_us", "min_us", "samples", "calls", "buffers", "row_error", "input_seed",
+    "scheduled_splits", "scheduled_ctas", "registers", "spills", "smem_bytes", "resident_ctas_per_sm",
+    *MACHINE_COLUMNS,
+)  # fmt: skip
+# Columns of a CSV of points that are known beside those of a point.
+_BESIDE = (HARNESS, *MEASUREMENT_COLUMNS)
+# What a shape is: a row's point without the kernel and the device.
+_SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner", "num_sms"}
+# Columns of the schema that a workload has under the same name.
+_OF_WORKLOAD = (
+    "batch_size", "num_q_heads", "num_kv_heads", "head_dim", "q_dtype", "kv_dtype", "cache", "launch",
+    "kv_bytes",
+)  # fmt: skip
+
+# Columns by which FlashInfer's benchmark is known.
 FLASHINFER_COLUMNS = frozenset(
     {"routine", "median_time", "backend", "batch_size", "s_qo", "s_kv", "num_qo_heads",
      "num_kv_heads", "head_dim_qk", "head_dim_vo", "q_dtype", "kv_dtype", "page_size"}
@@ -52,53 +68,117 @@ _FIELDS = {
 }
 
 
-def measured_points(
-    file: str | Path,
-    device: str | None = None,
-    jobs: int | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> pd.DataFrame:
-    """Predict a CSV of measured points; columns as `validation.validate` makes them.
+class _Time(NamedTuple):
+    """The column of a file that holds its times, their unit, and how many of it are a second."""
 
-    `device` is where points without one were measured: FlashInfer's benchmark does not say. Raises
-    `ConfigError` for files that are neither kind, and for rows that make no sense, all at once.
+    column: str
+    unit: str
+    per_second: float
+
+
+_OURS = _Time(MEASURED, "microseconds", 1e6)
+_FLASHINFERS = _Time("median_time", "milliseconds", 1e3)
+
+
+def own_rows(file: str | Path, device: str | None = None) -> pd.DataFrame:
+    """Rows of a CSV of measurements, in its order: columns `rows.ROW_COLUMNS`, and what else it says.
+
+    `device` is where points without one were measured: FlashInfer's benchmark does not say.
+    `attrs["left_out"]` counts the rows left out, by reason. Raises `ConfigError` for files that are
+    neither kind, and for rows that make no sense, all at once.
     """
     import pandas as pd
 
-    table, left_out = _points_of(str(file), device)
-    measured = times_us(table)
-    rows = [point_cells(row) for row in table.rows]
-    found: list[Outcome] = []
-    progress(0, len(rows))
-    predictions = predict_rows(rows, table.source, jobs)
-    for done, (row, outcome, measured_us) in enumerate(
-        zip(rows, predictions, measured, strict=True), start=1
-    ):
-        found.append(
-            outcome
-            if isinstance(outcome, LeansimError)
-            else _record(row, table.source, outcome, measured_us)
-        )
-        progress(done, len(rows))
-    records = table.joined(found, list(next((f for f in found if isinstance(f, dict)), {})))
-    frame = pd.DataFrame(records).assign(table=Path(file).stem)
-    frame.attrs["left_out"] = {Path(file).stem: left_out}
-    return frame
+    table, time, left_out = _read(str(file), device)
+    found = table.checked(outcomes(lambda row: _measured(row, table.source, time), table.rows))
+    others = [name for name in table.columns if name not in schema.ROW_COLUMNS]
+    said = pd.DataFrame(table.records, columns=others)
+    rows = pd.DataFrame(found, columns=list(schema.ROW_COLUMNS)).join(said)
+    rows.attrs["left_out"] = left_out
+    return rows
 
 
-def _points_of(source: str, device: str | None) -> tuple[PointTable, dict[str, int]]:
-    """The file as points with `measured_us`, and how many rows were left out, by reason."""
+def read_measured(file: str | Path) -> PointTable:
+    """Read a CSV of points, measured or to be measured, as it stands. Raises `ConfigError`."""
+    return read_points(file, also=_BESIDE)
+
+
+def point_cells(row: Mapping[str, str]) -> Row:
+    """What of a row describes the point."""
+    return {key: row[key] for key in row if key not in _BESIDE}
+
+
+def shape_of(row: Mapping[str, str]) -> str:
+    """A row's shape as text, the same under all kernels, so that it is fitted or tested under all."""
+    cells = {key: row[key].strip() for key in sorted(row) if key in _SHAPE}
+    return ",".join(f"{key}={value}" for key, value in cells.items() if value)
+
+
+def _measured(row: Row, source: str, time: _Time) -> dict[str, Any]:
+    """A row of the schema. Raises a `LeansimError` for what is no time, no point or no harness."""
+    measured_s = _seconds(row[time.column], source, time)
+    point = point_from_row(point_cells(row), source)
+    load = resolve(point).workload
+    calls = Calls.of(point.kernel, load)
+    longest = max(load.context_lens)
+    return {
+        "table": Path(source).stem,
+        "source": f"own measurements {source}",
+        "harness": _harness((row.get(HARNESS) or "").strip(), point),
+        "device": point.device,
+        "kernel": point.policy,
+        "kernel_source": "",
+        **{name: getattr(load, name) for name in _OF_WORKLOAD},
+        "context_len": longest,
+        "window": load.window or 0,
+        "step": longest,
+        "query_bytes": calls.query_bytes,
+        "kv_token_bytes": calls.kv_token_bytes,
+        "fit": schema.is_for_fitting(shape_of(row)),
+        "measured_s": measured_s,
+        "point": point,
+    }
+
+
+def _harness(text: str, point: Point) -> str:
+    """The measured table whose harness a time contains, or nothing. Raises `UnknownNameError`."""
+    if not text:
+        return ""
+    table = harness_table(text, point)
+    return table.name if text == OWN_TABLE else text
+
+
+def _seconds(text: str, source: str, time: _Time) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.0 < found < float("inf"):
+        raise ConfigError(source, [Problem(time.column, repr(text), f"wanted a time in {time.unit}")])
+    return found / time.per_second
+
+
+def _read(source: str, device: str | None) -> tuple[PointTable, _Time, dict[str, int]]:
+    """The file as points with a time, and how many rows were left out, by reason."""
     columns, numbered = read_csv(source)
-    if columns_missing := sorted(FLASHINFER_COLUMNS - set(columns)):
-        if MEASURED in columns and "device" in columns:
-            return read_measured(source), {}
-        near_flashinfer = len(columns_missing) < len(FLASHINFER_COLUMNS) / 2
-        missing = columns_missing if near_flashinfer else sorted({MEASURED, "device"} - set(columns))
-        wanted = (
-            f"wanted points with {MEASURED} (columns of `predict`), or what FlashInfer's benchmark "
-            f"writes; missing here: {', '.join(missing)}"
-        )
-        raise ConfigError(source, [Problem("header", ", ".join(columns[:8]), wanted, 1, 1)])
+    missing = sorted(FLASHINFER_COLUMNS - set(columns))
+    if not missing:
+        return _flashinfer_points(source, numbered, device)
+    if MEASURED in columns and "device" in columns:
+        return point_table(source, columns, numbered, _BESIDE), _OURS, {}
+    if len(missing) >= len(FLASHINFER_COLUMNS) / 2:  # nothing like FlashInfer's
+        missing = sorted({MEASURED, "device"} - set(columns))
+    wanted = (
+        f"wanted points with {MEASURED} (columns of `predict`), or what FlashInfer's benchmark "
+        f"writes; missing here: {', '.join(missing)}"
+    )
+    raise ConfigError(source, [Problem("header", ", ".join(columns[:8]), wanted, 1, 1)])
+
+
+def _flashinfer_points(
+    source: str, numbered: list[tuple[int, Row]], device: str | None
+) -> tuple[PointTable, _Time, dict[str, int]]:
+    """What FlashInfer's benchmark wrote, as points."""
     if device is None:
         wanted = "wanted --device: FlashInfer's benchmark does not say what it ran on"
         raise ConfigError(source, [Problem("--device", "nothing", wanted)])
@@ -113,7 +193,8 @@ def _points_of(source: str, device: str | None) -> tuple[PointTable, dict[str, i
     if not rows:
         reasons = "; ".join(left_out)
         raise ConfigError(source, [Problem("file", reasons, "wanted rows of plain paged decode", 1, 1)])
-    return PointTable(source, tuple(rows[0]), tuple(lines), tuple(rows), tuple(rows)), left_out
+    table = PointTable(source, tuple(rows[0]), tuple(lines), tuple(rows), tuple(rows))
+    return table, _FLASHINFERS, left_out
 
 
 def _backend(row: Mapping[str, str]) -> str:
@@ -134,12 +215,7 @@ def _unusable(row: Mapping[str, str]) -> str:
 
 
 def _flashinfer_point(row: Mapping[str, str], device: str) -> Row:
-    """A row of FlashInfer's benchmark as a point: L2 flushed between calls, times in ms."""
-    launch = "stream" if row.get("no_cuda_graph", "").lower() == "true" else "graph"
-    try:
-        measured_us = str(float(row["median_time"]) * 1e3)
-    except ValueError:
-        measured_us = row["median_time"]
+    """A row of FlashInfer's benchmark as a point and its time: L2 was flushed between calls."""
     return {
         "device": device,
         "kernel": _BACKENDS[_backend(row)],
@@ -147,41 +223,11 @@ def _flashinfer_point(row: Mapping[str, str], device: str) -> Row:
         "q_dtype": _dtype(row["q_dtype"]),
         "kv_dtype": _dtype(row["kv_dtype"]),
         "cache": "cold",
-        "launch": launch,
-        MEASURED: measured_us,
+        "launch": "stream" if row.get("no_cuda_graph", "").lower() == "true" else "graph",
+        _FLASHINFERS.column: row[_FLASHINFERS.column],
     }
 
 
 def _dtype(name: str) -> str:
     plain = name.removeprefix("torch.")
     return "fp8" if plain.startswith(("float8", "fp8")) else plain
-
-
-def _record(row: Row, source: str, outcome: Mapping[str, Any], measured_us: float) -> dict[str, Any]:
-    """A row as a validation has it, from its point and prediction."""
-    point = point_from_row({key: value for key, value in row.items() if key != HARNESS}, source)
-    workload = resolve(point).workload
-    latency_s, harness_s = outcome["latency_us"] / 1e6, outcome["harness_us"] / 1e6
-    return {
-        "device": point.device,
-        "kernel": point.policy,
-        "batch_size": workload.batch_size,
-        "context_len": max(workload.context_lens),
-        "step": max(workload.context_lens),
-        "num_q_heads": workload.num_q_heads,
-        "num_kv_heads": workload.num_kv_heads,
-        "head_dim": workload.head_dim,
-        "window": workload.window or 0,
-        "q_dtype": workload.q_dtype,
-        "kv_dtype": workload.kv_dtype,
-        "cache": workload.cache,
-        "kv_bytes": workload.kv_bytes,
-        "fit": is_for_fitting(row),
-        "refused": "",
-        "measured_s": measured_us / 1e6,
-        "kernel_s": latency_s - harness_s,
-        "harness_s": harness_s,
-        "predicted_s": latency_s,
-        "error": latency_s / (measured_us / 1e6) - 1.0,
-        **{name: outcome[name] for name in ("num_splits", "num_ctas", "bound", "sm_busy_fraction")},
-    }

@@ -10,20 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leansim.errors import LeansimError, StoreError, UnknownNameError
-from leansim.silicon.own import measured_points
-from leansim.silicon.tables import (
-    SHAPE,
-    SPLITS,
-    Split,
-    calls_of,
-    digest,
-    kv_bytes_of,
-    measured_rows,
-    points_of,
-)
+from leansim.errors import LeansimError, StoreError
+from leansim.silicon.own import own_rows
+from leansim.silicon.rows import SHAPE, Harnesses, Split, of_split, together
 from leansim.specs import catalog
-from leansim.specs.harness import MeasuredTable
 from leansim.sweeps.predict import predict
 
 if TYPE_CHECKING:
@@ -44,35 +34,8 @@ REGIMES = {
     "head_dim": "head dim",
 }
 _PREDICTED = ("num_splits", "num_ctas", "bound", "sm_busy_fraction")
-_SEED = 300
 # Measured times closer than this do not say which of two schedules is faster.
 _RANKED_APART = 0.10
-
-
-def chosen_tables(names: Sequence[str]) -> list[MeasuredTable]:
-    """Descriptions of the tables named, of all for none. Raises `UnknownNameError`."""
-    return [catalog.table(name) for name in names or catalog.names("table")]
-
-
-def table_rows(
-    names: Sequence[str], split: Split = "test", sample: int | None = None, data: Path | None = None
-) -> pd.DataFrame:
-    """Measured rows of several tables under each other; see `measured_rows`.
-
-    Without names, those of every description for which there is data. Raises `StoreError` for none.
-    """
-    import pandas as pd
-
-    if not names and data is not None:
-        names = [name for name in catalog.names("table") if (data / f"{name}.csv").is_file()]
-        if not names:
-            raise StoreError(f"{data}: found no sample of a measured table; wanted <table>.csv")
-    parts = [measured_rows(table, split, sample, data) for table in chosen_tables(names)]
-    rows = pd.concat(parts, ignore_index=True)
-    rows.attrs["left_out"] = {
-        part["table"].iloc[0]: part.attrs["left_out"] for part in parts if len(part)
-    }
-    return rows
 
 
 def validate(
@@ -80,28 +43,29 @@ def validate(
     jobs: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> pd.DataFrame:
-    """Predict measured rows, as of `table_rows`, in this order.
+    """Predict measured rows (columns: `rows.ROW_COLUMNS`), in this order.
 
-    Adds `kernel_s` (the kernel alone), `harness_s`, `predicted_s`, `error`, the schedule's splits and
-    CTAs, the regimes of each row (`REGIMES`), and `refused`: why a row has no prediction, or nothing.
+    In place of the point come `kernel_s` (the kernel alone), `harness_s`, `predicted_s`, `error`, the
+    schedule's splits and CTAs, the regimes of each row (`REGIMES`), and `refused`: why a row has no
+    prediction, or nothing. Raises `StoreError` where none has.
     """
-    import numpy as np
     import pandas as pd
 
     found: list[dict[str, Any]] = []
     progress(0, len(rows))
-    for done, outcome in enumerate(predict(points_of(rows), jobs), start=1):
+    for done, outcome in enumerate(predict(rows["point"], jobs), start=1):
         if isinstance(outcome, LeansimError):
             found.append({"refused": f"{type(outcome).__name__}: {outcome}"})
         else:
-            predicted = {name: outcome[name] for name in _PREDICTED}
-            found.append({"kernel_s": outcome["latency_us"] / 1e6, "refused": "", **predicted})
+            predicted = {name: getattr(outcome, name) for name in _PREDICTED}
+            found.append({"kernel_s": outcome.latency_s, "refused": "", **predicted})
         progress(done, len(rows))
+    if found and all(item["refused"] for item in found):
+        raise StoreError(f"found no row that can be predicted; the first: {found[0]['refused']}")
     columns = ["kernel_s", "refused", *_PREDICTED]
-    table = pd.concat([rows.reset_index(drop=True), pd.DataFrame(found, columns=columns)], axis=1)
-    table["harness_s"] = np.nan
-    for name, mine in table.groupby("table").groups.items():
-        table.loc[mine, "harness_s"] = catalog.table(str(name)).harness_s(calls_of(table.loc[mine]))
+    known = rows.drop(columns=["point", *columns], errors="ignore").reset_index(drop=True)
+    table = known.join(pd.DataFrame(found, columns=columns))
+    table["harness_s"] = Harnesses(rows).seconds()
     table["predicted_s"] = table["kernel_s"] + table["harness_s"]
     table["error"] = table["predicted_s"] / table["measured_s"] - 1.0
     table.attrs = dict(rows.attrs)
@@ -115,36 +79,30 @@ def validate_points(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     split: Split = "all",
 ) -> pd.DataFrame:
-    """Predict measurements of one's own (see `own_measurements`); columns as of `validate`.
+    """Predict measurements of one's own (see `own_rows`); columns as of `validate`.
 
     `split` keeps the fifth that constants may be fitted to, or the rest. Raises `UnknownNameError`,
     and `StoreError` where nothing is left.
     """
-    if split not in SPLITS:
-        raise UnknownNameError("split", split, SPLITS)
-    table = measured_points(file, device, jobs, progress)
-    if split != "all":
-        table = table[table["fit"] == (split == "fit")].reset_index(drop=True)
-        if table.empty:
-            raise StoreError(f"{file}: found no point of the {split} split")
-    return with_regimes(table)
+    rows = together([own_rows(file, device)])
+    kept = of_split(rows, split).reset_index(drop=True)
+    if kept.empty:
+        raise StoreError(f"{file}: found no point of the {split} split")
+    return validate(kept, jobs, progress)
 
 
 def with_regimes(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns of `REGIMES` that are not there, and `kv_bytes`."""
+    """Add the columns of `REGIMES` that are not there."""
     import numpy as np
 
     groups = table["num_q_heads"] // table["num_kv_heads"]
-    kv_bytes = table["kv_bytes"].to_numpy() if "kv_bytes" in table else kv_bytes_of(table)
     resident = table["device"].map({name: _resident_bytes(name) for name in table["device"].unique()})
-    inside = kv_bytes / resident.to_numpy(dtype=float)
-    if "cache" in table:  # not as a replay leaves it
-        inside = np.where(table["cache"] == "cold", np.inf, inside)
+    inside = table["kv_bytes"].to_numpy() / resident.to_numpy(dtype=float)
+    inside = np.where(table["cache"] == "cold", np.inf, inside)  # not as a replay leaves it
     return table.assign(
         band=_binned(table["measured_s"].to_numpy(), BANDS),
         group=_binned(groups.to_numpy(), _GROUPS),
         split=np.where(table["num_splits"].fillna(1).to_numpy() > 1, "split", "unsplit"),
-        kv_bytes=kv_bytes,
         l2=np.where(inside <= 1, "all", np.where(inside < 2, "part", "none")),
     )
 
@@ -191,22 +149,21 @@ def error_table(table: pd.DataFrame, regimes: Sequence[str] = tuple(REGIMES)) ->
     return pd.DataFrame(rows)
 
 
-# What most people run, and what departs from it.
-PLAIN_HEAD_DIMS = (64, 128, 256)
 KINDS = ("plain", "other head dim", "8-bit KV", "window", "8-bit KV, window")
+PLAIN_HEAD_DIMS = (64, 128, 256)
 
 
-def kind_table(table: pd.DataFrame) -> pd.DataFrame:
+def kind_table(table: pd.DataFrame, plain_head_dims: Sequence[int] = PLAIN_HEAD_DIMS) -> pd.DataFrame:
     """Errors per table, kernel and kind of row, with the bias of each latency band.
 
-    `plain` rows have 16-bit KV, no window, and a head dim of 64, 128 or 256.
+    `plain` rows are what most people run: 16-bit KV, no window, and a plain head dim.
     """
     import pandas as pd
 
     done = table[table["refused"] == ""]
     small, windowed = done["kv_dtype"] == "fp8", done["window"] > 0
     kind = pd.Series("plain", index=done.index)
-    kind[~done["head_dim"].isin(PLAIN_HEAD_DIMS)] = "other head dim"
+    kind[~done["head_dim"].isin(plain_head_dims)] = "other head dim"
     kind[small], kind[windowed], kind[small & windowed] = KINDS[2:]
     rows = []
     for (name, kernel), mine in done.groupby(["table", "kernel"], sort=True):
@@ -273,30 +230,6 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
         for (name, kernel), mine in pairs.groupby(["table", "kernel"])
     ]
     return pd.DataFrame(rows, columns=["table", "kernel", "pairs", "right", "always_split"])
-
-
-COMPARED_TABLES = ("a100_sxm_sglang", "a100_sxm_vllm", "h100_sxm_sglang", "h100_sxm_vllm")
-
-
-def comparison_sample(table: pd.DataFrame, rows: int = 300) -> pd.DataFrame:
-    """Test rows like those that other tools were compared on: 300 in all, evenly over four tables.
-
-    A100 and H100, vLLM and SGLang, 16-bit KV, head dims 64 and 128, no window; chosen by hash.
-    """
-    import pandas as pd
-
-    like = table[
-        table["table"].isin(COMPARED_TABLES)
-        & (table["kv_dtype"] == "bfloat16")
-        & table["head_dim"].isin((64, 128))
-        & (table["window"] == 0)
-        & ~table["fit"]
-        & (table["refused"] == "")
-    ]
-    shapes = [",".join(map(str, shape)) for shape in like[["table", *SHAPE]].itertuples(index=False)]
-    order = pd.Series([digest(f"{_SEED},{shape}") for shape in shapes], index=like.index, dtype=object)
-    like = like.loc[order.sort_values().index]
-    return like.groupby("table").head(rows // len(COMPARED_TABLES)).sort_index()
 
 
 def refusals(table: pd.DataFrame) -> Iterator[str]:

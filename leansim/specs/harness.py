@@ -154,9 +154,12 @@ class KernelSource(Spec):
 
     `fp8_query` says that Q was fp8 too where the KV cache was. `unseen_windows` are windows of the file
     that the kernel was not told of: it attended to everything, and such rows count as rows without.
+    Only rows that `fits` may fit constants of kernels and devices; the others are there to test with,
+    and fit nothing but their own harness.
     """
 
     name: str
+    fits: bool = False
     fp8_query: bool = False
     unseen_windows: tuple[Count, ...] = ()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from leansim.errors import UnknownNameError
-from leansim.points.csv import HARNESS, Outcome, Row, outcomes
+from leansim.errors import LeansimError, UnknownNameError
+from leansim.points.csv import HARNESS, Row, outcomes
 from leansim.points.point import Point, Resolved, point_from_row
 from leansim.points.simulate import Simulation, attempted, simulate, simulate_each
 from leansim.results.metrics import limiting, time_shares
@@ -17,17 +18,6 @@ from leansim.specs import catalog
 from leansim.specs.harness import Calls, MeasuredTable
 from leansim.sweeps.executors import cores, process_pool
 
-PREDICTION_COLUMNS = (
-    "latency_us",
-    "makespan_us",
-    "bound",
-    "num_splits",
-    "num_ctas",
-    "sm_busy_fraction",
-    "dram_bytes",
-    "harness_us",
-    "extrapolated",
-)
 # Value of a row's harness for the measured table of the point's kernel and device.
 OWN_TABLE = "table"
 _POINTS_PER_TASK = 256
@@ -35,14 +25,35 @@ _POINTS_PER_TASK = 256
 _WORTH_WORKERS = 1500
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a point comes to. Times in seconds.
+
+    `latency_s` is the kernel's, with `harness_s` of what a measured latency contains beside it.
+    `extrapolated` says that the point lies outside the range in which its kernel was held against
+    silicon on its device.
+    """
+
+    latency_s: float
+    makespan_s: float
+    bound: str
+    num_splits: int | None
+    num_ctas: int
+    sm_busy_fraction: float
+    dram_bytes: float
+    harness_s: float
+    extrapolated: bool
+
+
+Outcome = Prediction | LeansimError
+
+
 def predict(points: Iterable[Point], jobs: int | None = None, harness: str = "") -> Iterator[Outcome]:
     """Yield a prediction per point, in order, or the error that stood in its way.
 
-    Latencies in microseconds: of the kernel alone, or with what a measured latency contains beside
-    it (`harness_us` of it) where `harness` is the name of a measured table, or `table` for that of
-    the point's kernel and device. `extrapolated` says that the point lies outside the range in which
-    that kernel was held against silicon on that device. `jobs` is the number of processes: by
-    default one per core when there are many points.
+    Of the kernel alone, or with a harness where `harness` is the name of a measured table, or `table`
+    for that of the point's kernel and device. `jobs` is the number of processes: by default one per
+    core when there are many points.
     """
     return _spread(partial(_predicted, harness=harness), list(points), jobs)
 
@@ -69,31 +80,30 @@ def _spread(
             yield from part
 
 
-def prediction(point: Point, harness: str = "") -> dict[str, Any]:
+def prediction(point: Point, harness: str = "") -> Prediction:
     """Predict one point. Raises a `LeansimError` where it, or its harness, makes no sense."""
     return _prediction(simulate(point), harness)
 
 
-def _prediction(simulation: Simulation, harness: str) -> dict[str, Any]:
+def _prediction(simulation: Simulation, harness: str) -> Prediction:
     point = simulation.point
-    kernel = point.kernel.partition("+")[0]
     harness_s = 0.0
     if harness:
-        table = _harness_table(harness, kernel, point.device, _configs())
-        harness_s = float(table.harness_s(Calls.of(kernel, simulation.resolved.workload)))
+        calls = Calls.of(point.kernel.partition("+")[0], simulation.resolved.workload)
+        harness_s = float(harness_table(harness, point).harness_s(calls))
     result, schedule = simulation.result, simulation.schedule
     shares, dram_bytes = time_shares(result), result.program.dram_bytes
-    return {
-        "latency_us": round((result.latency_s + harness_s) * 1e6, 6),
-        "makespan_us": round(result.makespan_s * 1e6, 6),
-        "bound": limiting(shares, dram_bytes, result),
-        "num_splits": schedule.num_splits,
-        "num_ctas": schedule.num_ctas,
-        "sm_busy_fraction": round(1.0 - shares["idle"] - shares["wait"], 6),
-        "dram_bytes": round(dram_bytes),
-        "harness_us": round(harness_s * 1e6, 6),
-        "extrapolated": not _is_covered(simulation.resolved),
-    }
+    return Prediction(
+        latency_s=result.latency_s + harness_s,
+        makespan_s=result.makespan_s,
+        bound=limiting(shares, dram_bytes, result),
+        num_splits=schedule.num_splits,
+        num_ctas=schedule.num_ctas,
+        sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
+        dram_bytes=dram_bytes,
+        harness_s=harness_s,
+        extrapolated=not _is_covered(simulation.resolved),
+    )
 
 
 def _is_covered(resolved: Resolved) -> bool:
@@ -117,9 +127,13 @@ def _tables_of(kernel: str, device: str, _configs: str) -> tuple[MeasuredTable, 
     return tuple(table for table in tables if table.device == device and kernel in table.validated)
 
 
+def harness_table(harness: str, point: Point) -> MeasuredTable:
+    """The table that a point's harness names. Raises `UnknownNameError` saying which there are."""
+    return _harness_table(harness, point.kernel.partition("+")[0], point.device, _configs())
+
+
 @lru_cache(maxsize=1024)
 def _harness_table(harness: str, kernel: str, device: str, _configs: str) -> MeasuredTable:
-    """The table that a harness names. Raises `UnknownNameError` saying which there are."""
     if harness != OWN_TABLE:
         return catalog.table(harness)
     tables = {name: catalog.table(name) for name in catalog.names("table")}
@@ -148,7 +162,7 @@ def _point_of(row: Row, source: str) -> Point:
 
 
 def _outcomes(points: Sequence[Point | Exception], harnesses: Iterable[str]) -> list[Outcome]:
-    def describe(found: tuple[Simulation | Exception, str]) -> dict[str, Any]:
+    def describe(found: tuple[Simulation | Exception, str]) -> Prediction:
         simulation, harness = found
         if isinstance(simulation, Exception):
             raise simulation

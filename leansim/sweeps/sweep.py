@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import platform
 import re
 import subprocess
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from leansim import __version__
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
+from leansim.files.writing import write_together
 from leansim.points.grid import GridConfig, load
 from leansim.points.keys import plugin_versions
 from leansim.points.point import POINT_KEYS, Point
@@ -238,20 +238,16 @@ def results_table(points: Sequence[Point], rows: Iterable[dict[str, Any] | None]
 def write_results(
     folder: Path, grid: GridConfig, table: pd.DataFrame, seconds: float | None = None
 ) -> None:
-    """Write results and manifest, each whole or not at all; nothing where there is no result."""
+    """Write results and manifest, whole or not at all; nothing where there is no result."""
     if table.empty:
         return
-    for name, write in (
-        (RESULTS, lambda path: table.to_parquet(path, index=False)),
-        ("results.csv", lambda path: table.to_csv(path, index=False)),
-        (
-            MANIFEST,
-            lambda path: path.write_text(json.dumps(manifest(grid, seconds), indent=2) + "\n"),
-        ),
-    ):
-        part = folder / f".{name}.{os.getpid()}.part"  # another process may be writing too
-        write(part)
-        part.replace(folder / name)
+    write_together(
+        {
+            folder / RESULTS: lambda part: table.to_parquet(part, index=False),
+            folder / "results.csv": lambda part: table.to_csv(part, index=False),
+            folder / MANIFEST: json.dumps(manifest(grid, seconds), indent=2) + "\n",
+        }
+    )
 
 
 def manifest(grid: GridConfig, seconds: float | None = None) -> dict[str, Any]:
