@@ -7,7 +7,6 @@ again, except where only a harness has changed, which costs an addition.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -25,10 +24,11 @@ from leansim.files.strict_yaml import KeyPath, read
 from leansim.files.writing import write_together
 from leansim.files.yaml_edit import edited, short
 from leansim.points.point import Point, Resolved, resolve
-from leansim.silicon.calibration import Calibration, Target, applies, changed, value_at
+from leansim.silicon.calibration import Calibration, Target, applies, changed, in_harness, value_at
 from leansim.silicon.fitted_rows import fit_rows, row_points
 from leansim.silicon.tables import DISTRIBUTION, calls_of
 from leansim.specs import catalog
+from leansim.specs.base import numbers, source_key
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.sweeps.executors import cores, process_pool
@@ -45,8 +45,6 @@ _F_SCALE = 0.05
 _STEP = 0.02
 _MOST_EVALUATIONS = 40
 _KEPT = 64
-_CLAUSE = re.compile(r"[\w.]+: ")
-_ELSE = "; else "
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class _Model:
             self.kernels[key] = self._executed(simulated)
         seconds = self.kernels[key].copy()
         for name, at in self.groups.items():
-            mine = {t: v for t, v in changes.items() if t.kind == "table" and t.name == name}
+            mine = {t: v for t, v in changes.items() if in_harness(t, str(name))}
             table = catalog.table(str(name))
             seconds[at] += (changed(table, mine) if mine else table).harness_s(self.calls[name])
         return seconds
@@ -272,25 +270,31 @@ def edits(fit: Fit) -> dict[Path, str]:
     for constant in fit.constants:
         target = constant.target
         path = catalog.spec_path(target.kind, target.name)  # type: ignore[arg-type]
-        name: str = target.keys[0]
-        place: KeyPath = target.keys
+        keys: tuple[str, ...] = target.keys
         holder: KeyPath = ()
         data = read(path).data
         if target.kind == "table":
             terms = [term["name"] for term in data["harness"]]
             _, term, name = target.keys
-            holder = ("harness", terms.index(term))
-            place = (*holder, name)
+            keys, holder = (name,), ("harness", terms.index(term))
             data = data["harness"][terms.index(term)]
         file = changes.setdefault(path, {})
-        if target.flat and len(data[name]) == 1:  # one point already: its share alone changes
+        place: KeyPath = (*holder, *keys)
+        if target.flat and len(data.get(keys[0], ())) == 1:  # one point already: its share alone changes
             place = (*place, 0, 1)
         file[place] = [[1.0, constant.after]] if target.flat and len(place) == 1 else constant.after
-        source: KeyPath = (*holder, "sources", name)
-        part = ".".join(target.keys[1:]) if target.kind != "table" else ""
-        old = file.get(source, data.get("sources", {}).get(name, ""))
-        file[source] = fitted_source(str(old), part, _how(fit, target))
+        written = {str(way[-1]): text for way, text in file.items() if way[:-1] == (*holder, "sources")}
+        key = _source_key(data, {**data.get("sources", {}), **written}, keys)
+        file[(*holder, "sources", key)] = f"fitted: {_how(fit, target)}"
     return {path: edited(path.read_text(encoding="utf-8"), mine) for path, mine in changes.items()}
+
+
+def _source_key(data: dict[str, Any], sources: dict[str, str], keys: tuple[str, ...]) -> str:
+    """Key of a number's source in its file: one that answers for it alone, or else its own path."""
+    said = {key: value for key, value in data.items() if key != "sources"}
+    own = source_key(sources, keys)
+    others = [path for path, _ in numbers(said) if path != keys and source_key(sources, path) == own]
+    return ".".join(keys) if own is None or others else own
 
 
 def write(fit: Fit) -> list[Path]:
@@ -300,28 +304,12 @@ def write(fit: Fit) -> list[Path]:
     return list(files)
 
 
-def fitted_source(old: str, part: str, how: str) -> str:
-    """The source of a number that was fitted, or of which one `part` was and the rest was not.
-
-    Parts fitted before keep their clauses: `fitted: sm_80: ...; sm_90: ...; else assumed: ...`.
-    """
-    if not part:
-        return f"fitted: {how}"
-    clauses: dict[str, str] = {}
-    rest = old
-    if old.startswith("fitted: ") and _CLAUSE.match(old.removeprefix("fitted: ")):
-        mine, _, rest = old.removeprefix("fitted: ").partition(_ELSE)
-        clauses = dict(clause.split(": ", 1) for clause in mine.split("; "))
-    clauses[part] = how
-    text = "fitted: " + "; ".join(f"{key}: {clause}" for key, clause in clauses.items())
-    return f"{text}{_ELSE}{rest}" if rest else text
-
-
 def _how(fit: Fit, target: Target) -> str:
     """What a constant rests on: the fitted rows that it changes, and their errors."""
     rows = fit.rows.reset_index(drop=True)
     if target.kind == "table":
-        mine = (rows["table"] == target.name).to_numpy()
+        theirs = {name for name in dict.fromkeys(rows["table"]) if in_harness(target, name)}
+        mine = rows["table"].isin(theirs).to_numpy()
     else:
         pairs = list(zip(rows["kernel"], rows["device"], strict=True))
         changes = {pair: applies(target, *pair) for pair in set(pairs)}

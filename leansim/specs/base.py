@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from leansim.errors import listing, suggestion
 
 DType = Literal["float32", "float16", "bfloat16", "fp8"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1}
 DTYPES: tuple[str, ...] = get_args(DType)
 
-SourceLabel = Literal["datasheet", "measured", "fitted", "assumed"]
+SourceLabel = Literal["datasheet", "measured", "counted", "fitted", "assumed"]
 SOURCE_LABELS: tuple[str, ...] = get_args(SourceLabel)
+
+Keys = tuple[str, ...]
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
 _MULTIPLIER = {"": 1, "k": 1024, "m": 1024**2}
@@ -60,16 +73,66 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
 
 
+def numbers(value: Any, way: Keys = ()) -> Iterator[tuple[Keys, float]]:
+    """Each number in a record, mapping or list behind its path: keys, without positions in lists.
+
+    A nested record with sources of its own answers for its numbers itself.
+    """
+    if isinstance(value, SourcedSpec) and way:
+        return
+    if isinstance(value, Spec):
+        value = {key: getattr(value, key) for key in value.model_fields_set}
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from numbers(item, (*way, str(key)))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from numbers(item, way)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield way, value
+
+
+def source_key(sources: Mapping[str, str], path: Keys) -> str | None:
+    """The longest key of `sources` at or above a number, the number's source, or None."""
+    keys = (".".join(path[:length]) for length in range(len(path), 0, -1))
+    return next((key for key in keys if key in sources), None)
+
+
+def sourced_anew(sources: Mapping[str, str], path: str, text: str) -> dict[str, str]:
+    """Sources once all numbers at or below `path` come from elsewhere."""
+    kept = {key: old for key, old in sources.items() if not f"{key}.".startswith(f"{path}.")}
+    return {**kept, path: text}
+
+
+def _labelled(text: str) -> str:
+    label, _, reference = text.partition(":")
+    if label not in SOURCE_LABELS or not reference.strip():
+        hint = "" if label in SOURCE_LABELS else suggestion(label, SOURCE_LABELS)
+        raise ValueError(f"wanted '<label>: reference', label in {', '.join(SOURCE_LABELS)}{hint}")
+    return text
+
+
+Source = Annotated[str, AfterValidator(_labelled)]
+
+
 class SourcedSpec(Spec):
     """A record whose numbers each name where they come from.
 
-    `sources` maps each numeric field to "<label>: <reference>", label one of datasheet, measured,
-    fitted or assumed. The two key sets must match.
+    `sources` maps a key path (`combine`, `combine.overhead_s.sm_90`) to "<label>: <reference>", for all
+    numbers below it that no longer path names. Positions in lists are no part of a path: `tiles.threads`
+    are the threads of all tiles. Labels:
+
+    - `datasheet`: its maker, or a document about it, says so;
+    - `measured`: read off a clock or a meter;
+    - `counted`: read in source or machine code, or worked out from what is;
+    - `fitted`: chosen so that a prediction meets what was measured, by a calibration or by hand; the
+      reference names the rows, which are no test of it any more;
+    - `assumed`: carried over from something alike, or guessed.
     """
 
     name: str
     description: str = ""
-    sources: dict[str, str] = Field(default_factory=dict)
+    sources: dict[str, Source] = Field(default_factory=dict)
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
@@ -78,21 +141,43 @@ class SourcedSpec(Spec):
 
     @model_validator(mode="after")
     def _each_number_has_a_source(self) -> SourcedSpec:
-        numbers = {key for key in self.model_fields_set if getattr(self, key) is not None}
-        numbers -= self.unsourced()
-        if missing := sorted(numbers - set(self.sources)):
-            raise ValueError(f"wanted a source for each number, none for: {', '.join(missing)}")
-        if extra := sorted(set(self.sources) - numbers):
-            raise ValueError(f"sources for numbers that are not here: {', '.join(extra)}")
-        for key, text in self.sources.items():
-            if text.split(":", 1)[0] not in SOURCE_LABELS or not text.partition(":")[2].strip():
-                wanted = ", ".join(SOURCE_LABELS)
-                raise ValueError(
-                    f"source of {key} is {text!r}; wanted '<label>: reference', label in {wanted}"
-                )
+        paths = dict.fromkeys(path for path, _ in self._numbers())
+        missing = [path for path in paths if source_key(self.sources, path) is None]
+        if missing:
+            partly = {key.split(".")[0] for key in self.sources}
+            names = sorted({".".join(path) if path[0] in partly else path[0] for path in missing})
+            raise ValueError(f"wanted a source for each number, none for: {listing(names)}")
+        known = {".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+        if extra := sorted(set(self.sources) - known):
+            hint = suggestion(extra[0], sorted(known))
+            raise ValueError(f"sources for numbers that are not here: {listing(extra)}{hint}")
         return self
 
+    def _numbers(self) -> Iterator[tuple[Keys, float]]:
+        """Each number that is said here and needs a source, behind its path."""
+        structure = self.unsourced()
+        return (found for found in numbers(self) if found[0][0] not in structure)
+
+    def numbers_by_source(self) -> dict[str, list[tuple[Keys, float]]]:
+        """Keys and value of the numbers that each source answers for, in the order of `sources`."""
+        found: dict[str, list[tuple[Keys, float]]] = {key: [] for key in self.sources}
+        for path, value in self._numbers():
+            found[source_key(self.sources, path) or ""].append((path, value))
+        return found
+
     def source_counts(self) -> dict[str, int]:
-        """Return how many numbers carry each label."""
-        labels = [text.split(":", 1)[0] for text in self.sources.values()]
-        return {label: labels.count(label) for label in SOURCE_LABELS}
+        """Return how many numbers carry each label, those of nested records included."""
+        counts = dict.fromkeys(SOURCE_LABELS, 0)
+        for key, found in self.numbers_by_source().items():
+            counts[self.sources[key].partition(":")[0]] += len(found)
+        for nested in self.nested():
+            for label, count in nested.source_counts().items():
+                counts[label] += count
+        return counts
+
+    def nested(self) -> Iterator[SourcedSpec]:
+        """Records in lists of this one that have sources of their own."""
+        for key in self.model_fields_set:
+            value = getattr(self, key)
+            if isinstance(value, tuple):
+                yield from (item for item in value if isinstance(item, SourcedSpec))

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
+from leansim.files.bases import based_on, laid_over
 from leansim.files.strict_yaml import Document, KeyPath, read
 from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
@@ -117,19 +118,21 @@ def _read_shipped(cls: type[_Spec], kind: Kind, path: Path, _modified: tuple[int
 
 def _modified(kind: Kind, path: Path) -> tuple[int, ...]:
     """When a file and those it is based on were last written. Raises `OSError` if it is not there."""
-    behind, times = [path], [path.stat().st_mtime_ns]
-    while (base := _base_path(kind, tuple(behind), times[-1])) is not None:
-        behind.append(base)
-        times.append(base.stat().st_mtime_ns)
+    waiting: list[tuple[Path, ...]] = [(path,)]
+    times = []
+    while waiting:
+        behind = waiting.pop()
+        times.append(behind[-1].stat().st_mtime_ns)
+        waiting += [(*behind, base) for base in _base_paths(kind, behind, times[-1])]
     return tuple(times)
 
 
 @cache
-def _base_path(kind: Kind, behind: tuple[Path, ...], _modified: int) -> Path | None:
-    """The file that the last of `behind` names as its `base`, if it names one that is there."""
-    data = read(behind[-1]).data
-    base = data.get("base") if isinstance(data, dict) else None
-    return _bases(kind, behind).get(str(base)) if base is not None else None
+def _base_paths(kind: Kind, behind: tuple[Path, ...], _modified: int) -> tuple[Path, ...]:
+    """The files that the last of `behind` names as a `base`, of all of it or of an item, if there."""
+    known = _bases(kind, behind)
+    named = dict.fromkeys(name for _, name in based_on(read(behind[-1]).data))
+    return tuple(known[name] for name in named if name in known)
 
 
 def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:
@@ -140,33 +143,20 @@ def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:
 
 
 def _read_spec(cls: type[_Spec], kind: Kind, path: Path, behind: Sequence[Path]) -> _Spec:
-    document = read(path)
-    merged = _with_base(document, kind, (*behind, path))
-    return validate(cls, Document(document.source, merged, document.marks))
+    return validate(cls, _with_bases(read(path), kind, (*behind, path)))
 
 
-def _with_base(document: Document, kind: Kind, behind: Sequence[Path]) -> Any:
-    """Lay a file's keys over those of the file its `base` names; sources follow their numbers."""
-    data = document.data
-    if not isinstance(data, dict) or "base" not in data:
-        return data
-    base_name = str(data["base"])
+def _with_bases(document: Document, kind: Kind, behind: Sequence[Path]) -> Document:
+    """Lay what a file says over what the files say that it, or an item of it, is based on."""
+    bases: dict[KeyPath, Any] = {}
     paths = _bases(kind, behind)
-    if base_name not in paths:
-        others = sorted(set(paths) - {path.stem for path in behind})
-        wanted = f"wanted the name of another {kind}{suggestion(base_name, others)}"
-        raise ConfigError(document.source, [document.problem(("base",), repr(base_name), wanted)])
-    if not isinstance(data.get("sources", {}), dict):
-        found = type(data["sources"]).__name__
-        wanted = "wanted a mapping of sources"
-        raise ConfigError(document.source, [document.problem(("sources",), found, wanted)])
-    base_document = read(paths[base_name])
-    base = _with_base(base_document, kind, (*behind, paths[base_name]))
-    sources = {**base.get("sources", {}), **data.get("sources", {})}
-    merged = {**base, **{key: value for key, value in data.items() if key != "base"}}
-    kept = {key for key, value in merged.items() if value is not None}
-    merged["sources"] = {key: text for key, text in sources.items() if key in kept}
-    return merged
+    for place, name in based_on(document.data):
+        if name not in paths:
+            wanted = f"wanted the name of another {kind}{suggestion(name, paths)}"
+            raise ConfigError(document.source, [document.problem(place, repr(name), wanted)])
+        base = read(paths[name])
+        bases[place] = _with_bases(base, kind, (*behind, paths[name])).data
+    return laid_over(document, bases)
 
 
 def validate(cls: type[_Spec], document: Document) -> _Spec:
