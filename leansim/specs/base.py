@@ -73,23 +73,31 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
 
 
-def numbers(value: Any, way: Keys = ()) -> Iterator[tuple[Keys, float]]:
+def numbers(value: Any) -> list[tuple[Keys, float]]:
     """Each number in a record, mapping or list behind its path: keys, without positions in lists.
 
     A nested record with sources of its own answers for its numbers itself.
     """
-    if isinstance(value, SourcedSpec) and way:
-        return
-    if isinstance(value, Spec):
-        value = {key: getattr(value, key) for key in value.model_fields_set}
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from numbers(item, (*way, str(key)))
-    elif isinstance(value, list | tuple):
+    found: list[tuple[Keys, float]] = []
+    _collect(value, (), found)
+    return found
+
+
+def _collect(value: Any, way: Keys, found: list[tuple[Keys, float]]) -> None:
+    # The frequent kinds come first: each override of a point comes by here.
+    if isinstance(value, int | float):
+        if not isinstance(value, bool):
+            found.append((way, value))
+    elif isinstance(value, tuple | list):
         for item in value:
-            yield from numbers(item, way)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield way, value
+            _collect(item, way, found)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _collect(item, (*way, str(key)), found)
+    elif isinstance(value, Spec) and not (way and isinstance(value, SourcedSpec)):
+        for key, item in value.__dict__.items():
+            if key in value.model_fields_set:
+                _collect(item, (*way, key), found)
 
 
 def source_key(sources: Mapping[str, str], path: Keys) -> str | None:
@@ -153,10 +161,10 @@ class SourcedSpec(Spec):
             raise ValueError(f"sources for numbers that are not here: {listing(extra)}{hint}")
         return self
 
-    def _numbers(self) -> Iterator[tuple[Keys, float]]:
+    def _numbers(self) -> list[tuple[Keys, float]]:
         """Each number that is said here and needs a source, behind its path."""
-        structure = self.unsourced()
-        return (found for found in numbers(self) if found[0][0] not in structure)
+        wanted = self.model_fields_set - self.unsourced()
+        return numbers({key: value for key, value in self.__dict__.items() if key in wanted})
 
     def numbers_by_source(self) -> dict[str, list[tuple[Keys, float]]]:
         """Keys and value of the numbers that each source answers for, in the order of `sources`."""
@@ -177,7 +185,6 @@ class SourcedSpec(Spec):
 
     def nested(self) -> Iterator[SourcedSpec]:
         """Records in lists of this one that have sources of their own."""
-        for key in self.model_fields_set:
-            value = getattr(self, key)
+        for value in self.__dict__.values():
             if isinstance(value, tuple):
                 yield from (item for item in value if isinstance(item, SourcedSpec))
