@@ -200,6 +200,21 @@ def test_mistakes_over_a_base_are_shown_where_they_stand(
         catalog.table("mine")
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("", r"theirs\.yaml:1:1: \(top level\): found nothing; wanted a mapping"),
+     ("[1]", "found list; wanted a mapping"),
+     ("name: theirs\npage_tokens: 010\n", r"theirs\.yaml:2:14: page_tokens: found '010'"),
+     ("name: theirs\nsources: 5\nharness: 7\n", r"mine\.yaml")],
+)  # fmt: skip
+@pytest.mark.parametrize("own", ["base: theirs\n", "harness: [{name: nap, base: theirs}]\n"])
+def test_mistakes_in_a_base_are_shown(tables: Path, own: str, text: str, complaint: str) -> None:
+    (tables / "theirs.yaml").write_text(text)
+    write(tables, "mine", own)
+    with pytest.raises(ConfigError, match=complaint):
+        catalog.table("mine")
+
+
 @pytest.mark.parametrize("text", ["base: loop\n", "harness: [{name: base, base: loop}]\n"])
 def test_nothing_is_based_on_itself(tables: Path, text: str) -> None:
     write(tables, "loop", text)
@@ -274,6 +289,16 @@ def test_show_gives_each_mechanism_a_line_and_closes_with_the_counts() -> None:
     assert "fitted: by hand" in line
     counts = catalog.kernel("trtllm_decode").source_counts()
     assert f"{counts['counted']} counted, {counts['fitted']} fitted" in lines[-1]
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERYTHING)
+def test_show_leaves_no_source_out(kind: str, name: str) -> None:
+    spec = made(kind, name)
+    lines = described(name).splitlines()
+    for record, way in ((spec, ""), *((item, f"harness.{item.name}.") for item in spec.nested())):
+        for key, text in record.sources.items():
+            (line,) = (line for line in lines if line.startswith(f"{way}{key} "))
+            assert line.endswith(text)
 
 
 def test_show_takes_a_measured_table_apart_term_by_term() -> None:

@@ -45,8 +45,12 @@ def laid_over(document: Document, bases: Mapping[KeyPath, Any]) -> Document:
         merged[key] = items
     marks = dict(document.marks)
     if (whole := bases.get((KEY,))) is not None:
-        for key in merged:
-            marks |= _moved(document, key, whole.get(key))
+        for key in document.data:
+            if (moved := _moved(document, key, whole.get(key))) is not None:
+                marks = {
+                    path: mark for path, mark in marks.items() if path[:1] != (key,) or len(path) == 1
+                }
+                marks |= moved
         merged = _over(whole, merged)
     return Document(document.source, merged, marks, document.problems)
 
@@ -85,18 +89,22 @@ def _over(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
             ]
     sources = own.get("sources", {})
     if isinstance(sources, dict):
-        old = base.get("sources", {})
-        kept = {key: text for key, text in old.items() if key.partition(".")[0] not in own}
+        old = base.get("sources")
+        kept = {
+            key: text
+            for key, text in (old.items() if isinstance(old, dict) else ())
+            if key.partition(".")[0] not in own
+        }
         if kept or sources:
             merged["sources"] = {**kept, **sources}
     return merged
 
 
-def _moved(document: Document, key: str, base: Any) -> dict[KeyPath, tuple[int, int]]:
-    """Where a list's named items stand in the file, at the places that they get behind the base's."""
+def _moved(document: Document, key: str, base: Any) -> dict[KeyPath, tuple[int, int]] | None:
+    """Marks of a list's named items, at the places that they get in the base's; None if it has none."""
     own = document.data[key]
     if not (_are_named(base) and _are_named(own)):
-        return {}
+        return None
     names = list({**_by_name(base), **_by_name(own)})
     at = [names.index(name) for name in _by_name(own)]
     return {

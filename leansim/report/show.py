@@ -75,7 +75,6 @@ def _rows(thing: SourcedSpec, way: str = "") -> Iterator[dict[str, str]]:
     values = thing.model_dump(mode="json", exclude={"name", "description", "sources"})
     said = thing.model_dump(mode="json", exclude_defaults=True)  # of what is nested, that alone
     by_source = {key: found for key, found in thing.numbers_by_source().items() if found}
-    nested = {item.name: item for item in thing.nested()}
     for field, value in values.items():
         keys = [key for key in by_source if key.partition(".")[0] == field]
         if keys:
@@ -83,9 +82,9 @@ def _rows(thing: SourcedSpec, way: str = "") -> Iterator[dict[str, str]]:
             for key in keys:
                 shown = _numbers(key, by_source[key]) if whole.endswith("...") else whole
                 yield {"number": way + key, "value": shown, "source": thing.sources[key]}
-        elif isinstance(value, list) and nested and {item["name"] for item in value} == set(nested):
-            for name, item in nested.items():
-                yield from _rows(item, f"{way}{field}.{name}.")
+        elif nested := thing.nested(field):
+            for item in nested:
+                yield from _rows(item, f"{way}{field}.{item.name}.")
         elif value is not None and (not way or field in said):
             yield {"number": way + field, "value": _shown(said.get(field, value)), "source": ""}
 

@@ -219,8 +219,8 @@ def applies(target: Target, kernel: str, device: str) -> bool:
         return target.name == device
     if target.kind != "kernel" or target.name not in chain(kernel):
         return False
-    arch = catalog.device(device).arch
-    other_arch = target.keys[-1].startswith("sm_") and target.keys[-1] != arch
+    archs = {catalog.device(name).arch for name in catalog.names("device")}
+    other_arch = target.keys[-1] in archs - {catalog.device(device).arch}
     return not other_arch and defining(kernel, target.keys[0]) in (target.name, None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -183,8 +183,8 @@ class SourcedSpec(Spec):
                 counts[label] += count
         return counts
 
-    def nested(self) -> Iterator[SourcedSpec]:
-        """Records in lists of this one that have sources of their own."""
-        for value in self.__dict__.values():
-            if isinstance(value, tuple):
-                yield from (item for item in value if isinstance(item, SourcedSpec))
+    def nested(self, field: str | None = None) -> list[SourcedSpec]:
+        """Records in lists of this one, or in one of its lists, that have sources of their own."""
+        lists = self.__dict__.values() if field is None else (self.__dict__[field],)
+        items = (item for value in lists if isinstance(value, tuple) for item in value)
+        return [item for item in items if isinstance(item, SourcedSpec)]

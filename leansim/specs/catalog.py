@@ -154,16 +154,17 @@ def _with_bases(document: Document, kind: Kind, behind: Sequence[Path]) -> Docum
         if name not in paths:
             wanted = f"wanted the name of another {kind}{suggestion(name, paths)}"
             raise ConfigError(document.source, [document.problem(place, repr(name), wanted)])
-        base = read(paths[name])
-        bases[place] = _with_bases(base, kind, (*behind, paths[name])).data
+        base = _with_bases(read(paths[name]), kind, (*behind, paths[name]))
+        _check_mapping(base)
+        if base.problems:
+            raise ConfigError(base.source, base.problems)
+        bases[place] = base.data
     return laid_over(document, bases)
 
 
 def validate(cls: type[_Spec], document: Document) -> _Spec:
     """Validate parsed YAML against a class. Raises `ConfigError` with all problems and places."""
-    if not isinstance(document.data, dict):
-        found = "nothing" if document.data is None else type(document.data).__name__
-        raise ConfigError(document.source, [document.problem((), found, "wanted a mapping of keys")])
+    _check_mapping(document)
     found_problems = list(document.problems)
     try:
         spec = cls.model_validate(document.data)
@@ -174,6 +175,12 @@ def validate(cls: type[_Spec], document: Document) -> _Spec:
     if found_problems:
         raise ConfigError(document.source, found_problems)
     return spec
+
+
+def _check_mapping(document: Document) -> None:
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else type(document.data).__name__
+        raise ConfigError(document.source, [document.problem((), found, "wanted a mapping of keys")])
 
 
 def problems(cls: type[BaseModel], document: Document, error: ValidationError) -> list[Problem]:
