@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from leansim.silicon.calibration import (
     chain,
     changed,
     defining,
+    in_harness,
     read_calibration,
     target_of,
     value_at,
 )
-from leansim.silicon.fit import calibrate, edits, fit_rows, fitted_source, write
+from leansim.silicon.fit import calibrate, edits, fit_rows, write
 from leansim.silicon.rows import SHAPE, calls_of, digest
 from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows, table_rows
 from leansim.silicon.validate import validate
@@ -39,6 +41,7 @@ DATA = Path(__file__).parent / "data" / "silicon"
 CALIBRATIONS = sorted((SHIPPED / "calibrations").glob("*.yaml"))
 KERNEL = "kernel.fa2.combine.overhead_s.sm_80"
 DEVICE = "device.a100_sxm_80gb.dram_efficiency"
+SEGMENT_TARGET = "kernel.fa2.start.overhead_s.sm_80"
 HARNESS = "table.a100_sxm_vllm.harness.base.seconds"
 # What the silicon of these tests is like.
 TRUTH = {KERNEL: 1.7e-6, DEVICE: 0.81, HARNESS: 8.8e-6}
@@ -121,6 +124,7 @@ def test_written_files_keep_their_comments_and_say_where_numbers_come_from(
 ) -> None:
     made = calibration(tmp_path, BOUNDS)
     old = (configs / "devices" / "a100_sxm_80gb.yaml").read_text()
+    fa2 = catalog.kernel("fa2").sources
     write(calibrate(made, DATA, jobs=1))
     new = (configs / "devices" / "a100_sxm_80gb.yaml").read_text()
     comments = [line[line.index("#") :] for line in old.splitlines() if "#" in line]
@@ -129,9 +133,10 @@ def test_written_files_keep_their_comments_and_say_where_numbers_come_from(
     assert source.startswith("fitted: leansim calibrate trial, ")
     assert "rows of the fit fifth of aiconfigurator-core a100_sxm/attention/vllm/0.14.0" in source
     assert source.endswith(" after")
-    kernel = catalog.kernel("fa2").sources["combine"]
-    assert kernel.startswith("fitted: overhead_s.sm_80: leansim calibrate trial, ")
-    assert "; else " in kernel
+    old_sources, sources = fa2, catalog.kernel("fa2").sources
+    assert sources["combine.overhead_s.sm_80"].startswith("fitted: leansim calibrate trial, ")
+    rest = {key: text for key, text in old_sources.items() if key != "combine.overhead_s.sm_80"}
+    assert {key: sources[key] for key in rest} == rest, "what was not fitted keeps its source"
     (base,) = (t for t in catalog.table("a100_sxm_vllm").harness if t.name == "base")
     assert base.sources["seconds"].startswith("fitted: leansim calibrate trial, ")
 
@@ -361,30 +366,68 @@ def test_several_files_are_written_together_or_not_at_all(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
 
 
-def test_sources_keep_what_was_not_fitted() -> None:
-    first = fitted_source("assumed: as fa2", "sm_80", "one")
-    assert first == "fitted: sm_80: one; else assumed: as fa2"
-    second = fitted_source(first, "sm_90", "two")
-    assert second == "fitted: sm_80: one; sm_90: two; else assumed: as fa2"
-    assert (
-        fitted_source(second, "sm_80", "three")
-        == "fitted: sm_80: three; sm_90: two; else assumed: as fa2"
-    )
-    assert fitted_source("fitted: by eye, see docs", "sm_80", "one") == (
-        "fitted: sm_80: one; else fitted: by eye, see docs"
-    )
-    assert fitted_source("assumed: x", "", "one") == "fitted: one"
+SEGMENT = re.compile(r"^segment_overhead_s:.*$", re.MULTILINE)
+SEGMENT_SOURCE = re.compile(
+    r"^  segment_overhead_s[^\n]*\n(    +\"[^\n]*\n( {5}[^\n]*\n)*)?", re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "key"),
+    [("{sm_80: 3.4e-7}", "segment_overhead_s"), ("{sm_80: 1e-7, sm_90: 0}", "segment_overhead_s.sm_80")],
+)
+def test_a_source_is_written_for_the_number_that_was_fitted(
+    tmp_path: Path, configs: Path, numbers: str, key: str
+) -> None:
+    """Under its own path beside the source of the rest, or under the key that answers for it alone."""
+    path = configs / "kernels" / "fa2.yaml"
+    text = SEGMENT.sub(f"segment_overhead_s: {numbers}", SEGMENT_SOURCE.sub("", path.read_text()))
+    path.write_text(text + '  segment_overhead_s: "assumed: as before"\n')
+    fit = calibrate(calibration(tmp_path, {SEGMENT_TARGET: "[0, 2.0e-6]"}), DATA, jobs=1)
+    path.write_text(edits(fit)[path])
+    sources = catalog.kernel("fa2").sources
+    assert sources[key].startswith("fitted: leansim calibrate trial, ")
+    assert sources.get("segment_overhead_s", "") in (sources[key], "assumed: as before")
+    assert all(catalog.kernel("fa2").numbers_by_source().values())
+
+
+def test_a_tables_number_stands_where_its_chain_defines_it() -> None:
+    """H200's table says only its base; the rest is H100's, which take it from each other."""
+    stands = {
+        "h200_sxm_vllm.harness.base.seconds": "h200_sxm_vllm",
+        "h200_sxm_vllm.harness.fp8_query.seconds": "h100_sxm_vllm",
+        "h200_sxm_vllm.harness.evicted.seconds": "h100_sxm_sglang",
+        "h200_sxm_sglang.harness.fp8_query.bytes_per_s": "h200_sxm_sglang",
+        "h200_sxm_sglang.harness.fp8_query.seconds": "h100_sxm_sglang",
+        "l40s_vllm.harness.evicted.seconds": "h100_sxm_sglang",
+        "h200_sxm_vllm.harness.base.per_request_s": "h200_sxm_vllm",  # said nowhere: the nearest
+    }
+    for key, home in stands.items():
+        target = target_of(f"table.{key}")
+        assert (target.kind, target.name) == ("table", home), key
+        assert in_harness(target, key.partition(".")[0])
+    assert not in_harness(target_of("table.h200_sxm_vllm.harness.base.seconds"), "h100_sxm_vllm")
+    assert not in_harness(target_of("table.l40s_vllm.harness.base.seconds"), "a100_sxm_sglang")
+
+
+def test_numbers_are_written_to_four_digits() -> None:
     assert short(0.123456) == 0.1235
+
+
+def test_a_number_of_another_tables_file_is_not_fitted_from_here(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"table\.h100_sxm_sglang\.harness\.evicted\.seconds; wanted"):
+        calibration(
+            tmp_path, {"table.l40s_vllm.harness.evicted.seconds": "[0, 1]"}, "{table: l40s_vllm}"
+        )
 
 
 def test_a_new_constant_is_added_with_its_source(tmp_path: Path, configs: Path) -> None:
     """A kernel that does not say a constant gets it in its own file."""
     path = configs / "kernels" / "fa2.yaml"
-    lines = [x for x in path.read_text().splitlines() if not x.strip().startswith("segment_overhead_s")]
-    path.write_text("\n".join(lines) + "\n")
-    made = calibration(tmp_path, {"kernel.fa2.start.overhead_s.sm_80": "[0, 2.0e-6]"})
+    path.write_text(SEGMENT.sub("", SEGMENT_SOURCE.sub("", path.read_text())))
+    made = calibration(tmp_path, {SEGMENT_TARGET: "[0, 2.0e-6]"})
     fit = calibrate(made, DATA, jobs=1)
     fit = replace(fit, constants=(replace(fit.constants[0], after=5e-7),))
     path.write_text(edits(fit)[path])
     assert catalog.kernel("vllm_fa2").segment_overhead_s == {"sm_80": 5e-7}
-    assert catalog.kernel("fa2").sources["segment_overhead_s"].startswith("fitted: sm_80: leansim")
+    assert catalog.kernel("fa2").sources["segment_overhead_s.sm_80"].startswith("fitted: leansim")

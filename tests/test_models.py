@@ -163,13 +163,12 @@ def test_hf_head_dim_is_worked_out_where_missing(tmp_path: Path) -> None:
     """4096 hidden elements over 32 heads: 128 a head."""
     got = read(tmp_path)
     assert (got.num_layers, got.num_q_heads, got.num_kv_heads, got.head_dim) == (32, 32, 8, 128)
-    assert (got.head_dim_v, got.window, got.max_position) == (None, None, 8192)
+    assert (got.head_dim_v, got.window) == (None, None)
     assert got.sources == {
         "num_layers": "datasheet: toy_config.json config.json key num_hidden_layers",
         "num_q_heads": "datasheet: toy_config.json config.json key num_attention_heads",
         "num_kv_heads": "datasheet: toy_config.json config.json key num_key_value_heads",
         "head_dim": "datasheet: toy_config.json config.json key hidden_size / num_attention_heads",
-        "max_position": "datasheet: toy_config.json config.json key max_position_embeddings",
     }
 
 
@@ -206,10 +205,6 @@ def test_hf_value_head_dim(tmp_path: Path) -> None:
     assert read(tmp_path, v_head_dim=128).head_dim_v is None
     got = read(tmp_path, head_dim=192, v_head_dim=128)
     assert (got.head_dim, got.head_dim_v) == (192, 128)
-
-
-def test_hf_without_longest_context(tmp_path: Path) -> None:
-    assert read(tmp_path, without="max_position_embeddings").max_position is None
 
 
 @pytest.mark.parametrize(
@@ -286,7 +281,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": True}, "num_hidden_layers: found true; wanted a whole number"),
     ({"head_dim": 128.0}, "head_dim: found 128.0; wanted a whole number of at least 1"),
     ({"head_dim": 0}, "head_dim: found 0; wanted a whole number of at least 1"),
-    ({"max_position_embeddings": -1}, "max_position_embeddings: found -1; wanted a whole number"),
     ({"hidden_size": 4097}, "hidden_size: found 4097; wanted head_dim, or a multiple of"),
 ]
 

@@ -12,6 +12,7 @@ from kernels import lowered
 
 from leansim.errors import LeansimError, UnknownNameError
 from leansim.partitioners.per_request_splits import PerRequestSplits, tiles_of_request
+from leansim.partitioners.registry import make, option_names, partitioners
 from leansim.points.point import Point, point, resolve
 from leansim.specs import catalog
 from leansim.study.bench import Bench
@@ -180,6 +181,9 @@ def test_every_kernel_for_this_vendor_and_cache_is_a_rule() -> None:
         and any(arch.startswith("sm_") for arch in catalog.kernel(name).mma_efficiency)
     }
     assert used == meant
+    amd = resolve(at("lean_aiter", "mi300x", context_lens=RAGGED))
+    mine = {name for rule in known_rules(amd) for name in rule.used_by}
+    assert mine == {"lean_aiter", "lean_aiter_paged", "lean_aiter_xcd"}
     names = [rule.name for rule in known_rules(resolved)]
     assert len(names) == len(set(names))
     assert not {"per_request_splits", "fixed_split_size"} & set(names)
@@ -224,3 +228,18 @@ def test_only_some_partitioners_can_be_told_a_count() -> None:
     assert told(resolve(at("vllm_fa2", **gqa)).partitioner, 5) == (
         dataclasses.replace(resolve(at("vllm_fa2", **gqa)).partitioner, num_splits=5)  # type: ignore[type-var]
     )
+
+
+def test_what_a_partitioner_calls_its_count_is_an_option_of_it() -> None:
+    """And it tells how many splits there are, whoever asks for it by that name."""
+    named = {
+        name: cls.split_count_option
+        for name, cls in partitioners().items()
+        if hasattr(cls, "split_count_option")
+    }
+    assert named == {"sglang_triton": "max_kv_splits", "vllm_unified": "segments"}
+    for name, option in named.items():
+        assert option in option_names(partitioners()[name])
+        assert getattr(told(make(name), 3), option) == 3
+    tools = {name for name, cls in partitioners().items() if not getattr(cls, "chooses", True)}
+    assert tools == {"per_request_splits", "fixed_split_size"}

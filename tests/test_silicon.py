@@ -341,21 +341,22 @@ def test_the_verb_prints_and_writes(tmp_path: Path) -> None:
 
 
 def test_numbers_taken_from_another_table_are_its_numbers() -> None:
-    """A source `assumed: as NAME` is a copy, which a new calibration of NAME must carry along."""
-    copies = 0
-    for name in catalog.names("table"):
-        for term in catalog.table(name).harness:
-            for field, source in term.sources.items():
-                _, as_, origin = source.partition("assumed: as ")
-                if not as_ or origin not in catalog.names("table"):
-                    continue
-                (original,) = (one for one in catalog.table(origin).harness if one.name == term.name)
-                assert getattr(term, field) == getattr(original, field), f"{name}, {term.name}, {field}"
-                copies += 1
-    assert copies > 10
-    for name in ("h100_sxm_trtllm", "h200_sxm_trtllm"):
-        terms = {term.name: term for term in catalog.table(name).harness}
-        assert terms["preprocessing_8_bit"].seconds == terms["preprocessing"].seconds
+    """What is the same in another table is not copied: it is there alone. What is put together holds."""
+    evicted = {
+        name: [term.seconds for term in catalog.table(name).harness if term.name == "evicted"]
+        for name in catalog.names("table")
+    }
+    (fitted,), (own,) = evicted["h100_sxm_sglang"], evicted.pop("a100_sxm_vllm")
+    assert set(map(tuple, evicted.values())) == {(fitted,)}
+    assert own != fitted
+    terms = {
+        name: {term.name: term for term in catalog.table(name).harness}
+        for name in catalog.names("table")
+    }
+    for h in ("h100", "h200"):
+        trtllm, sglang = terms[f"{h}_sxm_trtllm"], terms[f"{h}_sxm_sglang"]
+        assert trtllm["preprocessing_8_bit"].seconds == trtllm["preprocessing"].seconds
+        assert sglang["graph"].seconds == trtllm["base"].seconds
     h100, h200 = catalog.device("h100_sxm"), catalog.device("h200_sxm")
     for field in ("l2_resident_fraction", "latency_spread"):
         assert getattr(h200, field) == getattr(h100, field), field

@@ -6,7 +6,7 @@ No kernel's own rule; FlashInfer's `fixed_split_size` and SGLang's deterministic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,8 @@ class FixedSplitSize:
     A request is cut and merged alike alone and in any batch. CTAs are issued row block first, then
     split, then head, then request; none is empty. A second kernel merges if any request is split.
     """
+
+    chooses: ClassVar[bool] = False
 
     split_tokens: Annotated[int, Field(ge=1)] = 2048
 

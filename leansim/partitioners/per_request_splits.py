@@ -7,7 +7,7 @@ cuts them, and nothing is launched for a run that would be empty.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -44,6 +44,8 @@ class PerRequestSplits:
     second `kernel`, which runs if any request is split, or by the `last` CTA of an output tile to
     arrive, for kernels that have no second one. Unsplit requests write their output at once.
     """
+
+    chooses: ClassVar[bool] = False
 
     num_splits: tuple[Splits, ...] | Splits = 1
     order: Literal["issue", "longest_first"] = "issue"

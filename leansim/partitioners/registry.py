@@ -28,7 +28,12 @@ GROUP = "leansim.partitioners"
 
 
 class Partitioner(Protocol):
-    """Makes a schedule. Implementations are frozen dataclasses; nothing needs to be inherited."""
+    """Makes a schedule. Implementations are frozen dataclasses; nothing needs to be inherited.
+
+    Two class variables may say more: `split_count_option`, the option that sets how many splits there
+    are, where it is not `num_splits`; and `chooses`, False for one that is told what to cut and is no
+    rule of its own.
+    """
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Deal the tiles of `grid` to CTAs."""

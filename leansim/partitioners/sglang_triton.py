@@ -7,7 +7,7 @@ MLA and its larger cap.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -65,6 +65,8 @@ class SglangTriton:
     (sglang 0.5.14, triton_backend.py, forward_decode passes the counts of whole contexts); that they
     may begin inside a KV tile is made up for by the last split.
     """
+
+    split_count_option: ClassVar[str] = "max_kv_splits"
 
     max_kv_splits: Annotated[int, Field(ge=1)] = 8
     mode: Literal["dynamic", "static", "deterministic"] = "dynamic"

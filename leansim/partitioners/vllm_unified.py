@@ -6,7 +6,7 @@ Ignores ALiBi, multimodal prefixes and batch-invariant mode.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -65,6 +65,8 @@ class VllmUnified:
     read back. `cuda_graph` says whether the batch limit of the 3D kernel is moved to a captured size;
     `force_3d` picks a kernel whatever the batch, though only one new token can take the 3D one.
     """
+
+    split_count_option: ClassVar[str] = "segments"
 
     segments: Annotated[int, Field(ge=1)] = 16
     cuda_graph: bool = True

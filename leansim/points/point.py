@@ -31,7 +31,7 @@ from leansim.points.keys import result_key
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
-from leansim.specs.base import Count, DType, Positive, Spec, TokenCount
+from leansim.specs.base import Count, DType, Positive, Spec, TokenCount, sourced_anew
 from leansim.specs.device import Device
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.instance import Instance, instance_of
@@ -212,7 +212,8 @@ def _changed(spec: Any, changes: dict[str, Any]) -> Any:
             raise UnknownNameError(f"part of {kind} number {field!r}", part, [])
         data[field] = {**data[field], part: value} if part else value
         if field not in type(spec).unsourced():
-            data["sources"] = {**data["sources"], field: "assumed: overridden for this run"}
+            text = "assumed: overridden for this run"
+            data["sources"] = sourced_anew(data["sources"], name, text)
     return catalog.validate(type(spec), Document(f"{kind} override", data, {}))
 
 

@@ -1,17 +1,22 @@
-"""Describes a device, kernel, model or partitioner in text: every number with its source."""
+"""Describes a device, kernel, model, table or partitioner in text: every number with its source."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from leansim.api import Things, show
 from leansim.api import list as names_of
 from leansim.partitioners.registry import partitioners
 from leansim.report.text import render
+from leansim.specs import catalog
+from leansim.specs.base import SourcedSpec
 from leansim.specs.traces import find_trace, read_trace
+
+_LONG = 61  # characters of a value from which on it is cut, or told in parts
 
 
 def listed(what: Things) -> str:
@@ -37,7 +42,7 @@ def described(name: str) -> str:
 
     Raises `UnknownNameError` for a name that nothing answers to.
     """
-    thing = show(name)
+    thing = catalog.table(name) if name in catalog.names("table") else show(name)
     if isinstance(thing, type):
         return _partitioner(name, thing)
     text = _spec(thing)
@@ -59,20 +64,46 @@ def _partitioner(name: str, cls: type[Any]) -> str:
     return f"{name}: {inspect.getdoc(cls)}\n\n{render(rows, 'table') if rows else 'no options'}"
 
 
-def _spec(thing: Any) -> str:
+def _spec(thing: SourcedSpec) -> str:
+    counts = ", ".join(f"{n} {label}" for label, n in thing.source_counts().items() if n)
+    table = render(list(_rows(thing)), "table")
+    return f"{thing.name}: {thing.description}\n\n{table}\n\nnumbers: {counts}"
+
+
+def _rows(thing: SourcedSpec, way: str = "") -> Iterator[dict[str, str]]:
+    """A row for each thing that is structure, and one for each source, with what it answers for."""
     values = thing.model_dump(mode="json", exclude={"name", "description", "sources"})
     said = thing.model_dump(mode="json", exclude_defaults=True)  # of what is nested, that alone
-    rows = [
-        {"number": key, "value": _shown(said.get(key, value)), "source": thing.sources.get(key, "")}
-        for key, value in values.items()
-        if value is not None
-    ]
-    counts = ", ".join(f"{n} {label}" for label, n in thing.source_counts().items() if n)
-    return f"{thing.name}: {thing.description}\n\n{render(rows, 'table')}\n\n{counts}"
+    by_source = {key: found for key, found in thing.numbers_by_source().items() if found}
+    for field, value in values.items():
+        keys = [key for key in by_source if key.partition(".")[0] == field]
+        if keys:
+            whole = _shown(said.get(field, value)) if keys == [field] else "..."
+            for key in keys:
+                shown = _numbers(key, by_source[key]) if whole.endswith("...") else whole
+                yield {"number": way + key, "value": shown, "source": thing.sources[key]}
+        elif nested := thing.nested(field):
+            for item in nested:
+                yield from _rows(item, f"{way}{field}.{item.name}.")
+        elif value is not None and (not way or field in said):
+            yield {"number": way + field, "value": _shown(said.get(field, value)), "source": ""}
+
+
+def _numbers(key: str, found: Sequence[tuple[Sequence[str], float]]) -> str:
+    """The numbers below a key: each, or their range if they are alike, or how many."""
+    depth = key.count(".") + 1
+    parts = [(".".join(path[depth:]), _shown(value)) for path, value in found]
+    text = ", ".join(dict.fromkeys(f"{part}: {value}" if part else value for part, value in parts))
+    if len(text) < _LONG:
+        return text
+    alike = depth > 1 and not any("." in part for part, _ in parts)
+    values = [value for _, value in found]
+    span = f", {_shown(min(values))} to {_shown(max(values))}" if alike else ""
+    return f"{len(found)} numbers{span}"
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float) and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.4g}"
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) < _LONG else text[: _LONG - 4] + "..."

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, model_validator
 from leansim.errors import ConfigError, Problem, UnknownNameError
 from leansim.files.strict_yaml import Document, KeyPath, read
 from leansim.specs import catalog
-from leansim.specs.base import Count, SourcedSpec, Spec
+from leansim.specs.base import Count, SourcedSpec, Spec, sourced_anew
 from leansim.specs.catalog import Kind
 from leansim.specs.device import Device
 from leansim.specs.harness import HarnessTerm, MeasuredTable
@@ -143,9 +143,10 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def target_of(text: str) -> Target:
-    """Find the place of a constant: in a kernel's chain of `base` files, where it is defined.
+    """Find the place of a constant: where a kernel's or table's chain of `base` files defines it.
 
-    Raises `UnknownNameError` for what does not exist, is no constant, or decides schedules.
+    A device's is its own, whatever file it is based on. Raises `UnknownNameError` for what does not
+    exist, is no constant, or decides schedules.
     """
     kind, _, rest = text.partition(".")
     name, *keys = rest.split(".")
@@ -156,7 +157,7 @@ def target_of(text: str) -> Target:
         raise UnknownNameError(f"constant of {name}", "", type(spec).model_fields)
     if kind == "table":
         _check_term(spec, keys)
-        return Target(kind, name, tuple(keys))
+        return Target(kind, defining_table(name, keys[1], keys[2]), tuple(keys))
     _check_constant(type(spec), keys, text)
     home = defining(name, keys[0]) or name if kind == "kernel" else name
     return Target(kind, home, tuple(keys))
@@ -165,7 +166,7 @@ def target_of(text: str) -> Target:
 def chain(kernel: str) -> list[str]:
     """A kernel and the kernels it is based on, nearest first."""
     names = [kernel]
-    while (base := _file(names[-1]).get("base")) is not None:
+    while (base := _file("kernel", names[-1]).get("base")) is not None:
         names.append(str(base))
     return names
 
@@ -173,14 +174,30 @@ def chain(kernel: str) -> list[str]:
 def defining(kernel: str, field: str) -> str | None:
     """The kernel of a chain whose file says what a field is, or None."""
     for name in chain(kernel):
-        if field in _file(name):
+        if field in _file("kernel", name):
             return name
     return None
 
 
-def _file(kernel: str) -> dict[str, Any]:
-    """What a kernel's own file says."""
-    path = catalog.spec_path("kernel", kernel)
+def defining_table(table: str, term: str, field: str) -> str:
+    """The table whose file says a number of a harness term, or else the nearest that has the term."""
+    named: list[str] = []
+    waiting = [table]
+    while waiting:
+        data = _file("table", name := waiting.pop(0))
+        own = next((item for item in data.get("harness", ()) if item["name"] == term), None)
+        if own is not None:
+            named.append(name)
+            if field in own:
+                return name
+        bases = [item["base"] for item in (own or {}, data) if "base" in item]
+        waiting = [*map(str, bases), *waiting]
+    return named[0]
+
+
+def _file(kind: Kind, name: str) -> dict[str, Any]:
+    """What a kernel's or table's own file says."""
+    path = catalog.spec_path(kind, name)
     return _read(path, path.stat().st_mtime_ns)
 
 
@@ -196,9 +213,18 @@ def applies(target: Target, kernel: str, device: str) -> bool:
         return target.name == device
     if target.kind != "kernel" or target.name not in chain(kernel):
         return False
-    arch = catalog.device(device).arch
-    other_arch = target.keys[-1].startswith("sm_") and target.keys[-1] != arch
+    archs = {catalog.device(name).arch for name in catalog.names("device")}
+    other_arch = target.keys[-1] in archs - {catalog.device(device).arch}
     return not other_arch and defining(kernel, target.keys[0]) in (target.name, None)
+
+
+def in_harness(target: Target, table: str) -> bool:
+    """Whether a constant is a number of a table's harness, in its own file or in one it is based on."""
+    if target.kind != "table" or table not in catalog.names("table"):
+        return False
+    _, term, field = target.keys
+    known = {item.name for item in catalog.table(table).harness}
+    return term in known and defining_table(table, term, field) == target.name
 
 
 def changed(spec: Any, changes: Mapping[Target, float]) -> Any:
@@ -210,8 +236,8 @@ def changed(spec: Any, changes: Mapping[Target, float]) -> Any:
         holder = data
         if target.kind == "table":
             holder = next(term for term in data["harness"] if term["name"] == target.keys[1])
-        field = target.keys[2] if target.kind == "table" else target.keys[0]
-        holder["sources"] = {**holder.get("sources", {}), field: "fitted: this calibration"}
+        field = ".".join(target.keys[2:] if target.kind == "table" else target.keys)
+        holder["sources"] = sourced_anew(holder.get("sources", {}), field, "fitted: this calibration")
     return catalog.validate(type(spec), Document(f"{spec.name} under calibration", data, {}))
 
 

@@ -7,8 +7,7 @@ again, except where only a harness has changed, which costs an addition.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,11 +24,20 @@ from leansim.files.strict_yaml import KeyPath, read
 from leansim.files.writing import write_together
 from leansim.files.yaml_edit import edited, short
 from leansim.points.point import Point, Resolved, resolve
-from leansim.silicon.calibration import Calibration, FitRows, Target, applies, changed, value_at
+from leansim.silicon.calibration import (
+    Calibration,
+    FitRows,
+    Target,
+    applies,
+    changed,
+    in_harness,
+    value_at,
+)
 from leansim.silicon.own import own_rows
 from leansim.silicon.rows import ROW_COLUMNS, Harnesses, in_hash_order, matching, of_split
 from leansim.silicon.tables import measured_rows
 from leansim.specs import catalog
+from leansim.specs.base import numbers, source_key
 from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
 from leansim.specs.instance import instance_of
@@ -48,8 +56,6 @@ _F_SCALE = 0.05
 _STEP = 0.02
 _MOST_EVALUATIONS = 40
 _KEPT = 64
-_CLAUSE = re.compile(r"[\w.]+: ")
-_ELSE = "; else "
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,8 @@ class _Model:
             if len(self.kernels) >= _KEPT:
                 del self.kernels[next(iter(self.kernels))]
             self.kernels[key] = self._executed(simulated)
-        found: FloatArray = self.kernels[key] + self.harnesses.seconds(_tables(changes))
+        tables = _tables(changes, self.harnesses.places)
+        found: FloatArray = self.kernels[key] + self.harnesses.seconds(tables)
         return found
 
     def _executed(self, changes: dict[Target, float]) -> FloatArray:
@@ -253,13 +260,10 @@ class _Model:
         return seconds
 
 
-def _tables(changes: Mapping[Target, float]) -> dict[str, MeasuredTable]:
-    """The measured tables whose constants are among those changed, so changed."""
-    names = {target.name for target in changes if target.kind == "table"}
-    mine = {
-        name: {t: v for t, v in changes.items() if (t.kind, t.name) == ("table", name)} for name in names
-    }
-    return {name: changed(catalog.table(name), mine[name]) for name in names}
+def _tables(changes: Mapping[Target, float], names: Iterable[str]) -> dict[str, MeasuredTable]:
+    """Those of the measured tables whose constants are among the changed, so changed."""
+    mine = {name: {t: v for t, v in changes.items() if in_harness(t, name)} for name in names}
+    return {name: changed(catalog.table(name), new) for name, new in mine.items() if new}
 
 
 def _with(spec: Any, changes: dict[Target, float]) -> Any:
@@ -309,25 +313,31 @@ def edits(fit: Fit) -> dict[Path, str]:
     for constant in fit.constants:
         target = constant.target
         path = catalog.spec_path(target.kind, target.name)  # type: ignore[arg-type]
-        name: str = target.keys[0]
-        place: KeyPath = target.keys
+        keys: tuple[str, ...] = target.keys
         holder: KeyPath = ()
         data = read(path).data
         if target.kind == "table":
             terms = [term["name"] for term in data["harness"]]
             _, term, name = target.keys
-            holder = ("harness", terms.index(term))
-            place = (*holder, name)
+            keys, holder = (name,), ("harness", terms.index(term))
             data = data["harness"][terms.index(term)]
         file = changes.setdefault(path, {})
-        if target.flat and len(data[name]) == 1:  # one point already: its share alone changes
+        place: KeyPath = (*holder, *keys)
+        if target.flat and len(data.get(keys[0], ())) == 1:  # one point already: its share alone changes
             place = (*place, 0, 1)
         file[place] = [[1.0, constant.after]] if target.flat and len(place) == 1 else constant.after
-        source: KeyPath = (*holder, "sources", name)
-        part = ".".join(target.keys[1:]) if target.kind != "table" else ""
-        old = file.get(source, data.get("sources", {}).get(name, ""))
-        file[source] = fitted_source(str(old), part, _how(fit, target))
+        written = {str(way[-1]): text for way, text in file.items() if way[:-1] == (*holder, "sources")}
+        key = _source_key(data, {**data.get("sources", {}), **written}, keys)
+        file[(*holder, "sources", key)] = f"fitted: {_how(fit, target)}"
     return {path: edited(path.read_text(encoding="utf-8"), mine) for path, mine in changes.items()}
+
+
+def _source_key(data: dict[str, Any], sources: dict[str, str], keys: tuple[str, ...]) -> str:
+    """Key of a number's source in its file: one that answers for it alone, or else its own path."""
+    said = {key: value for key, value in data.items() if key != "sources"}
+    own = source_key(sources, keys)
+    others = [path for path, _ in numbers(said) if path != keys and source_key(sources, path) == own]
+    return ".".join(keys) if own is None or others else own
 
 
 def write(fit: Fit) -> list[Path]:
@@ -337,28 +347,12 @@ def write(fit: Fit) -> list[Path]:
     return list(files)
 
 
-def fitted_source(old: str, part: str, how: str) -> str:
-    """The source of a number that was fitted, or of which one `part` was and the rest was not.
-
-    Parts fitted before keep their clauses: `fitted: sm_80: ...; sm_90: ...; else assumed: ...`.
-    """
-    if not part:
-        return f"fitted: {how}"
-    clauses: dict[str, str] = {}
-    rest = old
-    if old.startswith("fitted: ") and _CLAUSE.match(old.removeprefix("fitted: ")):
-        mine, _, rest = old.removeprefix("fitted: ").partition(_ELSE)
-        clauses = dict(clause.split(": ", 1) for clause in mine.split("; "))
-    clauses[part] = how
-    text = "fitted: " + "; ".join(f"{key}: {clause}" for key, clause in clauses.items())
-    return f"{text}{_ELSE}{rest}" if rest else text
-
-
 def _how(fit: Fit, target: Target) -> str:
     """What a constant rests on: the fitted rows that it changes, and their errors."""
     rows = fit.rows.reset_index(drop=True)
     if target.kind == "table":
-        mine = (rows["harness"] == target.name).to_numpy()
+        theirs = {name for name in dict.fromkeys(rows["harness"]) if in_harness(target, name)}
+        mine = rows["harness"].isin(theirs).to_numpy()
     else:
         pairs = list(zip(rows["kernel"], rows["device"], strict=True))
         changes = {pair: applies(target, *pair) for pair in set(pairs)}

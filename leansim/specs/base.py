@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -24,6 +24,8 @@ DTYPES: tuple[str, ...] = get_args(DType)
 
 SourceLabel = Literal["datasheet", "measured", "counted", "fitted", "assumed"]
 SOURCE_LABELS: tuple[str, ...] = get_args(SourceLabel)
+
+Keys = tuple[str, ...]
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
 _MULTIPLIER = {"": 1, "k": 1024, "m": 1024**2}
@@ -71,26 +73,34 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
 
 
-def numbers(value: Any, way: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The key path of each number in a record, mapping or list; positions in lists are no part of it.
+def numbers(value: Any) -> list[tuple[Keys, float]]:
+    """Each number in a record, mapping or list behind its path: keys, without positions in lists.
 
     A nested record with sources of its own answers for its numbers itself.
     """
-    if isinstance(value, SourcedSpec) and way:
-        return
-    if isinstance(value, Spec):
-        value = {key: getattr(value, key) for key in value.model_fields_set}
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from numbers(item, (*way, str(key)))
-    elif isinstance(value, list | tuple):
+    found: list[tuple[Keys, float]] = []
+    _collect(value, (), found)
+    return found
+
+
+def _collect(value: Any, way: Keys, found: list[tuple[Keys, float]]) -> None:
+    # The frequent kinds come first: each override of a point comes by here.
+    if isinstance(value, int | float):
+        if not isinstance(value, bool):
+            found.append((way, value))
+    elif isinstance(value, tuple | list):
         for item in value:
-            yield from numbers(item, way)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield way
+            _collect(item, way, found)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _collect(item, (*way, str(key)), found)
+    elif isinstance(value, Spec) and not (way and isinstance(value, SourcedSpec)):
+        for key, item in value.__dict__.items():
+            if key in value.model_fields_set:
+                _collect(item, (*way, key), found)
 
 
-def source_key(sources: Mapping[str, str], path: Sequence[str]) -> str | None:
+def source_key(sources: Mapping[str, str], path: Keys) -> str | None:
     """The longest key of `sources` at or above a number, the number's source, or None."""
     keys = (".".join(path[:length]) for length in range(len(path), 0, -1))
     return next((key for key in keys if key in sources), None)
@@ -123,7 +133,7 @@ class SourcedSpec(Spec):
     - `datasheet`: its maker, or a document about it, says so;
     - `measured`: read off a clock or a meter;
     - `counted`: read in source or machine code, or worked out from what is;
-    - `fitted`: chosen so that predictions meet measured times, by a calibration or by hand; the
+    - `fitted`: chosen so that a prediction meets what was measured, by a calibration or by hand; the
       reference names the rows, which are no test of it any more;
     - `assumed`: carried over from something alike, or guessed.
     """
@@ -137,9 +147,14 @@ class SourcedSpec(Spec):
         """Fields that are names or structure, not numbers, and so need no source."""
         return frozenset({"name", "description", "sources"})
 
+    @classmethod
+    def groups(cls) -> frozenset[str]:
+        """Fields that a file lays over those of its base number by number."""
+        return frozenset()
+
     @model_validator(mode="after")
     def _each_number_has_a_source(self) -> SourcedSpec:
-        paths = dict.fromkeys(self._numbers())
+        paths = dict.fromkeys(path for path, _ in self._numbers())
         missing = [path for path in paths if source_key(self.sources, path) is None]
         if missing:
             partly = {key.split(".")[0] for key in self.sources}
@@ -151,31 +166,30 @@ class SourcedSpec(Spec):
             raise ValueError(f"sources for numbers that are not here: {listing(extra)}{hint}")
         return self
 
-    def _numbers(self) -> Iterator[tuple[str, ...]]:
-        """The key path of each number that is said here and needs a source."""
-        structure = self.unsourced()
-        return (path for path in numbers(self) if path[0] not in structure)
+    def _numbers(self) -> list[tuple[Keys, float]]:
+        """Each number that is said here and needs a source, behind its path."""
+        wanted = self.model_fields_set - self.unsourced()
+        return numbers({key: value for key, value in self.__dict__.items() if key in wanted})
 
-    def numbers_by_source(self) -> dict[str, list[tuple[str, ...]]]:
-        """Key paths of the numbers that each source answers for, in the order of `sources`."""
-        found: dict[str, list[tuple[str, ...]]] = {key: [] for key in self.sources}
-        for path in self._numbers():
-            found[source_key(self.sources, path) or ""].append(path)
+    def numbers_by_source(self) -> dict[str, list[tuple[Keys, float]]]:
+        """Keys and value of the numbers that each source answers for, in the order of `sources`."""
+        found: dict[str, list[tuple[Keys, float]]] = {key: [] for key in self.sources}
+        for path, value in self._numbers():
+            found[source_key(self.sources, path) or ""].append((path, value))
         return found
 
     def source_counts(self) -> dict[str, int]:
         """Return how many numbers carry each label, those of nested records included."""
         counts = dict.fromkeys(SOURCE_LABELS, 0)
-        for key, paths in self.numbers_by_source().items():
-            counts[self.sources[key].partition(":")[0]] += len(paths)
-        for nested in self._nested():
+        for key, found in self.numbers_by_source().items():
+            counts[self.sources[key].partition(":")[0]] += len(found)
+        for nested in self.nested():
             for label, count in nested.source_counts().items():
                 counts[label] += count
         return counts
 
-    def _nested(self) -> Iterator[SourcedSpec]:
-        """Records in lists of this one that have sources of their own."""
-        for key in self.model_fields_set:
-            value = getattr(self, key)
-            if isinstance(value, tuple):
-                yield from (item for item in value if isinstance(item, SourcedSpec))
+    def nested(self, field: str | None = None) -> list[SourcedSpec]:
+        """Records in lists of this one, or in one of its lists, that have sources of their own."""
+        lists = self.__dict__.values() if field is None else (self.__dict__[field],)
+        items = (item for value in lists if isinstance(value, tuple) for item in value)
+        return [item for item in items if isinstance(item, SourcedSpec)]

@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
+from leansim.files.bases import based_on, laid_over
 from leansim.files.strict_yaml import Document, KeyPath, read
+from leansim.specs.base import SourcedSpec
 from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
 from leansim.specs.kernel import Kernel
@@ -23,6 +25,7 @@ from leansim.specs.model import Model
 
 Kind = Literal["device", "kernel", "model", "table"]
 _Spec = TypeVar("_Spec", bound=BaseModel)
+_Sourced = TypeVar("_Sourced", bound=SourcedSpec)
 
 
 def config_folders() -> list[Path]:
@@ -90,7 +93,7 @@ def _files(kind: Kind) -> Iterator[Path]:
         yield from sorted(folder.glob(f"{kind}s/*.yaml"))
 
 
-def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
+def _load(cls: type[_Sourced], kind: Kind, name: str) -> _Sourced:
     if name.endswith((".yaml", ".yml")):
         return _read_spec(cls, kind, Path(name), ())
     for path in _candidates(kind, name, os.environ.get("LEANSIM_CONFIGS", "")):
@@ -98,7 +101,7 @@ def _load(cls: type[_Spec], kind: Kind, name: str) -> _Spec:
             modified = _modified(kind, path)
         except OSError:
             continue
-        spec: _Spec = _read_shipped(cls, kind, path, modified)
+        spec: _Sourced = _read_shipped(cls, kind, path, modified)
         return spec
     raise UnknownNameError(kind, name, names(kind))
 
@@ -111,25 +114,27 @@ def _candidates(kind: Kind, name: str, _configs: str) -> tuple[Path, ...]:
 
 
 @cache
-def _read_shipped(cls: type[_Spec], kind: Kind, path: Path, _modified: tuple[int, ...]) -> _Spec:
+def _read_shipped(cls: type[_Sourced], kind: Kind, path: Path, _modified: tuple[int, ...]) -> _Sourced:
     return _read_spec(cls, kind, path, ())
 
 
 def _modified(kind: Kind, path: Path) -> tuple[int, ...]:
     """When a file and those it is based on were last written. Raises `OSError` if it is not there."""
-    behind, times = [path], [path.stat().st_mtime_ns]
-    while (base := _base_path(kind, tuple(behind), times[-1])) is not None:
-        behind.append(base)
-        times.append(base.stat().st_mtime_ns)
+    waiting: list[tuple[Path, ...]] = [(path,)]
+    times = []
+    while waiting:
+        behind = waiting.pop()
+        times.append(behind[-1].stat().st_mtime_ns)
+        waiting += [(*behind, base) for base in _base_paths(kind, behind, times[-1])]
     return tuple(times)
 
 
 @cache
-def _base_path(kind: Kind, behind: tuple[Path, ...], _modified: int) -> Path | None:
-    """The file that the last of `behind` names as its `base`, if it names one that is there."""
-    data = read(behind[-1]).data
-    base = data.get("base") if isinstance(data, dict) else None
-    return _bases(kind, behind).get(str(base)) if base is not None else None
+def _base_paths(kind: Kind, behind: tuple[Path, ...], _modified: int) -> tuple[Path, ...]:
+    """The files that the last of `behind` names as a `base`, of all of it or of an item, if there."""
+    known = _bases(kind, behind)
+    named = dict.fromkeys(name for _, name in based_on(read(behind[-1]).data))
+    return tuple(known[name] for name in named if name in known)
 
 
 def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:
@@ -139,44 +144,32 @@ def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path not in behind}
 
 
-def _read_spec(cls: type[_Spec], kind: Kind, path: Path, behind: Sequence[Path]) -> _Spec:
-    document = read(path)
-    merged = _with_base(document, kind, (*behind, path))
-    return validate(cls, Document(document.source, merged, document.marks))
+def _read_spec(cls: type[_Sourced], kind: Kind, path: Path, behind: Sequence[Path]) -> _Sourced:
+    document = _with_bases(read(path), kind, (*behind, path), cls.groups())
+    return validate(cls, document)
 
 
-def _with_base(document: Document, kind: Kind, behind: Sequence[Path]) -> Any:
-    """Lay a file's keys over those of the file its `base` names; sources follow their numbers."""
-    data = document.data
-    if not isinstance(data, dict) or "base" not in data:
-        return data
-    base_name = str(data["base"])
+def _with_bases(
+    document: Document, kind: Kind, behind: Sequence[Path], groups: frozenset[str]
+) -> Document:
+    """Lay what a file says over what the files say that it, or an item of it, is based on."""
+    bases: dict[KeyPath, Any] = {}
     paths = _bases(kind, behind)
-    if base_name not in paths:
-        others = sorted(set(paths) - {path.stem for path in behind})
-        wanted = f"wanted the name of another {kind}{suggestion(base_name, others)}"
-        raise ConfigError(document.source, [document.problem(("base",), repr(base_name), wanted)])
-    if not isinstance(data.get("sources", {}), dict):
-        found = type(data["sources"]).__name__
-        wanted = "wanted a mapping of sources"
-        raise ConfigError(document.source, [document.problem(("sources",), found, wanted)])
-    base_document = read(paths[base_name])
-    base = _with_base(base_document, kind, (*behind, paths[base_name]))
-    sources = {**base.get("sources", {}), **data.get("sources", {})}
-    merged = {**base, **{key: value for key, value in data.items() if key != "base"}}
-    for key in ("loops", "compute", "start", "ctas", "merge"):
-        if isinstance(base.get(key), dict) and isinstance(data.get(key), dict):
-            merged[key] = {**base[key], **data[key]}
-    kept = {key for key, value in merged.items() if value is not None}
-    merged["sources"] = {key: text for key, text in sources.items() if key.split(".")[0] in kept}
-    return merged
+    for place, name in based_on(document.data):
+        if name not in paths:
+            wanted = f"wanted the name of another {kind}{suggestion(name, paths)}"
+            raise ConfigError(document.source, [document.problem(place, repr(name), wanted)])
+        base = _with_bases(read(paths[name]), kind, (*behind, paths[name]), groups)
+        _check_mapping(base)
+        if base.problems:
+            raise ConfigError(base.source, base.problems)
+        bases[place] = base.data
+    return laid_over(document, bases, groups)
 
 
 def validate(cls: type[_Spec], document: Document) -> _Spec:
     """Validate parsed YAML against a class. Raises `ConfigError` with all problems and places."""
-    if not isinstance(document.data, dict):
-        found = "nothing" if document.data is None else type(document.data).__name__
-        raise ConfigError(document.source, [document.problem((), found, "wanted a mapping of keys")])
+    _check_mapping(document)
     found_problems = list(document.problems)
     try:
         spec = cls.model_validate(document.data)
@@ -187,6 +180,12 @@ def validate(cls: type[_Spec], document: Document) -> _Spec:
     if found_problems:
         raise ConfigError(document.source, found_problems)
     return spec
+
+
+def _check_mapping(document: Document) -> None:
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else type(document.data).__name__
+        raise ConfigError(document.source, [document.problem((), found, "wanted a mapping of keys")])
 
 
 def problems(cls: type[BaseModel], document: Document, error: ValidationError) -> list[Problem]:

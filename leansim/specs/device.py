@@ -13,13 +13,19 @@ from pydantic import Field, field_validator
 
 from leansim.specs.base import Count, Fraction, Positive, SourcedSpec
 
+Vendor = Literal["nvidia", "amd"]
 LaunchMode = Literal["graph", "stream", "pdl"]
 EfficiencyPoint = tuple[Positive, Fraction]
 
 
 class Device(SourcedSpec):
-    """One GPU. Every number's source stands under `sources` in its file."""
+    """One GPU. Every number's source stands under `sources` in its file.
 
+    Nothing is timed with `tdp_w`, `idle_power_w` and `dram_energy_j_per_byte`: they are what an energy
+    model needs to know of a card.
+    """
+
+    vendor: Vendor
     arch: str
     num_sms: Count
     num_xcds: Count = 1
@@ -70,7 +76,7 @@ class Device(SourcedSpec):
     @classmethod
     def unsourced(cls) -> frozenset[str]:
         """Names and structure."""
-        return super().unsourced() | {"arch"}
+        return super().unsourced() | {"vendor", "arch"}
 
     @field_validator("dram_efficiency")
     @classmethod

@@ -231,9 +231,8 @@ class MeasuredTable(SourcedSpec):
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
-        """Names and structure; each term of the harness has sources of its own."""
-        structure = {"file", "device", "kernels", "q_dtype", "launch", "cache", "harness"}
-        return super().unsourced() | structure | {"exclude", "bytes_check"}
+        """Names, and how the file is read; each term of the harness has sources of its own."""
+        return super().unsourced() | {"file", "device", "kernels", "exclude", "validated"}
 
     @model_validator(mode="after")
     def _names_agree(self) -> MeasuredTable:
@@ -249,14 +248,6 @@ class MeasuredTable(SourcedSpec):
     def harness_s(self, calls: Calls) -> Any:
         """What a measured latency contains beside the attention kernel, s: an array or a number."""
         return total(term.seconds_of(calls) for term in self.harness)
-
-    def source_counts(self) -> dict[str, int]:
-        """How many numbers carry each label, those of the harness included."""
-        counts = super().source_counts()
-        for term in self.harness:
-            for label, count in term.source_counts().items():
-                counts[label] += count
-        return counts
 
 
 def total(parts: Iterable[Any]) -> Any:

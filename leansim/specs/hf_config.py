@@ -224,14 +224,12 @@ def _layer_kinds(reader: _Reader) -> set[Kind]:
 
 def _numbers(reader: _Reader) -> dict[str, tuple[int, str]]:
     """Return field -> (value, the key or keys it came from); what is wrong goes to `problems`."""
-    q_heads, longest = reader.whole("num_attention_heads"), "max_position_embeddings"
+    q_heads = reader.whole("num_attention_heads")
     found: dict[str, tuple[int | None, str]] = {
         "num_layers": (reader.whole("num_hidden_layers"), "num_hidden_layers"),
         "num_q_heads": (q_heads, "num_attention_heads"),
     }
     found |= _latent_entry(reader) if reader.latent else _kv_heads(reader, q_heads)
-    if reader.config.get(longest) is not None:
-        found["max_position"] = (reader.whole(longest), longest)
     return {key: (value, source) for key, (value, source) in found.items() if value is not None}
 
 

@@ -301,6 +301,11 @@ class Kernel(SourcedSpec):
         return built & rates.keys() if isinstance(rates, dict) else built
 
     @classmethod
+    def groups(cls) -> frozenset[str]:
+        """Mechanisms, but the combine kernel, which is another or the same."""
+        return frozenset({"loops", "compute", "start", "ctas", "merge"})
+
+    @classmethod
     def unsourced(cls) -> frozenset[str]:
         """Everything that says what the code is rather than what it costs."""
         return super().unsourced() | {

@@ -18,7 +18,7 @@ class Model(SourcedSpec):
     `head_dim` is the elements of a key, `head_dim_v` of a value (None: as the key). With `latent_kv`
     a value is the leading part of its key, and the KV heads are the latent entries of a token: MLA as
     it decodes, one entry, its up-projections absorbed. `window` is the tokens a sliding window keeps
-    (None: all), `max_position` the longest context in tokens.
+    (None: all).
     """
 
     num_layers: Count
@@ -28,7 +28,6 @@ class Model(SourcedSpec):
     head_dim_v: Count | None = None
     latent_kv: bool = False
     window: TokenCount | None = None
-    max_position: TokenCount | None = None
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:

@@ -9,10 +9,8 @@ from leansim.errors import PartitionerError, UnknownNameError
 from leansim.partitioners.registry import Partitioner, make, option_names, partitioners, snake_case
 from leansim.points.point import Resolved
 from leansim.specs import catalog
+from leansim.specs.device import Device
 from leansim.specs.kernel import PartitionerSpec
-
-# Cuts to choose counts or sizes for, not rules that choose.
-_TOOLS = ("per_request_splits", "fixed_split_size")
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,11 @@ def known_rules(resolved: Resolved) -> list[Rule]:
     """
     found: dict[str, Rule] = {}
     elsewhere = set()
+    archs = _archs(resolved.device)
     for kernel_name in catalog.names("kernel"):
         kernel = catalog.kernel(kernel_name)
         spec = kernel.partitioner
-        vendors = {arch[:2] for arch in kernel.archs}
-        meant = resolved.device.arch[:2] in vendors
-        if not meant or kernel.latent_kv != resolved.workload.latent_kv:
+        if archs.isdisjoint(kernel.archs) or kernel.latent_kv != resolved.workload.latent_kv:
             elsewhere.add(spec.name)
             continue
         partitioner = make(spec.name, spec.options)
@@ -51,7 +48,7 @@ def known_rules(resolved: Resolved) -> list[Rule]:
         found[repr(partitioner)] = replace(same, used_by=(*same.used_by, kernel_name))
     used = {rule.name.partition("(")[0] for rule in found.values()}
     for name in partitioners():
-        if name in _TOOLS or name in elsewhere | used:
+        if name in elsewhere | used or not getattr(partitioners()[name], "chooses", True):
             continue
         try:
             partitioner = make(name)
@@ -59,6 +56,12 @@ def known_rules(resolved: Resolved) -> list[Rule]:
             continue
         found.setdefault(repr(partitioner), Rule(name, partitioner))
     return sorted(found.values(), key=lambda rule: rule.name)
+
+
+def _archs(device: Device) -> set[str]:
+    """Architectures of the vendor of a device, as far as the catalogue has them."""
+    known = [catalog.device(name) for name in catalog.names("device")]
+    return {other.arch for other in (*known, device) if other.vendor == device.vendor}
 
 
 def chosen_rules(resolved: Resolved, names: Sequence[str] = ()) -> list[Rule]:
@@ -104,22 +107,18 @@ def own_rule(resolved: Resolved) -> Rule:
     )
 
 
-# What partitioners call the count that a server may set, where it is not `num_splits`.
-_COUNT_OPTIONS = {"sglang_triton": "max_kv_splits", "vllm_unified": "segments"}
-
-
 def told(partitioner: Partitioner, count: int) -> Partitioner | None:
     """A partitioner told to use a number of splits, or None if it takes no such option.
 
     For some it is a bound on counts that follow from the lengths. Raises `PartitionerError` for a
     count that the partitioner refuses.
     """
-    name = snake_case(type(partitioner).__name__)
-    option = _COUNT_OPTIONS.get(name, "num_splits")
-    if option not in option_names(type(partitioner)):
+    option = getattr(partitioner, "split_count_option", "num_splits")
+    options = option_names(type(partitioner))
+    if option not in options:
         return None
-    given = {key: getattr(partitioner, key) for key in option_names(type(partitioner))}
-    return make(name, {**given, option: count})
+    given = {key: getattr(partitioner, key) for key in options}
+    return make(snake_case(type(partitioner).__name__), {**given, option: count})
 
 
 def heeds_count(resolved: Resolved) -> bool:

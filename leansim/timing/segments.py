@@ -155,7 +155,7 @@ def _at_end(schedule: Schedule) -> BoolArray:
 def _at_window(schedule: Schedule) -> BoolArray:
     """Which segments have the KV tile where a window begins."""
     begins: BoolArray = np.equal(schedule.start, 0)
-    return begins & schedule.grid.workload.is_local
+    return begins if schedule.grid.workload.is_local else np.zeros_like(begins)
 
 
 def _edges(schedule: Schedule) -> IntArray:
@@ -170,7 +170,9 @@ def _ends_at_an_edge(schedule: Schedule) -> BoolArray:
     ends = [_at_end(schedule), _at_window(schedule)]
     if schedule.grid.tile_order == "backward":
         ends.reverse()
-    return ends[0] | (ends[1] & np.equal(schedule.stop - schedule.start, 1))
+    only: BoolArray = np.equal(schedule.stop - schedule.start, 1)
+    at_last: BoolArray = ends[0] | (ends[1] & only)
+    return at_last
 
 
 def _masked_tiles(schedule: Schedule) -> FloatArray:
