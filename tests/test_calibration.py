@@ -16,22 +16,11 @@ from leansim.errors import ConfigError, LeansimError, StoreError
 from leansim.files.strict_yaml import parse
 from leansim.files.writing import write_together, write_whole
 from leansim.files.yaml_edit import edited, short
-from leansim.silicon.calibration import (
-    MOST_PER_PAIR,
-    Calibration,
-    CalibrationConfig,
-    applies,
-    chain,
-    changed,
-    defining,
-    in_harness,
-    read_calibration,
-    target_of,
-    value_at,
-)
+from leansim.silicon.calibration import MOST_PER_PAIR, Calibration, CalibrationConfig, read_calibration
 from leansim.silicon.fit import calibrate, edits, fit_rows, write
 from leansim.silicon.rows import SHAPE, calls_of, digest
 from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows, table_rows
+from leansim.silicon.targets import applies, chain, changed, defining, in_harness, target_of, value_at
 from leansim.silicon.validate import validate
 from leansim.specs import catalog
 from leansim.sweeps.predict import prediction
@@ -193,13 +182,13 @@ def test_the_shipped_calibrations_make_sense(path: Path) -> None:
     ("target", "complaint"),
     [
         ("kernel.fa2.tiles", "decide schedules, or what fits on an SM"),
-        ("kernel.fa2.kv_stages", "decide schedules, or what fits on an SM"),
-        ("kernel.fa2.prologue_loads", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.loops.single_buffered.stages", "decide schedules, or what fits on an SM"),
+        ("kernel.fa2.start.loads", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.combine.registers_per_thread", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.combine.splits_in_flight", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.partitioner", "decide schedules, or what fits on an SM"),
         ("kernel.fa2.compute.mma_efficiency", "decide schedules, or what fits on an SM"),
-        ("kernel.fa2.mma_eficiency.sm_80", "did you mean 'mma_efficiency'"),
+        ("kernel.fa2.compute.mma_eficiency.sm_80", "did you mean 'mma_efficiency'"),
         ("device.a100_sxm_80gb.num_sms", "decide schedules, or what fits on an SM"),
         ("device.a100_sxm_80gb.smem_bytes_per_sm", "decide schedules, or what fits on an SM"),
         ("device.a100.latency_spread", "unknown device"),
@@ -366,28 +355,28 @@ def test_several_files_are_written_together_or_not_at_all(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
 
 
-SEGMENT = re.compile(r"^segment_overhead_s:.*$", re.MULTILINE)
+SEGMENT = re.compile(r"(?<=, )overhead_s: \{[^}]*\}(?=\}$)", re.MULTILINE)
 SEGMENT_SOURCE = re.compile(
-    r"^  segment_overhead_s[^\n]*\n(    +\"[^\n]*\n( {5}[^\n]*\n)*)?", re.MULTILINE
+    r"^  start.overhead_s[^\n]*\n(    +\"[^\n]*\n( {5}[^\n]*\n)*)?", re.MULTILINE
 )
 
 
 @pytest.mark.parametrize(
     ("numbers", "key"),
-    [("{sm_80: 3.4e-7}", "segment_overhead_s"), ("{sm_80: 1e-7, sm_90: 0}", "segment_overhead_s.sm_80")],
+    [("{sm_80: 3.4e-7}", "start.overhead_s"), ("{sm_80: 1e-7, sm_90: 0}", "start.overhead_s.sm_80")],
 )
 def test_a_source_is_written_for_the_number_that_was_fitted(
     tmp_path: Path, configs: Path, numbers: str, key: str
 ) -> None:
     """Under its own path beside the source of the rest, or under the key that answers for it alone."""
     path = configs / "kernels" / "fa2.yaml"
-    text = SEGMENT.sub(f"segment_overhead_s: {numbers}", SEGMENT_SOURCE.sub("", path.read_text()))
-    path.write_text(text + '  segment_overhead_s: "assumed: as before"\n')
+    text = SEGMENT.sub(f"overhead_s: {numbers}", SEGMENT_SOURCE.sub("", path.read_text()))
+    path.write_text(text + '  start.overhead_s: "assumed: as before"\n')
     fit = calibrate(calibration(tmp_path, {SEGMENT_TARGET: "[0, 2.0e-6]"}), DATA, jobs=1)
     path.write_text(edits(fit)[path])
     sources = catalog.kernel("fa2").sources
     assert sources[key].startswith("fitted: leansim calibrate trial, ")
-    assert sources.get("segment_overhead_s", "") in (sources[key], "assumed: as before")
+    assert sources.get("start.overhead_s", "") in (sources[key], "assumed: as before")
     assert all(catalog.kernel("fa2").numbers_by_source().values())
 
 

@@ -14,8 +14,8 @@ from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
-from leansim.silicon.calibration import chain
 from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_cells
+from leansim.silicon.targets import chain
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 

@@ -31,12 +31,13 @@ from leansim.points.keys import result_key
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
-from leansim.specs.base import Count, DType, Positive, Spec, TokenCount, sourced_anew
+from leansim.specs.base import Count, DType, Positive, Spec, TokenCount
 from leansim.specs.device import Device
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel, PartitionerChoice, PartitionerSpec
 from leansim.specs.model import Model
+from leansim.specs.overrides import overridden
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
 from leansim.specs.workload import Cache, Launch, Workload
 
@@ -194,27 +195,7 @@ def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, K
         changes[kind][name] = value
     if point.num_sms is not None:
         changes["device"]["num_sms"] = point.num_sms
-    return _changed(device, changes["device"]), _changed(kernel, changes["kernel"])
-
-
-def _changed(spec: Any, changes: dict[str, Any]) -> Any:
-    """Return a device or kernel with numbers replaced; their source becomes the override."""
-    if not changes:
-        return spec
-    data = spec.model_dump(mode="python", exclude_unset=True)
-    kind = type(spec).__name__.lower()
-    for name, value in changes.items():
-        field, _, part = name.partition(".")
-        known = sorted(type(spec).model_fields)
-        if field not in known:
-            raise UnknownNameError(f"{kind} number", field, known)
-        if part and not isinstance(data.get(field), dict):
-            raise UnknownNameError(f"part of {kind} number {field!r}", part, [])
-        data[field] = {**data[field], part: value} if part else value
-        if field not in type(spec).unsourced():
-            text = "assumed: overridden for this run"
-            data["sources"] = sourced_anew(data["sources"], name, text)
-    return catalog.validate(type(spec), Document(f"{kind} override", data, {}))
+    return overridden(device, changes["device"]), overridden(kernel, changes["kernel"])
 
 
 def workload_of(point: Point) -> Workload:

@@ -1,39 +1,31 @@
-"""What a calibration may change: free constants of kernels, devices and harnesses, by name.
+"""What a calibration fits to what: free constants of kernels, devices and harnesses, and rows.
 
-A constant is a time, a rate or a share. What decides a schedule or what fits on an SM is refused:
-a fit keeps its schedules, and a kernel's resources are facts. Files live in `configs/calibrations`.
+Files live in `configs/calibrations`.
 """
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from leansim.errors import ConfigError, Problem, UnknownNameError
 from leansim.files.strict_yaml import Document, KeyPath, read
+from leansim.silicon.targets import Target, applies, target_of, value_at
 from leansim.specs import catalog
-from leansim.specs.base import Count, SourcedSpec, Spec, sourced_anew
+from leansim.specs.base import Count, Spec
 from leansim.specs.catalog import Kind
-from leansim.specs.device import Device
-from leansim.specs.harness import HarnessTerm, MeasuredTable
-from leansim.specs.kernel import Kernel
+from leansim.specs.harness import MeasuredTable
 
 MOST_CONSTANTS = 12
 MOST_PER_PAIR = 8
-_CLASSES: dict[str, type[SourcedSpec]] = {"kernel": Kernel, "device": Device, "table": MeasuredTable}
-# Lists of points that are fitted as one number.
-_FLAT = {"dram_efficiency"}
 
 
 class Constant(Spec):
-    """A free number: `kernel.fa2.mma_efficiency.sm_80`, where to start, how far it may go.
+    """A free number: `kernel.fa2.compute.mma_efficiency.sm_80`, where to start, how far it may go.
 
     `start` is by default what the file says now.
     """
@@ -85,23 +77,6 @@ class CalibrationConfig(Spec):
 
 
 @dataclass(frozen=True)
-class Target:
-    """A constant's place: `kind` and `name` of the file that holds it, and the keys in it."""
-
-    kind: str
-    name: str
-    keys: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return ".".join((self.kind, self.name, *self.keys))
-
-    @property
-    def flat(self) -> bool:
-        """Whether the number stands for a list of points."""
-        return self.keys[0] in _FLAT
-
-
-@dataclass(frozen=True)
 class Calibration:
     """A calibration that makes sense: each constant has a place and changes some of the rows.
 
@@ -140,183 +115,6 @@ def read_calibration(path: str | Path) -> Calibration:
     if problems:
         raise ConfigError(document.source, problems)
     return Calibration(config, tables, tuple(targets))
-
-
-def target_of(text: str) -> Target:
-    """Find the place of a constant: where a kernel's or table's chain of `base` files defines it.
-
-    A device's is its own, whatever file it is based on. Raises `UnknownNameError` for what does not
-    exist, is no constant, or decides schedules.
-    """
-    kind, _, rest = text.partition(".")
-    name, *keys = rest.split(".")
-    if kind not in _CLASSES:
-        raise UnknownNameError("kind of constant", kind, _CLASSES)
-    spec = _load(kind, name)
-    if not keys:
-        raise UnknownNameError(f"constant of {name}", "", type(spec).model_fields)
-    if kind == "table":
-        _check_term(spec, keys)
-        return Target(kind, defining_table(name, keys[1], keys[2]), tuple(keys))
-    _check_constant(type(spec), keys, text)
-    home = defining(name, keys[0]) or name if kind == "kernel" else name
-    return Target(kind, home, tuple(keys))
-
-
-def chain(kernel: str) -> list[str]:
-    """A kernel and the kernels it is based on, nearest first."""
-    names = [kernel]
-    while (base := _file("kernel", names[-1]).get("base")) is not None:
-        names.append(str(base))
-    return names
-
-
-def defining(kernel: str, field: str) -> str | None:
-    """The kernel of a chain whose file says what a field is, or None."""
-    for name in chain(kernel):
-        if field in _file("kernel", name):
-            return name
-    return None
-
-
-def defining_table(table: str, term: str, field: str) -> str:
-    """The table whose file says a number of a harness term, or else the nearest that has the term."""
-    named: list[str] = []
-    waiting = [table]
-    while waiting:
-        data = _file("table", name := waiting.pop(0))
-        own = next((item for item in data.get("harness", ()) if item["name"] == term), None)
-        if own is not None:
-            named.append(name)
-            if field in own:
-                return name
-        bases = [item["base"] for item in (own or {}, data) if "base" in item]
-        waiting = [*map(str, bases), *waiting]
-    return named[0]
-
-
-def _file(kind: Kind, name: str) -> dict[str, Any]:
-    """What a kernel's or table's own file says."""
-    path = catalog.spec_path(kind, name)
-    return _read(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _read(path: Path, _modified: int) -> dict[str, Any]:
-    data: dict[str, Any] = read(path).data
-    return data
-
-
-def applies(target: Target, kernel: str, device: str) -> bool:
-    """Whether a constant of a kernel or device changes what a kernel takes on a device."""
-    if target.kind == "device":
-        return target.name == device
-    if target.kind != "kernel" or target.name not in chain(kernel):
-        return False
-    archs = {catalog.device(name).arch for name in catalog.names("device")}
-    other_arch = target.keys[-1] in archs - {catalog.device(device).arch}
-    return not other_arch and defining(kernel, target.keys[0]) in (target.name, None)
-
-
-def in_harness(target: Target, table: str) -> bool:
-    """Whether a constant is a number of a table's harness, in its own file or in one it is based on."""
-    if target.kind != "table" or table not in catalog.names("table"):
-        return False
-    _, term, field = target.keys
-    known = {item.name for item in catalog.table(table).harness}
-    return term in known and defining_table(table, term, field) == target.name
-
-
-def changed(spec: Any, changes: Mapping[Target, float]) -> Any:
-    """A kernel, device or table with constants replaced. Raises `ConfigError` for impossible values."""
-    data = spec.model_dump(mode="python", exclude_unset=True)
-    for target, value in changes.items():
-        place, key = _place(data, target)
-        place[key] = [[1.0, value]] if target.flat else value
-        holder = data
-        if target.kind == "table":
-            holder = next(term for term in data["harness"] if term["name"] == target.keys[1])
-        field = ".".join(target.keys[2:] if target.kind == "table" else target.keys)
-        holder["sources"] = sourced_anew(holder.get("sources", {}), field, "fitted: this calibration")
-    return catalog.validate(type(spec), Document(f"{spec.name} under calibration", data, {}))
-
-
-def value_at(target: Target) -> float | None:
-    """What a file says now, None where it says nothing. A list of points is its last value."""
-    data = _load(target.kind, target.name).model_dump(mode="python")
-    place, key = _place(data, target)
-    value = place.get(key)
-    return value[-1][1] if target.flat and value is not None else value
-
-
-def _place(data: dict[str, Any], target: Target) -> tuple[dict[str, Any], str]:
-    """The mapping that holds a target's number in a dumped spec, and its key there."""
-    *way, key = target.keys
-    if target.kind == "table":
-        _, term, _ = target.keys
-        return next(item for item in data["harness"] if item["name"] == term), key
-    for part in way:
-        data[part] = dict(data.get(part) or {})
-        data = data[part]
-    return data, key
-
-
-def _load(kind: str, name: str) -> SourcedSpec:
-    loaders: dict[str, Any] = {
-        "kernel": catalog.kernel, "device": catalog.device, "table": catalog.table,
-    }  # fmt: skip
-    spec: SourcedSpec = loaders[kind](name)
-    return spec
-
-
-def _check_term(table: Any, keys: Sequence[str]) -> None:
-    terms = {term.name: term for term in table.harness}
-    if len(keys) != 3 or keys[0] != "harness":
-        raise UnknownNameError("constant of a table", ".".join(keys), ["harness.<term>.<field>"])
-    if keys[1] not in terms:
-        raise UnknownNameError("harness term", keys[1], terms)
-    known = set(HarnessTerm.model_fields) - HarnessTerm.unsourced()
-    if keys[2] not in known:
-        raise UnknownNameError("number of a harness term", keys[2], known)
-
-
-def _check_constant(cls: type[BaseModel], keys: Sequence[str], text: str) -> None:
-    """Refuse whole numbers and structure: they say what runs where, not how long it takes."""
-    field = cls.model_fields.get(keys[0])
-    if field is None:
-        raise UnknownNameError(f"{cls.__name__.lower()} number", keys[0], _constants(cls))
-    if keys[0] in _FLAT and len(keys) == 1:
-        return
-    kind = _plain(field.annotation)
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and len(keys) > 1:
-        _check_constant(kind, keys[1:], text)
-        return
-    depth = 2 if typing.get_origin(kind) is dict else 1
-    leaf = _plain(typing.get_args(kind)[1]) if depth == 2 else kind
-    if leaf is not float or len(keys) != depth:
-        raise UnknownNameError(
-            "time constant (others decide schedules, or what fits on an SM)", text, _constants(cls)
-        )
-
-
-def _constants(cls: type[BaseModel]) -> Iterator[str]:
-    """Names of the fields that may be fitted, as far as they are plain."""
-    for name, field in cls.model_fields.items():
-        kind = _plain(field.annotation)
-        if typing.get_origin(kind) is dict:
-            kind = _plain(typing.get_args(kind)[1])
-        if kind is float or name in _FLAT:
-            yield name
-
-
-def _plain(annotation: Any) -> Any:
-    """A type without its limits, and without None."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _plain(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return _plain(next(arg for arg in typing.get_args(annotation) if arg is not type(None)))
-    return annotation
 
 
 def _unknown_names(document: Document, i: int, rows: FitRows) -> Iterator[Problem]:

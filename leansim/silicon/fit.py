@@ -24,18 +24,11 @@ from leansim.files.strict_yaml import KeyPath, read
 from leansim.files.writing import write_together
 from leansim.files.yaml_edit import edited, short
 from leansim.points.point import Point, Resolved, resolve
-from leansim.silicon.calibration import (
-    Calibration,
-    FitRows,
-    Target,
-    applies,
-    changed,
-    in_harness,
-    value_at,
-)
+from leansim.silicon.calibration import Calibration, FitRows
 from leansim.silicon.own import own_rows
 from leansim.silicon.rows import ROW_COLUMNS, Harnesses, in_hash_order, matching, of_split
 from leansim.silicon.tables import measured_rows
+from leansim.silicon.targets import Target, applies, changed, in_harness, value_at
 from leansim.specs import catalog
 from leansim.specs.base import numbers, source_key
 from leansim.specs.device import Device
@@ -313,7 +306,7 @@ def edits(fit: Fit) -> dict[Path, str]:
     for constant in fit.constants:
         target = constant.target
         path = catalog.spec_path(target.kind, target.name)  # type: ignore[arg-type]
-        keys: tuple[str, ...] = target.keys
+        keys: KeyPath = tuple(int(key) if key.isdigit() else key for key in target.keys)
         holder: KeyPath = ()
         data = read(path).data
         if target.kind == "table":
@@ -323,11 +316,14 @@ def edits(fit: Fit) -> dict[Path, str]:
             data = data["harness"][terms.index(term)]
         file = changes.setdefault(path, {})
         place: KeyPath = (*holder, *keys)
-        if target.flat and len(data.get(keys[0], ())) == 1:  # one point already: its share alone changes
+        if (
+            target.flat and len(data.get(str(keys[0]), ())) == 1
+        ):  # one point already: its share alone changes
             place = (*place, 0, 1)
         file[place] = [[1.0, constant.after]] if target.flat and len(place) == 1 else constant.after
         written = {str(way[-1]): text for way, text in file.items() if way[:-1] == (*holder, "sources")}
-        key = _source_key(data, {**data.get("sources", {}), **written}, keys)
+        said = tuple(key for key in keys if isinstance(key, str))
+        key = _source_key(data, {**data.get("sources", {}), **written}, said)
         file[(*holder, "sources", key)] = f"fitted: {_how(fit, target)}"
     return {path: edited(path.read_text(encoding="utf-8"), mine) for path, mine in changes.items()}
 
