@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from leansim.report.text import render
 from leansim.report.validation_report import sections, write_validation
 from leansim.silicon.validate import kind_table, table_rows, validate
 from leansim.sweeps.progress import Progress
+from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

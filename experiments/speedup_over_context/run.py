@@ -16,9 +16,9 @@ import pandas as pd
 
 from leansim.points.grid import load
 from leansim.report.plots import line_figure, plot
-from leansim.report.text import render
 from leansim.sweeps.summary import speedup_summary
 from leansim.sweeps.sweep import sweep
+from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 FIGURES = (

@@ -7,14 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from leansim.api import Run
 from leansim.points.simulate import Simulation
+from leansim.points.table import results_table
 from leansim.report.figures import line_figure
 from leansim.report.sheet import save
-from leansim.report.text import render, run_notes, run_rows
 from leansim.results.perfetto import write_trace
 from leansim.sweeps.compare import has_speedup, with_speedup, x_column
-from leansim.sweeps.sweep import manifest, results_table
+from leansim.sweeps.run import Run
+from leansim.sweeps.sweep import manifest
+from leansim.tables import render
 
 
 def write_run(run: Run, folder: Path) -> list[Path]:
@@ -27,12 +28,9 @@ def write_run(run: Run, folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / name for name in ("results.csv", "table.md", "manifest.json")]
-    table = results_table([s.point for s in run.simulations], [s.row for s in run.simulations])
-    if run.config.baseline is not None:
-        table["speedup"] = [run.speedup(simulation) for simulation in run.simulations]
-    table.to_csv(written[0], index=False)
-    notes = "\n".join(f"- {note.strip()}" for note in run_notes(run))
-    written[1].write_text(f"{render(run_rows(run), 'md')}\n\n{notes}\n")
+    run.table.to_csv(written[0], index=False)
+    notes = "\n".join(f"- {note.strip()}" for note in run.notes())
+    written[1].write_text(f"{render(run.rows(), 'md')}\n\n{notes}\n")
     written[2].write_text(json.dumps(manifest(run.config), indent=2) + "\n")
     if run.curve:
         written += _write_curve(run, folder)

@@ -7,11 +7,11 @@ import inspect
 import json
 from typing import Any
 
-from leansim.api import Things, show
-from leansim.api import list as names_of
 from leansim.partitioners.registry import partitioners
-from leansim.report.text import render
+from leansim.points.names import Things, show
+from leansim.points.names import list as names_of
 from leansim.specs.traces import find_trace, read_trace
+from leansim.tables import render
 
 
 def listed(what: Things) -> str:
@@ -25,7 +25,8 @@ def _about(what: Things, name: str) -> str:
         return f"{len(trace.input_len):,} requests; {trace.source.splitlines()[0]}"
     if what == "partitioners":
         return _first_line(partitioners()[name])
-    return str(show(name).description)
+    thing = show(name)
+    return _first_line(thing) if isinstance(thing, type) else thing.description
 
 
 def _first_line(cls: type[Any]) -> str:

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from leansim.points.grid import GridConfig
-from leansim.report.text import Row, render
-from leansim.study.regret import RegretMap
 from leansim.sweeps.sweep import manifest
-
-WORST = 20
+from leansim.tables import Tabled, render
 
 
 def write_study(
     folder: Path,
     config: GridConfig,
-    records: Sequence[Row],
-    sections: Mapping[str, Sequence[Row]],
-    notes: Sequence[str],
+    found: Tabled,
 ) -> list[Path]:
     """Write `results.csv`, `table.md` (a table per section) and `manifest.json`; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / name for name in ("results.csv", "table.md", "manifest.json")]
-    written[0].write_text(render(records, "csv") + "\n")
-    parts = [f"## {title}\n\n{render(rows, 'md')}" for title, rows in sections.items() if rows]
-    told = "\n".join(f"- {note}" for note in notes)
+    written[0].write_text(render(found.records(), "csv") + "\n")
+    parts = [f"## {title}\n\n{render(rows, 'md')}" for title, rows in found.sections().items() if rows]
+    told = "\n".join(f"- {note}" for note in found.notes())
     written[1].write_text("\n\n".join([f"# {config.name}", *parts, told]).rstrip() + "\n")
     written[2].write_text(json.dumps(manifest(config), indent=2) + "\n")
     return written
-
-
-def regret_sections(found: RegretMap, worst: int = WORST) -> dict[str, list[dict[str, Any]]]:
-    """Tables of a regret map: by device and policy, and the worst cells."""
-    return {"Regret": found.summary(), "Worst cells": found.worst_rows(worst)}

@@ -12,7 +12,6 @@ import pandas as pd
 from leansim import __version__
 from leansim.files.writing import write_whole
 from leansim.report.error_figures import draw
-from leansim.report.text import render
 from leansim.silicon.fit import Fit
 from leansim.silicon.tables import installed_version
 from leansim.silicon.validate import (
@@ -26,6 +25,7 @@ from leansim.silicon.validate import (
     refusals,
     worst_rows,
 )
+from leansim.tables import render
 
 Section = tuple[str, list[dict[str, Any]], str]
 # Tools that predict decode attention, on 300 rows of the same four tables (not the same 300): mean,
