@@ -47,19 +47,25 @@ if TYPE_CHECKING:
 Points: TypeAlias = Point | Iterable[Point] | GridConfig | str | Path
 Names: TypeAlias = str | Sequence[str]
 Progress: TypeAlias = Callable[[int, int], None]
+_WANTED = "wanted a point, several, a grid or a file"
 
 
 def _points(points: Points) -> list[Point]:
-    """Every point that is meant, in order. Raises `ConfigError` for a file that makes no sense."""
-    if isinstance(points, Point):
-        return [points]
+    """Every point that is meant, in order. Raises `ConfigError` for what makes no sense."""
     if isinstance(points, GridConfig):
         return points.points()
-    if not isinstance(points, str | Path):
-        return list(points)
-    if not _is_csv(points):
-        return load(points).points()
-    table = read_points(points)
+    if isinstance(points, str | Path):
+        return _points_of_csv(str(points)) if _is_csv(points) else load(points).points()
+    several = [points] if isinstance(points, Point) else list(points)
+    for position, one in enumerate(several):
+        if not isinstance(one, Point):
+            problem = Problem(f"points[{position}]", type(one).__name__, _WANTED)
+            raise ConfigError("arguments", [problem])
+    return several
+
+
+def _points_of_csv(file: str) -> list[Point]:
+    table = read_points(file)
     found = outcomes(lambda row: {"point": point_from_row(row, table.source)}, table.rows)
     return [row["point"] for row in table.joined(found, ("point",))]
 
