@@ -337,7 +337,7 @@ def validate(
         rows = validation.table_rows(names, split or "test", sample, data)
         return Validation(validation.validate(rows, jobs, progress))
     if names or sample or data:
-        problem = Problem("--points", "tables too", "wanted one of the two")
+        problem = Problem("points", "tables, a sample or data too", "wanted one of the two")
         raise ConfigError("validate", [problem])
     return Validation(validation.validate_points(points, device, jobs, progress, split or "all"))
 

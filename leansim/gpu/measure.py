@@ -93,7 +93,7 @@ def measure(
     if not named and not name.lower().endswith(".csv"):
         raise _mistake("what to measure", repr(name), "wanted a CSV of points, campaign or micro")
     if not named and device is not None:
-        raise _mistake("--device", repr(device), "wanted the device in each row of the points")
+        raise _mistake("device", repr(device), "wanted the device in each row of the points")
     # Complain about points before looking for a GPU.
     rows = None if named else [dict(row) for row in read_measured(name).records]
     tools = toolkit.cuda(interpret)

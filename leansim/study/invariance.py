@@ -122,7 +122,7 @@ def invariance(
     """Check split rules over many batches on the point's kernel, and time invariant choices.
 
     `rules` is as in `oracle`. Each of `seeds` tries the batch as it is, shuffled, doubled, and with
-    other batch-mates (`checking.batch_invariance`) until one contradicts. The choices are no split
+    other batch-mates (`numerics.invariance`) until one contradicts. The choices are no split
     and splits of `sizes` tokens. Raises a `LeansimError` where the point makes no sense.
     """
     bench = Bench(resolve(point), engine)

@@ -235,7 +235,7 @@ def best_uniform(bench: Bench, max_splits: int | None = None) -> int:
     """The one split count for all requests that is fastest, the smallest of equals.
 
     Counts that cut every request just as a smaller one does are passed over, and those that make more
-    than 128 waves. Up to 64 that are left are all tried; of more, what `searching.cheapest` says.
+    than 128 waves. Up to 64 that are left are all tried; of more, what `search.cheapest` says.
     """
     counts = useful_counts(bench, max_splits)
     guess = max(1, round(bench.grid.slots / bench.grid.num_output_tiles))

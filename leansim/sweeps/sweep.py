@@ -128,7 +128,8 @@ def sweep(
     Points run in `jobs` processes (None: one per core), or on the Dask cluster of `scheduler`. A
     `shard` "i/n" is the i-th of n parts of the grid, in a folder of its own in `out`; `merge` joins
     them. With `resume`, points the store already has are not simulated again; without, they are
-    forgotten first. Interrupting or killing keeps what is finished; a later call goes on.
+    forgotten first. Interrupting or killing keeps what is finished; a later call goes on. `engine` is
+    that of processes here, not of a cluster's workers.
 
     A point that a kernel or device refuses gets a row with its `error` and no numbers, and so does
     one that kills its worker. `progress` is told of points done and of all, first before any is
