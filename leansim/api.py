@@ -16,7 +16,7 @@ from leansim.numerics.attention import Precision
 from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.verify import DEFAULT_PRECISIONS, Verification
 from leansim.numerics.verify import verify as verify_schedule
-from leansim.points.csv import HARNESS, outcomes, read_points
+from leansim.points.csv import HARNESS, Row, outcomes, read_points
 from leansim.points.grid import GridConfig, load
 from leansim.points.plan import Plans, made
 from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
@@ -90,7 +90,11 @@ def plan(points: Points) -> Plans:
     if not _is_csv(points):
         return Plans(tuple(made(resolve(point)) for point in _points(points)))
     table = read_points(str(points))
-    found = outcomes(lambda row: {"plan": made(resolve(point_from_row(row, table.source)))}, table.rows)
+
+    def planned(row: Row) -> dict[str, Any]:
+        return {"plan": made(resolve(point_from_row(row, table.source))).released()}
+
+    found = outcomes(planned, table.rows)
     joined = table.joined(found, ("plan", *PLAN_COLUMNS))
     return Plans(tuple(row.pop("plan") for row in joined), tuple(joined))
 
@@ -114,7 +118,7 @@ class Verified(Tabled):
         return [{**label, **row} for row in self.verification.rows()]
 
     def records(self) -> list[dict[str, Any]]:
-        """The same as records."""
+        """The same, for programs."""
         return self.rows()
 
     def notes(self) -> list[str]:

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ import typer
 
 import leansim
 from leansim.cli.main import app
-from leansim.errors import ConfigError, LeansimError, UnknownNameError
+from leansim.errors import ConfigError, GpuError, LeansimError, UnknownNameError
 from leansim.files.strict_yaml import parse
 from leansim.points.grid import build
 from leansim.points.point import POINT_KEYS, Point
@@ -358,3 +359,37 @@ def test_calibrate_and_measure_complain_as_the_command_does(tmp_path: Path) -> N
         leansim.measure("micra", tmp_path / "o.csv")
     with pytest.raises(ConfigError, match="wanted the device in each row"):
         leansim.measure("p.csv", tmp_path / "o.csv", device="h100_sxm")
+
+
+def test_measurements_say_what_became_of_the_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a measurer that refuses one kernel: no GPU is needed for what is around it."""
+
+    class Measurer:
+        def __init__(self, *_: object) -> None: ...
+
+        def measure(self, row: dict[str, str], _: str) -> dict[str, Any]:
+            if row["kernel"] == "triton_lean":
+                raise GpuError("not today")
+            return {"measured_us": 2.5}
+
+    monkeypatch.setattr("leansim.gpu.measure.toolkit.cuda", lambda _: SimpleNamespace(interpreted=True))
+    monkeypatch.setattr("leansim.gpu.measure.Measurer", Measurer)
+    seen: list[tuple[int, int]] = []
+    told: list[str] = []
+    done = leansim.measure(
+        "campaign",
+        tmp_path / "o.csv",
+        interpret=True,
+        progress=lambda one, all_of: seen.append((one, all_of)),
+        refused=lambda row, _: told.append(row["kernel"]),
+    )
+    assert (done.done, done.total, len(done.refused), done.left) == (8, 12, 4, 0)
+    assert seen[-1] == (8, 12)
+    assert told == ["triton_lean"] * 4
+    assert done.table["measured_us"].tolist() == [2.5] * 8
+    assert done.notes()[0].endswith("checked in the interpreter, not timed; 4 refused")
+    again = leansim.measure("campaign", tmp_path / "o.csv", interpret=True, budget_s=0)
+    assert again.done == 8
+    assert "<table>" in again._repr_html_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from leansim.points.point import Cell, Resolved, plan_row
@@ -13,19 +13,22 @@ from leansim.tables import Answers, Row, Tabled
 
 @dataclass(frozen=True, eq=False)
 class Plan(Tabled):
-    """What a point's partitioner makes of it."""
+    """What a point's partitioner makes of it; `row` is what `leansim plan` adds to a point."""
 
     resolved: Resolved
+    row: dict[str, Cell]
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule. Raises a `LeansimError` where the partitioner refuses the workload."""
+        """The schedule."""
         return self.resolved.schedule
 
-    @property
-    def row(self) -> dict[str, Cell]:
-        """What `leansim plan` adds to a point."""
-        return plan_row(self.resolved)
+    def released(self) -> Plan:
+        """The same plan without its schedule, which is made anew when it is looked at.
+
+        So that many plans fit into memory.
+        """
+        return Plan(replace(self.resolved), self.row)
 
     def rows(self) -> list[dict[str, Any]]:
         """The schedule in one row."""
@@ -52,7 +55,7 @@ class Plan(Tabled):
         ]
 
     def records(self) -> list[dict[str, Any]]:
-        """The same row."""
+        """The same row, for programs."""
         return self.rows()
 
     def segments(self) -> list[dict[str, Any]]:
@@ -75,7 +78,7 @@ class Plans(Answers[Plan]):
         return self.records() if self.given else super().rows()
 
     def records(self) -> list[dict[str, Any]]:
-        """The same as records."""
+        """The same, for programs."""
         if not self.given:
             return super().records()
         return [{**row, **plan.row} for row, plan in zip(self.given, self.answers, strict=True)]
@@ -86,6 +89,5 @@ class Plans(Answers[Plan]):
 
 
 def made(resolved: Resolved) -> Plan:
-    """Plan a point. Raises a `LeansimError` here, not where the schedule is first looked at."""
-    _ = resolved.schedule
-    return Plan(resolved)
+    """Plan a point. Raises a `LeansimError` where the partitioner refuses the workload."""
+    return Plan(resolved, plan_row(resolved))
