@@ -32,11 +32,11 @@ from leansim.engine.program import Program
 from leansim.errors import LeansimError
 from leansim.files.writing import write_whole
 from leansim.points.point import Point, point, resolve
-from leansim.report.text import render
 from leansim.results.metrics import time_shares
 from leansim.specs.catalog import names
 from leansim.sweeps.allocator import keep_memory
 from leansim.sweeps.predict import prediction
+from leansim.tables import render
 from leansim.timing.lowering import lower
 from leansim.timing.roofline import roofline
 

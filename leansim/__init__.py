@@ -1,7 +1,7 @@
 """leansim: what an attention-decode schedule does on a GPU, simulated.
 
 The verbs of the command line are functions here, with the same names. Names load on first use, so
-that importing the package costs nothing.
+that importing the package costs nothing; `__init__.pyi` tells editors and type checkers what they are.
 """
 
 from __future__ import annotations
@@ -12,19 +12,33 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "run": "leansim.api",
-    "plan": "leansim.api",
-    "verify": "leansim.api",
-    "simulate": "leansim.api",
-    "list": "leansim.api",
-    "show": "leansim.api",
-    "schema": "leansim.api",
-    "predict": "leansim.sweeps.predict",
+    # Verbs, as the command line has them.
+    "run": "leansim.sweeps.run",
     "sweep": "leansim.sweeps.sweep",
     "merge": "leansim.sweeps.merging",
+    "plan": "leansim.api",
+    "predict": "leansim.api",
+    "verify": "leansim.api",
     "plot": "leansim.report.plots",
+    "list": "leansim.points.names",
+    "show": "leansim.points.names",
+    "schema": "leansim.points.grid",
+    "validate": "leansim.api",
+    "calibrate": "leansim.api",
+    "measure": "leansim.gpu.measure",
+    "oracle": "leansim.api",
+    "splits": "leansim.api",
+    "explain": "leansim.api",
+    "regret": "leansim.study.regret",
+    "buckets": "leansim.api",
+    "invariance": "leansim.api",
+    # What they take, and one point.
     "point": "leansim.points.point",
+    "simulate": "leansim.points.simulate",
+    "load": "leansim.points.grid",
+    # Types.
     "Point": "leansim.points.point",
+    "GridConfig": "leansim.points.grid",
     "Workload": "leansim.specs.workload",
     "Device": "leansim.specs.device",
     "Kernel": "leansim.specs.kernel",
@@ -34,6 +48,9 @@ _HOME = {
     "Program": "leansim.engine.program",
     "Result": "leansim.engine.result",
     "Metrics": "leansim.results.metrics",
+    "Simulation": "leansim.points.simulate",
+    "Run": "leansim.sweeps.run",
+    "Sweep": "leansim.sweeps.sweep",
     "LeansimError": "leansim.errors",
 }
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - the names are strings

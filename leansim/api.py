@@ -1,161 +1,367 @@
-"""The verbs: plan, simulate, run, verify, list, show. Each returns typed objects and prints nothing."""
+"""The verbs that put several parts together: a point, several, a grid or a file in; typed answers out.
+
+Nothing is printed. Verbs that are one part's work are where that part is; `__init__.pyi` lists all.
+"""
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from leansim.engine.execute import Engine
-from leansim.errors import ConfigError, Problem, UnknownNameError
+from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.numerics.attention import Precision
 from leansim.numerics.invariance import Invariance, batch_invariance
-from leansim.numerics.verify import Verification
+from leansim.numerics.verify import DEFAULT_PRECISIONS, Verification
 from leansim.numerics.verify import verify as verify_schedule
-from leansim.partitioners.registry import partitioners
-from leansim.points.grid import Grid, GridConfig, load
-from leansim.points.point import Cell, Point, Resolved, plan_row, resolve
-from leansim.points.simulate import Simulation, simulate
-from leansim.schedule.schedule import Schedule
-from leansim.specs import catalog
-from leansim.specs.device import Device
-from leansim.specs.kernel import Kernel
-from leansim.specs.model import Model
-from leansim.specs.traces import builtin_traces
+from leansim.points.csv import HARNESS, Row, outcomes, read_points
+from leansim.points.grid import GridConfig, load
+from leansim.points.plan import Plans, made
+from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
+from leansim.study import buckets as freezing
+from leansim.study import explain as explaining
+from leansim.study import invariance as changing
+from leansim.study import oracle as searching
+from leansim.study import splits as cutting
+from leansim.study.buckets import BucketStudy
+from leansim.study.explain import Explanation
+from leansim.study.invariance import InvarianceStudy
+from leansim.study.oracle import Oracle
+from leansim.study.splits import SplitCurve
+from leansim.sweeps.executors import using
+from leansim.sweeps.predict import predict as predict_points
+from leansim.sweeps.predict import predict_rows
+from leansim.sweeps.predictions import PREDICTION_COLUMNS, Predictions, prediction_cells
+from leansim.tables import Answers, Shown, Tabled
 
-Things = Literal["devices", "kernels", "partitioners", "models", "traces"]
-THINGS: tuple[str, ...] = get_args(Things)
+if TYPE_CHECKING:
+    import pandas as pd
 
+    from leansim.silicon.calibration import Calibration
+    from leansim.silicon.fit import Fit
+    from leansim.silicon.rows import Split
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """A schedule and where it came from."""
-
-    resolved: Resolved
-
-    @property
-    def schedule(self) -> Schedule:
-        """The schedule."""
-        return self.resolved.schedule
-
-    @property
-    def row(self) -> dict[str, Cell]:
-        """What `leansim plan` adds to a point."""
-        return plan_row(self.resolved)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Several kernels on one workload, on one or more devices, and the curve asked for with it."""
-
-    config: GridConfig
-    simulations: tuple[Simulation, ...]
-    curve: tuple[Simulation, ...]
-
-    def baseline_of(self, simulation: Simulation) -> Simulation | None:
-        """The baseline kernel's simulation on the same device, if the run has a baseline."""
-        for other in self.simulations:
-            same_device = other.point.device == simulation.point.device
-            if same_device and other.point.policy == self.config.baseline:
-                return other
-        return None
-
-    def speedup(self, simulation: Simulation) -> float | None:
-        """Latency of the baseline over the simulation's; below 1 it loses."""
-        baseline = self.baseline_of(simulation)
-        if baseline is None:
-            return None
-        return baseline.result.latency_s / simulation.result.latency_s
+# A point, several, a grid, or a file: a run or sweep file (YAML), or a CSV of points.
+Points: TypeAlias = Point | Iterable[Point] | GridConfig | str | Path
+Names: TypeAlias = str | Sequence[str]
+Progress: TypeAlias = Callable[[int, int], None]
+_WANTED = "wanted a point, several, a grid or a file"
 
 
-def plan(points: Point | Iterable[Point]) -> builtins.list[Plan]:
-    """Make the schedule of a point, or of each of several, without simulating."""
-    points = [points] if isinstance(points, Point) else points
-    plans = [Plan(resolve(point)) for point in points]
-    for made in plans:
-        _ = made.schedule  # a refusal belongs here, not where the schedule is first looked at
-    return plans
+def _points(points: Points) -> list[Point]:
+    """Every point that is meant, in order. Raises `ConfigError` for what makes no sense."""
+    if isinstance(points, GridConfig):
+        return points.points()
+    if isinstance(points, str | Path):
+        return _points_of_csv(str(points)) if _is_csv(points) else load(points).points()
+    several = [points] if isinstance(points, Point) else list(points)
+    for position, one in enumerate(several):
+        if not isinstance(one, Point):
+            problem = Problem(f"points[{position}]", type(one).__name__, _WANTED)
+            raise ConfigError("arguments", [problem])
+    return several
 
 
-def run(config: str | Path | GridConfig, settings: Sequence[str] = (), engine: Engine = "auto") -> Run:
-    """Simulate one workload under every kernel and device of a run file.
+def _points_of_csv(file: str) -> list[Point]:
+    table = read_points(file)
+    found = outcomes(lambda row: {"point": point_from_row(row, table.source)}, table.rows)
+    return [row["point"] for row in table.joined(found, ("point",))]
 
-    `settings` are `key=value` texts laid over the file. Raises `ConfigError` for a file that varies
-    the workload: that is a sweep.
+
+def _is_csv(points: Points) -> bool:
+    return isinstance(points, str | Path) and str(points).lower().endswith(".csv")
+
+
+def _names(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+# -- schedules ---------------------------------------------------------------------------------
+
+
+def plan(points: Points) -> Plans:
+    """Make the schedule of each point without simulating.
+
+    Raises a `LeansimError` where one makes no sense; for a CSV, `ConfigError` naming all rows that do
+    not.
     """
-    grid = config if isinstance(config, GridConfig) else load(config, settings)
-    allowed = {"device", "kernel", "partitioner"}
-    if others := [name for name in grid.varied if name not in allowed]:
-        found = f"several values of {', '.join(others)}"
-        wanted = "wanted one workload; `leansim sweep` takes a file that varies it"
-        raise ConfigError(str(grid.name), [Problem(others[0], found, wanted)])
-    points = grid.points()
-    curve = [
-        point.model_copy(update={axis: type(getattr(point, axis) or 1)(value)})
-        for axis, values in grid.curve.items()
-        for value in values
-        for point in points
-    ]
-    return Run(
-        grid,
-        tuple(simulate(point, engine) for point in points),
-        tuple(simulate(point, engine) for point in curve),
-    )
+    if not _is_csv(points):
+        return Plans(tuple(made(resolve(point)) for point in _points(points)))
+    table = read_points(str(points))
+
+    def planned(row: Row) -> dict[str, Any]:
+        return {"plan": made(resolve(point_from_row(row, table.source))).released()}
+
+    found = outcomes(planned, table.rows)
+    joined = table.joined(found, ("plan", *PLAN_COLUMNS))
+    return Plans(tuple(row.pop("plan") for row in joined), tuple(joined))
+
+
+@dataclass(frozen=True, eq=False)
+class Verified(Tabled):
+    """How exact a point's schedule is, and whether the batch changes how a request is cut."""
+
+    point: Point
+    verification: Verification
+    invariance: Invariance
+
+    @property
+    def passed(self) -> bool:
+        """Whether cover and numbers are exact."""
+        return self.verification.passed
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per precision: errors, and what is allowed."""
+        label = {"device": self.point.device, "kernel": self.point.policy}
+        return [{**label, **row} for row in self.verification.rows()]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same, for programs."""
+        return self.rows()
+
+    def notes(self) -> list[str]:
+        """How far the verification went, and a counterexample to batch invariance if there is one."""
+        cover, found = self.verification.cover, self.verification
+        batch = "batch-invariant" if self.invariance.invariant else "not batch-invariant"
+        if self.invariance.counterexample:
+            batch += f": {self.invariance.counterexample}"
+        return [
+            f"{self.point.device} {self.point.policy}: cover {'exact' if cover.exact else cover.problem}"
+            f"; replayed {found.replayed_tiles:,} of {cover.output_tiles:,} output tiles "
+            f"({found.replayed_patterns} of {found.patterns} ways of cutting); {batch}"
+        ]
 
 
 def verify(
-    point: Point, precisions: Sequence[Precision] = ("float64", "float32", "bfloat16"), seed: int = 0
-) -> tuple[Verification, Invariance]:
-    """Replay a point's schedule in NumPy against reference attention, and check batch invariance."""
-    resolved = resolve(point)
-    verification = verify_schedule(resolved.schedule, tuple(precisions), seed=seed)
-    invariance = batch_invariance(
-        resolved.partitioner, resolved.kernel, resolved.device, resolved.workload, seed=seed
+    points: Points, precisions: Sequence[Precision] = DEFAULT_PRECISIONS, input_seed: int = 0
+) -> Answers[Verified]:
+    """Replay each point's schedule in NumPy against reference attention, and check batch invariance.
+
+    Finding fault is no error: see `Verified.passed`. `input_seed` is that of the random inputs. Raises
+    a `LeansimError` where a point makes no sense, `UnknownNameError` for a precision.
+    """
+
+    def verified(point: Point) -> Verified:
+        item = resolve(point)
+        found = verify_schedule(item.schedule, tuple(precisions), seed=input_seed)
+        alike = batch_invariance(
+            item.partitioner, item.kernel, item.device, item.workload, seed=input_seed
+        )
+        return Verified(point, found, alike)
+
+    return Answers(tuple(verified(point) for point in _points(points)))
+
+
+# -- latencies ---------------------------------------------------------------------------------
+
+
+def predict(
+    points: Points, jobs: int | None = None, harness: str = "", engine: Engine = "auto"
+) -> Predictions:
+    """Predict the latency of every point, in microseconds.
+
+    Of the kernel alone, or with what a measured latency contains beside it (`harness_us` of it) where
+    `harness` names a measured table, or is `table` for that of the point's kernel and device; in a CSV
+    of points a column `harness` does, and `harness` stands in for its empty cells. `extrapolated` says
+    that a point lies outside the range in which its kernel was held against silicon on its device.
+    `jobs` processes: by default one per core when there are many points.
+
+    A point that makes no sense has its error in place of a prediction; in a CSV, all such rows are one
+    `ConfigError`. `leansim.sweeps.predict.predict` yields predictions as they are made.
+    """
+    with using(engine):
+        if not _is_csv(points):
+            chosen = _points(points)
+            given = [p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in chosen]
+            return Predictions(tuple(given), tuple(predict_points(chosen, jobs, harness)))
+        table = read_points(str(points), also=(HARNESS,))
+        rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in table.rows]
+        found = tuple(predict_rows(rows, table.source, jobs))
+        cells = (one if isinstance(one, LeansimError) else prediction_cells(one) for one in found)
+        return Predictions(tuple(table.joined(cells, PREDICTION_COLUMNS)), found)
+
+
+# -- studies -----------------------------------------------------------------------------------
+
+
+def oracle(
+    points: Points,
+    rules: Names = (),
+    max_splits: int | None = None,
+    budget: int = searching.BUDGET,
+    engine: Engine = "auto",
+) -> Answers[Oracle]:
+    """Search the best split counts of each point, and run split rules beside them.
+
+    `rules` names partitioners, or kernels whose rule is meant (none: every known one); the point's own
+    is always run. `max_splits` bounds what the search tries, `budget` its simulations of ragged
+    batches. Raises a `LeansimError` where a kernel cannot run the workload.
+    """
+    return Answers(
+        tuple(
+            searching.oracle(point, _names(rules), max_splits, budget, engine)
+            for point in _points(points)
+        )
     )
-    return verification, invariance
 
 
-def list(what: Things) -> builtins.list[str]:
-    """Name everything of a kind."""
-    if what == "partitioners":
-        return builtins.list(partitioners())
-    if what == "traces":
-        return builtins.list(builtin_traces())
-    if what not in THINGS:
-        raise UnknownNameError("list", what, THINGS)
-    return catalog.names(what.removesuffix("s"))  # type: ignore[arg-type]
+def splits(
+    points: Points, rules: Names = (), counts: Sequence[int] = (), engine: Engine = "auto"
+) -> Answers[SplitCurve]:
+    """Latency of each point against the number of splits, its knee, and what each split rule picks.
+
+    `counts` are tried as given; by default enough to find the best. `rules` and errors as in `oracle`.
+    """
+    return Answers(
+        tuple(cutting.split_curve(point, _names(rules), counts, engine) for point in _points(points))
+    )
 
 
-def show(name: str) -> Any:
-    """Find a device, kernel, model or partitioner by name and return it (a partitioner's class)."""
-    if name.endswith((".yaml", ".yml")):
-        return _show_file(name)
-    if name in catalog.names("device"):
-        return catalog.device(name)
-    if name in catalog.names("kernel"):
-        return catalog.kernel(name)
-    if name in catalog.names("model"):
-        return catalog.model(name)
-    if name in partitioners():
-        return partitioners()[name]
-    kinds = ("device", "kernel", "model")
-    known = [*partitioners(), *(n for kind in kinds for n in catalog.names(kind))]  # type: ignore[arg-type]
-    raise UnknownNameError("name", name, known)
+def explain(
+    points: Points, rules: Names = (), budget: int = searching.BUDGET, engine: Engine = "auto"
+) -> Answers[Explanation]:
+    """Say in words where the time of each point goes and what would help; see `Explanation.text`.
+
+    `rules`, `budget` and errors as in `oracle`.
+    """
+    return Answers(
+        tuple(explaining.explain(point, _names(rules), budget, engine) for point in _points(points))
+    )
 
 
-def _show_file(path: str) -> Device | Kernel | Model:
-    """Load a file as whatever it is; if it is nothing, complain as the thing it comes closest to."""
-    errors = []
-    for loader in (catalog.device, catalog.kernel, catalog.model):
-        try:
-            return loader(path)
-        except ConfigError as error:
-            errors.append(error)
-    raise min(errors, key=lambda error: len(error.problems))
+def buckets(
+    points: Points,
+    sizes: Sequence[int] = freezing.SIZES,
+    batches: int = freezing.BATCHES,
+    counts: Sequence[int] = freezing.COUNTS,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Answers[BucketStudy]:
+    """Which split count to freeze into each captured CUDA graph, over the batches of a trace.
+
+    Each point names device, kernel, shape and trace. Graphs are captured for batches of `sizes`
+    requests, `batches` of each are drawn, and `counts` are what may be frozen. `jobs` processes (None:
+    one per core); `progress` is told batches done and of all. Raises `WorkloadError` without a trace,
+    `PartitionerError` for a kernel that takes no count.
+    """
+    chosen = _points(points)
+
+    def of_all(position: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(position * total + done, len(chosen) * total)
+
+    return Answers(
+        tuple(
+            freezing.buckets(point, sizes, batches, counts, jobs, of_all(position))
+            for position, point in enumerate(chosen)
+        )
+    )
 
 
-def schema() -> dict[str, Any]:
-    """JSON Schema of run and sweep files, for editors."""
-    return Grid.model_json_schema(by_alias=True)
+def invariance(
+    points: Points, rules: Names = (), seeds: int = changing.SEEDS, engine: Engine = "auto"
+) -> Answers[InvarianceStudy]:
+    """Which split rules are batch-invariant on each point's kernel, and what invariance costs.
+
+    `seeds` is how many times nine batches are tried. `rules` and errors as in `oracle`.
+    """
+    return Answers(
+        tuple(
+            changing.invariance(point, _names(rules), seeds, engine=engine) for point in _points(points)
+        )
+    )
+
+
+# -- silicon -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Validation(Shown):
+    """Measured rows and their predictions, in seconds; `error` is predicted over measured, less one."""
+
+    table: pd.DataFrame
+
+    @property
+    def errors(self) -> pd.DataFrame:
+        """Errors per table and kernel: over all rows, and by each regime of several values."""
+        from leansim.silicon.validate import error_table
+
+        return error_table(self.table)
+
+    def worst(self, most: int = 15) -> pd.DataFrame:
+        """The rows that the model is furthest from, by ratio."""
+        from leansim.silicon.validate import worst_rows
+
+        return worst_rows(self.table, most)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Errors per table and kernel, over all rows."""
+        every = self.errors
+        return [
+            {
+                "table": row["table"],
+                "kernel": row["kernel"],
+                "rows": row["rows"],
+                **{name: f"{row[name]:.1%}" for name in ("bias", "mean", "median", "p90", "within_10")},
+            }
+            for row in every[every["regime"] == "all"].to_dict("records")
+        ]
+
+    def notes(self) -> list[str]:
+        """Rows left out of the tables, and rows without a prediction."""
+        from leansim.silicon.validate import refusals
+
+        return list(refusals(self.table))
+
+
+def validate(
+    tables: Names = (),
+    sample: int | None = None,
+    split: Split | None = None,
+    points: str | Path | None = None,
+    device: str | None = None,
+    data: Path | None = None,
+    jobs: int | None = None,
+    progress: Progress = lambda _done, _total: None,
+) -> Validation:
+    """Hold predictions against measured latencies: of `tables` (none: all), or of your own `points`.
+
+    `sample` rows of each table are taken by hash. `split` is `test` (never fitted), `fit` or `all`: of
+    tables `test` by default, of points `all`. `data` is a folder of <table>.csv instead of the
+    installed tables; `device` is where FlashInfer's benchmark ran, whose CSV does not say. `jobs`
+    processes, `progress` as in `sweep`. Raises `ConfigError`, `UnknownNameError`, and `StoreError` for
+    missing tables.
+    """
+    from leansim.silicon import validate as validation
+    from leansim.silicon.tables import table_rows
+
+    names = _names(tables)
+    if points is None:
+        rows = table_rows(names, split or "test", sample, data)
+        return Validation(validation.validate(rows, jobs, progress))
+    if names or sample or data:
+        problem = Problem("points", "tables, a sample or data too", "wanted one of the two")
+        raise ConfigError("validate", [problem])
+    return Validation(validation.validate_points(points, device, jobs, progress, split or "all"))
+
+
+def calibrate(
+    config: str | Path | Calibration,
+    data: Path | None = None,
+    jobs: int | None = None,
+    progress: Callable[[int, float], None] = lambda _evaluations, _error: None,
+) -> Fit:
+    """Fit the free constants of a file of configs/calibrations to measurements; write nothing.
+
+    `leansim.silicon.fit.write` puts a fit into the files. `data` as in `validate`; `progress` is told
+    evaluations of the model and mean relative error. Raises `ConfigError` for a calibration that makes
+    no sense, `StoreError` for missing tables or SciPy.
+    """
+    from leansim.silicon import fit
+    from leansim.silicon.calibration import read_calibration
+
+    chosen = read_calibration(config) if isinstance(config, str | Path) else config
+    return fit.calibrate(chosen, data, jobs, progress)

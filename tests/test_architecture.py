@@ -14,16 +14,17 @@ ROOT = "leansim"
 # From the bottom up, along the flow of data. A package, or a module beside the packages, imports from
 # rows above its own line here only, never from its own row or a later one.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (ROOT, "errors", "arrays"),
+    (ROOT, "errors", "arrays", "tables"),
     ("files", "engine"),
     ("specs",),
     ("schedule",),
     ("partitioners", "timing"),
     ("numerics", "results"),
     ("points",),
-    ("sweeps", "api"),
+    ("sweeps",),
     ("study", "silicon", "testing"),
     ("gpu", "report"),
+    ("api",),
     ("cli",),
     ("__main__",),
 )

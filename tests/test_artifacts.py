@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 import leansim
-from leansim.api import Run
 from leansim.files.strict_yaml import Document
 from leansim.points.grid import build
 from leansim.report.run import write_run
 from leansim.results.perfetto import trace_events, write_trace
+from leansim.sweeps.run import Run
 
 
 def run(**changes: Any) -> Run:

@@ -21,7 +21,7 @@ def at(kernel: str = "flash_decoding", device: str = "h100_sxm", **fields: Any) 
 
 @pytest.fixture(scope="module")
 def found() -> list[Bucket]:
-    return buckets(at(), (1, 8), 5, COUNTS, jobs=1)
+    return [*buckets(at(), (1, 8), 5, COUNTS, jobs=1).buckets]
 
 
 def test_regrets_are_over_the_best_count_of_each_batch(found: list[Bucket]) -> None:
@@ -63,7 +63,7 @@ def test_rows_and_records(found: list[Bucket]) -> None:
 
 
 def test_processes_give_the_same(found: list[Bucket]) -> None:
-    again = buckets(at(), (1, 8), 5, COUNTS, jobs=2)
+    again = buckets(at(), (1, 8), 5, COUNTS, jobs=2).buckets
     assert [b.samples for b in again] == [b.samples for b in found]
 
 

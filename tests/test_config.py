@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from leansim.api import schema, simulate
 from leansim.errors import ConfigError, LeansimError, UnknownNameError
 from leansim.files.strict_yaml import parse
-from leansim.points.grid import build, load
+from leansim.points.grid import build, load, schema
 from leansim.points.point import point, resolve
+from leansim.points.simulate import simulate
 from leansim.specs import catalog
 
 GOOD = """

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from golden import read
@@ -37,6 +38,14 @@ def test_the_examples_run(command: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/schedulers.md", "exec"), names)
+    assert re.fullmatch(r"\d+ \d+ \d+\.\d us\n", capsys.readouterr().out)
+    assert names["lost"]["regret"].min() == 1.0
 
 
 def test_every_partitioner_has_a_row_with_its_kernels() -> None:

@@ -112,7 +112,7 @@ def test_many_counts_are_searched_as_well_as_by_force(device: str, heads: int) -
 def test_counts_that_cut_alike_are_tried_once() -> None:
     """10 tiles: 4 splits make runs of 3, so do no more; 6 to 9 splits make runs of 2, as 5 do."""
     assert distinct_counts(np.array([10])) == [1, 2, 3, 4, 5, 10]
-    assert distinct_counts(np.array([10]), most_splits=4) == [1, 2, 3, 4]
+    assert distinct_counts(np.array([10]), max_splits=4) == [1, 2, 3, 4]
     assert distinct_counts(np.array([10, 9]))[:5] == [1, 2, 3, 4, 5]
     long = distinct_counts(np.array([1_000_000]))
     assert (long[0], long[-1]) == (1, 1_000_000)
@@ -150,8 +150,8 @@ def test_the_search_repeats_itself_and_keeps_its_budget() -> None:
     assert bench.latency_s(more) <= bench.latency_s(less)
 
 
-def test_most_splits_bounds_what_is_tried() -> None:
-    found = oracle(at("fa2", context_lens=RAGGED), ("fa2",), most_splits=3)
+def test_max_splits_bounds_what_is_tried() -> None:
+    found = oracle(at("fa2", context_lens=RAGGED), ("fa2",), max_splits=3)
     assert max(found.uniform.splits) <= 3
     assert found.per_request is not None
     assert max(found.per_request.splits) <= 3

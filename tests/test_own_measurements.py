@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 import leansim
 from leansim.errors import ConfigError, LeansimError, StoreError
 from leansim.points.point import workload_of
-from leansim.report.plan import predict_csv
 from leansim.silicon.own import own_rows
 from leansim.silicon.rows import ROW_COLUMNS, Harnesses
 from leansim.silicon.tables import table_rows
@@ -130,8 +128,7 @@ def test_predictions_may_hold_the_harness(tmp_path: Path) -> None:
     assert alone.harness_s == 0
     rows = ["a100_sxm_80gb,vllm_fa2,8,32,8,128,4096,table", "h100_sxm,lean,1,8,8,64,100,a100_sxm_vllm"]
     (tmp_path / "p.csv").write_text("\n".join([f"{HEADER},harness", *rows]))
-    predict_csv(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", 1)
-    found = list(csv.DictReader((tmp_path / "o.csv").read_text().splitlines()))
+    found = leansim.predict(tmp_path / "p.csv", jobs=1).records()
     assert float(found[0]["latency_us"]) == round(whole.latency_s * 1e6, 6)
     assert found[0]["harness"] == "table"
     assert float(found[1]["harness_us"]) > 5
@@ -171,8 +168,8 @@ def test_points_outside_are(fields: dict[str, object]) -> None:
     assert found.extrapolated is True
 
 
-def test_one_note_says_how_many_are_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_note_says_how_many_are_outside(tmp_path: Path) -> None:
     rows = ["a100_sxm_80gb,vllm_fa2,8,32,8,128,4096", "h100_sxm,lean,1,8,8,64,100"]
     (tmp_path / "p.csv").write_text("\n".join([HEADER, *rows, rows[1]]))
-    predict_csv(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", 1)
-    assert capsys.readouterr().err.count("note: 2 of 3 points lie outside") == 1
+    (note,) = leansim.predict(tmp_path / "p.csv", jobs=1).notes()
+    assert note.startswith("2 of 3 points lie outside")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import leansim
 from leansim.errors import ConfigError, LeansimError
 from leansim.points.csv import read_points
 from leansim.points.point import point
-from leansim.report.plan import PREDICTION_COLUMNS, plan_csv, predict_csv, prediction_cells
 from leansim.sweeps.predict import Prediction, predict
+from leansim.sweeps.predictions import PREDICTION_COLUMNS, prediction_cells
 
 SHAPE = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"
@@ -53,7 +54,7 @@ def test_errors_cross_processes_in_their_place() -> None:
     assert "did you mean 'lean'" in str(found[137])
 
 
-def test_every_wrong_row_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+def test_every_wrong_row_is_named(tmp_path: Path) -> None:
     rows = [
         "h100_sxm,leen,1,8,2,64,5",
         "h100_sxm,fa2,1,8,2,64,5",
@@ -62,19 +63,16 @@ def test_every_wrong_row_is_named_and_nothing_is_written(tmp_path: Path) -> None
         "x,fa2,1,8,2,64,0",
     ]
     (tmp_path / "p.csv").write_text("\n".join([HEADER, *rows]))
-    for verb in (plan_csv, predict_csv):
+    for verb in (leansim.plan, leansim.predict):
         with pytest.raises(ConfigError) as raised:
-            verb(
-                str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", *([1] if verb is predict_csv else [])
-            )
+            verb(tmp_path / "p.csv")
         assert [problem.line for problem in raised.value.problems] == [2, 5, 6]
-        assert not (tmp_path / "o.csv").exists()
 
 
 def test_columns_are_added_beside_those_given(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(f"\ufeffid, {HEADER}\r\na, h100_sxm,fa2,1,8,2,64,1k\r\n".encode())
-    predict_csv(str(tmp_path / "p.csv"), tmp_path / "o.csv", "csv", 1)
-    (row,) = csv.DictReader((tmp_path / "o.csv").read_text().splitlines())
+    written = leansim.predict(tmp_path / "p.csv", jobs=1).written("csv")
+    (row,) = csv.DictReader(written.splitlines())
     assert (row["id"], row["context_len"], row["num_splits"]) == ("a", "1k", "1")
     assert float(row["latency_us"]) > float(row["makespan_us"]) > 0
 
@@ -102,10 +100,10 @@ def test_what_was_written_can_be_read_again(tmp_path: Path, capsys: pytest.Captu
         *(f"h100_sxm,{kernel},2,32,8,128,4096" for kernel in ("lean", "flash_decoding", "fa3_varlen")),
     ]
     (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
-    predict_csv(str(tmp_path / "a.csv"), tmp_path / "b.csv", "csv", 1)
-    predict_csv(str(tmp_path / "b.csv"), tmp_path / "c.csv", "csv", 1)
+    for verb, names in ((leansim.predict, "abc"), (leansim.plan, "bde")):
+        for given, made in itertools.pairwise(names):
+            written = verb(tmp_path / f"{given}.csv").written("csv")
+            (tmp_path / f"{made}.csv").write_text(written + "\n")
     assert (tmp_path / "b.csv").read_text() == (tmp_path / "c.csv").read_text()
-    plan_csv(str(tmp_path / "b.csv"), tmp_path / "d.csv", "csv")
-    plan_csv(str(tmp_path / "d.csv"), tmp_path / "e.csv", "csv")
     assert (tmp_path / "d.csv").read_text() == (tmp_path / "e.csv").read_text()
     assert "carried along unread: num_splits, num_ctas, latency_us" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,14 @@ def test_the_yaml_example_is_a_sweep() -> None:
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block("Each has a Python twin", "python"), "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(block("Each has a Python twin", "python"), "README.md", "exec"), names)
     assert re.fullmatch(r"\d+\.\d us, \d+% busy\n", capsys.readouterr().out)
+    exec(compile(block("<!-- tables -->", "python"), "README.md", "exec"), names)
+    assert names["worst"]["speedup"].is_monotonic_increasing
+    assert 0 < names["best_s"] <= names["simulation"].metrics.latency_s
+    assert "<table>" in names["run"]._repr_html_()
+    assert capsys.readouterr().out == ""
 
 
 CHECK = (

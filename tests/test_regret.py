@@ -13,7 +13,7 @@ from leansim.files.strict_yaml import Document
 from leansim.points.grid import GridConfig, build
 from leansim.points.simulate import simulate
 from leansim.report.study_figures import regret_figure, regret_figures, save_all
-from leansim.report.study_report import regret_sections, write_study
+from leansim.report.study_report import write_study
 from leansim.specs import catalog
 from leansim.study.regret import RegretMap, cell_rows, cells_of, family, regret
 from leansim.sweeps.spreading import spread
@@ -118,15 +118,14 @@ def test_figures_and_folder(found: RegretMap, tmp_path: Path) -> None:
     cells = [text.get_text() for axes in figure.axes for text in axes.texts]
     mine = table[table["policy"] == "fa2"]["regret"]
     assert sorted(cells) == sorted(f"{r:.2f}" if r < 10 else f"{r:.3g}" for r in mine)
-    sections = regret_sections(found)
-    written = write_study(tmp_path / "out", found.config, found.records(), sections, ["a note"])
+    written = write_study(tmp_path / "out", found.config, found)
     written += save_all(figures, tmp_path / "out")
     assert all(path.stat().st_size > 0 for path in written)
     read = pd.read_csv(tmp_path / "out" / "results.csv")
     assert read["regret"].tolist() == pytest.approx(found.table["regret"].tolist(), nan_ok=True)
     text = (tmp_path / "out" / "table.md").read_text()
     assert "## Worst cells" in text
-    assert text.endswith("- a note\n")
+    assert text.endswith(f"- {found.notes()[-1]}\n")
 
 
 def test_a_grid_that_no_kernel_takes_is_an_error() -> None:

@@ -13,12 +13,12 @@ from leansim.files.strict_yaml import Document, read
 from leansim.files.writing import write_whole
 from leansim.points.point import Point, resolve
 from leansim.points.simulate import Simulation
-from leansim.report.text import render
 from leansim.specs.catalog import validate
 from leansim.study.bench import Bench
 from leansim.study.oracle import search
 from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import own_rule
+from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 CLOSE = 1.6

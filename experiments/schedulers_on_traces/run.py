@@ -17,11 +17,11 @@ import pandas as pd
 from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.study_figures import regret_figure, save_all
-from leansim.report.text import render
 from leansim.study.regret import RegretMap, regret
 from leansim.sweeps.compare import finished
 from leansim.sweeps.progress import Progress
 from leansim.sweeps.sweep import sweep
+from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 LEAN = "fa2+lean_attention(lengths=actual)"

@@ -16,11 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from leansim.files.writing import write_whole
-from leansim.report.text import render
 from leansim.report.validation_report import sections, write_validation
 from leansim.silicon.tables import table_rows
 from leansim.silicon.validate import kind_table, validate
 from leansim.sweeps.progress import Progress
+from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -6,13 +6,13 @@ Mistakes print without a traceback and exit with 2.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import leansim
 from leansim import __version__
 from leansim.cli import measure, silicon, study
 from leansim.cli.options import (
@@ -25,14 +25,16 @@ from leansim.cli.options import (
     Plots,
     Settings,
     check_form,
+    engine_of,
     grid_of,
     mistake,
     with_point_flags,
 )
-from leansim.engine.execute import ENGINE_VARIABLE, check_engine
 from leansim.errors import LeansimError, StoreError
-from leansim.points.point import resolve
 from leansim.sweeps.allocator import keep_memory
+
+if TYPE_CHECKING:
+    from leansim.sweeps.sweep import Sweep
 
 app = typer.Typer(
     name="leansim",
@@ -55,22 +57,12 @@ def run(
     flags: list[str] = [],  # noqa: B006 - filled by the decorator
 ) -> None:
     """Simulate one workload under several kernels and print one table."""
-    from leansim import api
-    from leansim.report import text
-
-    check_form(form)
     extra = [f"baseline={baseline}"] if baseline else []
-    grid = grid_of(file, [*extra, *(settings or [])], flags)
+    grid = grid_of(file, [*extra, *(settings or [])], flags, form)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
-    done = api.run(grid, engine=engine)  # type: ignore[arg-type]
-    rows = text.run_rows(done) if form in ("table", "md") else text.run_records(done)
-    first = done.simulations[0].resolved.workload
-    if form in ("table", "md"):
-        print(f"{done.config.name}: {first.describe()}\n")
-    print(text.render(rows, form))
-    if form in ("table", "md"):
-        print("\n" + "\n".join(text.run_notes(done)))
+    done = leansim.run(grid, engine=engine_of(engine))
+    print(done.written(form))
     if out is not None:
         from leansim.report.run import write_run
 
@@ -104,7 +96,6 @@ def sweep(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Simulate a grid of points over all cores; results, figures and manifest go to a folder."""
-    from leansim.sweeps import sweep as sweeps
     from leansim.sweeps.progress import Progress
 
     if out is None:
@@ -113,10 +104,9 @@ def sweep(
         wanted = "wanted one of the two: the scheduler's workers are as many as they are"
         raise mistake("--jobs", "--scheduler too", wanted)
     grid = grid_of(file, settings, flags)
-    _use_engine(engine)
     try:
         with Progress(grid.name) as progress:
-            done = sweeps.sweep(
+            done = leansim.sweep(
                 grid,
                 out,
                 jobs=jobs,
@@ -124,6 +114,7 @@ def sweep(
                 progress=progress,
                 scheduler=scheduler,
                 shard=shard,
+                engine=engine_of(engine),
             )
     except KeyboardInterrupt:
         print(
@@ -133,20 +124,12 @@ def sweep(
     _tell_sweep(done, plots and shard is None)
 
 
-def _tell_sweep(done: Any, plots: bool) -> None:
+def _tell_sweep(done: Sweep, plots: bool) -> None:
     """Print what became of a sweep's points, draw it, and exit with 1 if some failed."""
-    print(
-        f"{len(done.table)} points in {done.folder}: {done.simulated} simulated, "
-        f"{done.reused} already there, {done.refused} refused"
-        + (f", {done.failed} failed: the same command tries them again" if done.failed else "")
-    )
-    for reason, count in done.table["error"].dropna().value_counts().items():
-        print(f"  {count} without a result: {reason}")
+    print("\n".join(done.notes()))
     if plots:
-        from leansim.report.plots import plot as draw
-
         try:
-            for path in draw(done.folder):
+            for path in leansim.plot(done.folder):
                 print(f"  drew {path}")
         except StoreError as error:
             print(f"  no figures: {error}")
@@ -166,9 +149,7 @@ def merge(
     plots: Plots = True,
 ) -> None:
     """Join the shards of a sweep, made with `sweep --shard i/n`, into one folder of results."""
-    from leansim.sweeps.merging import merge as join
-
-    _tell_sweep(join(out, folders or (), partial), plots)
+    _tell_sweep(leansim.merge(out, folders or (), partial), plots)
 
 
 @app.command()
@@ -182,8 +163,7 @@ def plan(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Make schedules without simulating: grid, waves, splits per request, segments."""
-    from leansim.report.plan import plan_csv, planned_rows, segment_rows
-    from leansim.report.text import render
+    from leansim.tables import render
 
     check_form(form)
     if file is not None and file.lower().endswith(".csv"):
@@ -191,12 +171,16 @@ def plan(
             found = ", ".join([*flags, *(settings or []), *(["--segments"] if segments else [])])
             wanted = "wanted each point's fields in its row"
             raise mistake(file, found, wanted)
-        plan_csv(file, out, "csv" if out is not None and form == "table" else form)
+        plans = leansim.plan(file)
+        _print_or_write(plans.written("csv" if out is not None and form == "table" else form), out)
+        if out is not None:
+            print(f"planned {len(plans)} points into {out}", file=sys.stderr)
         return
-    resolved = [resolve(point) for point in grid_of(file, settings, flags).points()]
-    described = segment_rows if segments else planned_rows
-    rows = [row for item in resolved for row in described(item)]
-    _print_or_write(render(rows, form), out)
+    plans = leansim.plan(grid_of(file, settings, flags))
+    if segments:
+        _print_or_write(render([row for plan in plans for row in plan.segments()], form), out)
+    else:
+        _print_or_write(plans.written(form), out)
 
 
 @app.command()
@@ -208,17 +192,15 @@ def predict(
     engine: EngineName = "auto",
 ) -> None:
     """Predict the latency of every point of a CSV."""
-    from leansim.report.plan import predict_csv
+    from leansim.tables import render
 
     check_form(form)
-    _use_engine(engine)
-    predict_csv(file, out, form, jobs)
-
-
-def _use_engine(engine: str) -> None:
-    """Choose the engine for this process and the workers it starts."""
-    check_engine(engine)
-    os.environ[ENGINE_VARIABLE] = engine
+    found = leansim.predict(file, jobs, engine=engine_of(engine))
+    for note in found.notes():
+        print(f"note: {note}", file=sys.stderr)
+    _print_or_write(render(found.records(), form), out)
+    if out is not None:
+        print(f"predicted {len(found)} points into {out}", file=sys.stderr)
 
 
 @app.command()
@@ -233,21 +215,9 @@ def verify(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Replay schedules in NumPy against reference attention; exits with 1 if one is not exact."""
-    from leansim import api
-    from leansim.report import text
-
-    check_form(form)
-    rows, notes, passed = [], [], True
-    for point in grid_of(file, settings, flags).points():
-        verification, invariance = api.verify(point, seed=input_seed)
-        passed &= verification.passed
-        label = {"device": point.device, "kernel": point.policy}
-        rows += [{**label, **row} for row in verification.rows()]
-        notes.append(text.verify_note(point, verification, invariance))
-    print(text.render(rows, form))
-    if form in ("table", "md"):
-        print("\n" + "\n".join(notes))
-    if not passed:
+    found = leansim.verify(grid_of(file, settings, flags, form), input_seed=input_seed)
+    print(found.written(form))
+    if not all(one.passed for one in found):
         raise typer.Exit(1)
 
 
@@ -257,9 +227,7 @@ def plot(
     baseline: Baseline = None,
 ) -> None:
     """Draw the figures of stored results again, without simulating."""
-    from leansim.report.plots import plot as draw
-
-    for path in draw(folder, baseline):
+    for path in leansim.plot(folder, baseline):
         print(path)
 
 
@@ -288,9 +256,7 @@ def schema(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the schema")] = None,
 ) -> None:
     """Print the JSON Schema of run and sweep files, for editors."""
-    from leansim import api
-
-    _print_or_write(json.dumps(api.schema(), indent=2), out)
+    _print_or_write(json.dumps(leansim.schema(), indent=2), out)
 
 
 def _print_or_write(text: str, out: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from leansim.engine.execute import Engine, check_engine
 from leansim.errors import ConfigError, Problem
 from leansim.files.strict_yaml import Document
 from leansim.points.point import POINT_KEYS, Point
@@ -88,6 +89,12 @@ def grid_of(
     if file is not None:
         return load(file, everything)
     return build(Document("command line", {"name": "command line"}, {}), everything)
+
+
+def engine_of(name: str) -> Engine:
+    """An engine by name. Raises `UnknownNameError` for one that is not there."""
+    check_engine(name)
+    return name  # type: ignore[return-value]
 
 
 def check_form(form: str) -> None:

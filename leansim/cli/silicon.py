@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from leansim.cli.options import Jobs, mistake
+import leansim
+from leansim.cli.options import Jobs
 
 Data = Annotated[
     Path | None,
@@ -45,20 +46,21 @@ def validate(
 ) -> None:
     """Hold predictions against measured latencies: errors by regime, the worst rows, the ranking."""
     from leansim.report import validation_report
-    from leansim.silicon import validate as validation
-    from leansim.silicon.tables import table_rows
     from leansim.sweeps.progress import Progress
 
-    if points is not None and (tables or sample or data):
-        raise mistake("--points", "tables too", "wanted one of the two")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
     with Progress("validate") as progress:
-        if points is not None:
-            table = validation.validate_points(points, device, jobs, progress, split or "all")  # type: ignore[arg-type]
-        else:
-            rows = table_rows(tables or (), split or "test", sample, data)  # type: ignore[arg-type]
-            table = validation.validate(rows, jobs, progress)
+        table = leansim.validate(
+            tables or (),
+            sample,
+            split,  # type: ignore[arg-type]
+            points,
+            device,
+            data,
+            jobs,
+            progress,
+        ).table
     print(validation_report.printed(table, worst))
     if out is not None:
         flags = [f"--sample {sample}"] if sample else []
@@ -80,8 +82,7 @@ def calibrate(
 ) -> None:
     """Fit the free constants of kernels, devices and harnesses to measurements, and write them."""
     from leansim.report import validation_report
-    from leansim.silicon import fit as fitting
-    from leansim.silicon.calibration import read_calibration
+    from leansim.silicon.fit import write
 
     told_s = time.monotonic()
 
@@ -91,12 +92,12 @@ def calibrate(
             told_s = time.monotonic()
             print(f"calibrate: {evaluations} evaluations, mean error {error:.2%}", file=sys.stderr)
 
-    fit = fitting.calibrate(read_calibration(config), data, jobs, progress)
+    fit = leansim.calibrate(config, data, jobs, progress)
     print(validation_report.fitted(fit))
     if dry_run:
         print("\nnothing written: --dry-run")
         return
-    for path in fitting.write(fit):
+    for path in write(fit):
         print(f"wrote {path}")
 
 

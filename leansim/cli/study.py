@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import leansim
 from leansim.cli.options import File, Form, Jobs, Out, Settings, Verb, grid_of, mistake, with_point_flags
 
 if TYPE_CHECKING:
     from leansim.points.grid import GridConfig
-    from leansim.points.point import Point
+    from leansim.tables import Tabled
 
 Rules = Annotated[
     str | None,
@@ -35,18 +37,10 @@ def oracle(
     flags: list[str] = [],  # noqa: B006 - filled by the decorator
 ) -> None:
     """Find the best split counts by search, and what each split rule loses against them."""
-    from leansim.study.oracle import oracle as find
-
     grid = grid_of(file, settings, flags, form)
-    records, notes = [], []
-    sections: dict[str, Any] = {}
-    for point in grid.points():
-        found = find(point, _names(rules), max_splits, budget)
-        sections[_title(point, found.resolved.workload)] = found.rows()
-        records += found.records()
-        notes += found.notes()
-    _tell(form, records, sections, notes)
-    _write(out, grid, records, sections, notes)
+    found = leansim.oracle(grid, _names(rules), max_splits, budget)
+    print(found.written(form))
+    _write(out, grid, found)
 
 
 def splits(
@@ -61,23 +55,13 @@ def splits(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Latency against the number of splits, its knee, and what each split rule picks."""
-    from leansim.study.splits import split_curve
-
     grid = grid_of(file, settings, flags, form)
-    curves = [split_curve(point, _names(rules), _numbers(counts)) for point in grid.points()]
-    sections, records = {}, []
-    for curve in curves:
-        title = _title(curve.resolved.point, curve.resolved.workload)
-        sections[title] = [row for row in curve.rows() if row["mark"] or row["picked_by"]]
-        sections[f"{title}: split rules"] = curve.pick_rows()
-        records += curve.records()
-    notes = [curve.note() for curve in curves]
-    _tell(form, records, sections, notes)
+    found = leansim.splits(grid, _names(rules), _numbers(counts))
+    print(found.written(form))
     if out is not None:
         from leansim.report.study_figures import splits_figure
 
-        figures = {"splits": splits_figure(curves, grid.name)}
-        _write(out, grid, records, sections, notes, figures)
+        _write(out, grid, found, {"splits": splits_figure(found, grid.name)})
 
 
 def explain(
@@ -90,17 +74,11 @@ def explain(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Say in words where the time goes and what would help."""
-    from leansim.report.text import render
-    from leansim.study.explain import explain as tell
-
     grid = grid_of(file, settings, flags, form)
-    found = [tell(point, _names(rules), budget) for point in grid.points()]
-    records = [one.record() for one in found]
-    if form in ("table", "md"):
-        print("\n\n".join(one.text for one in found))
-    else:
-        print(render(records, form))
-    _write(out, grid, records, {}, [one.text for one in found])
+    found = leansim.explain(grid, _names(rules), budget)
+    people = form in ("table", "md")
+    print("\n\n".join(found.notes()) if people else found.written(form))
+    _write(out, grid, found)
 
 
 def regret(
@@ -114,23 +92,16 @@ def regret(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """What each kernel's own split choice loses against the best, over the grid of a sweep file."""
-    from leansim.report import study_report
-    from leansim.study.regret import regret as study
     from leansim.sweeps.progress import Progress
 
     grid = grid_of(file, settings, flags, form)
     with Progress(grid.name) as progress:
-        found = study(grid, jobs=jobs, budget=budget, progress=progress)
-    records = found.records()
-    refused = found.table["error"].dropna().value_counts()
-    notes = [f"{count} without a result: {reason}" for reason, count in refused.items()]
-    notes.append("regret: latency over the best found on the same kernel; over_fastest: on any of these")
-    _tell(form, records, study_report.regret_sections(found, worst), notes)
+        found = leansim.regret(grid, jobs=jobs, budget=budget, progress=progress)
+    print(replace(found, most_shown=worst).written(form))
     if out is not None:
         from leansim.report.study_figures import regret_figures
 
-        sections = study_report.regret_sections(found)
-        _write(out, grid, records, sections, notes, regret_figures(found))
+        _write(out, grid, found, regret_figures(found))
 
 
 def buckets(
@@ -147,23 +118,15 @@ def buckets(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Which split count to freeze into each captured CUDA graph, over the batches of a trace."""
-    from leansim.study import buckets as study
+    from leansim.study.buckets import COUNTS
     from leansim.sweeps.progress import Progress
 
     grid = grid_of(file, settings, flags, form)
-    sections, records, notes = {}, [], []
-    for point in grid.points():
-        with Progress(point.policy) as progress:
-            given = _numbers(counts) or study.COUNTS
-            found = study.buckets(point, _numbers(sizes), batches, given, jobs, progress)
-        label = f"{point.device} {point.policy}, {point.trace}"
-        sections[label] = [bucket.row() for bucket in found]
-        point_fields = {"device": point.device, "policy": point.policy, "trace": point.trace}
-        records += [{**point_fields, **record} for bucket in found for record in bucket.records()]
-        told = f"{found[0].max_context_len:,}"
-        notes.append(f"{label}: captured for {told} tokens; regrets are over the best frozen count")
-    _tell(form, records, sections, notes)
-    _write(out, grid, records, sections, notes)
+    choices = _numbers(counts) or COUNTS
+    with Progress(grid.name) as progress:
+        found = leansim.buckets(grid, _numbers(sizes), batches, choices, jobs, progress)
+    print(found.written(form))
+    _write(out, grid, found)
 
 
 def invariance(
@@ -176,17 +139,10 @@ def invariance(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Which split rules are batch-invariant, and what invariance costs."""
-    from leansim.study.invariance import invariance as study
-
     grid = grid_of(file, settings, flags, form)
-    sections, records, notes = {}, [], []
-    for point in grid.points():
-        found = study(point, _names(rules), seeds)
-        sections[f"{point.device} {point.policy}"] = found.rows()
-        records += found.records()
-        notes.append(found.note())
-    _tell(form, records, sections, notes)
-    _write(out, grid, records, sections, notes)
+    found = leansim.invariance(grid, _names(rules), seeds)
+    print(found.written(form))
+    _write(out, grid, found)
 
 
 VERBS: tuple[Verb, ...] = (oracle, splits, explain, regret, buckets, invariance)
@@ -212,41 +168,14 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     return numbers
 
 
-def _title(point: Point, workload: Any) -> str:
-    return f"{point.device} {point.policy}, {workload.describe()}"
-
-
-def _tell(
-    form: str,
-    records: Sequence[Mapping[str, Any]],
-    sections: Mapping[str, Sequence[Mapping[str, Any]]],
-    notes: Sequence[str],
-) -> None:
-    """Print tables with titles and notes for people, or the records alone for programs."""
-    from leansim.report.text import render
-
-    if form in ("json", "csv"):
-        print(render(records, form))
-        return
-    for title, rows in sections.items():
-        if rows:
-            print(f"{title}\n\n{render(rows, form)}\n")
-    print("\n".join(notes))
-
-
 def _write(
-    out: Path | None,
-    grid: GridConfig,
-    records: Sequence[Mapping[str, Any]],
-    sections: Mapping[str, Sequence[Mapping[str, Any]]],
-    notes: Sequence[str],
-    figures: Mapping[str, Any] | None = None,
+    out: Path | None, grid: GridConfig, found: Tabled, figures: Mapping[str, Any] | None = None
 ) -> None:
     if out is None:
         return
     from leansim.report.study_report import write_study
 
-    written = write_study(out, grid, records, sections, notes)
+    written = write_study(out, grid, found)
     if figures:
         from leansim.report.study_figures import save_all
 

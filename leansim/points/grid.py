@@ -66,6 +66,13 @@ class GridConfig(Spec):
         """Axes with more than one value."""
         return [name for name, values in self.axes.items() if len(values) > 1]
 
+    def with_baseline(self, name: str) -> GridConfig:
+        """The same grid, with speedups measured against another kernel. Raises `ConfigError`."""
+        grid = self.model_copy(update={"baseline": name})
+        if problems := _baseline_problems(grid, Document("arguments", {}, {})):
+            raise ConfigError("arguments", problems)
+        return grid
+
     def points(self) -> list[Point]:
         """Expand the grid: the product of the axes, zipped ones together. Raises `ConfigError`."""
         return list(self._expanded)
@@ -124,6 +131,11 @@ def _axis_fields() -> dict[str, Any]:
 
 Grid = create_model("Grid", __base__=GridConfig, **_axis_fields())
 Grid.__doc__ = "A run or sweep file. Every field of a point is an axis: one value, or a list of them."
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of run and sweep files, for editors."""
+    return Grid.model_json_schema(by_alias=True)
 
 
 def _rows(axes: Mapping[str, Sequence[Any]], group: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -6,13 +6,13 @@ The same fields serve YAML, CSV columns, command-line flags and Python keywords.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
 from leansim.errors import (
@@ -39,7 +39,7 @@ from leansim.specs.kernel import Kernel, PartitionerChoice, PartitionerSpec
 from leansim.specs.model import Model
 from leansim.specs.overrides import overridden
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
-from leansim.specs.workload import Cache, Launch, Workload
+from leansim.specs.workload import Cache, Launch, Workload, lognormal_lens
 
 
 def _split_lengths(value: Any) -> Any:
@@ -126,6 +126,11 @@ class Resolved:
     workload: Workload
     partitioner: Partitioner
 
+    @property
+    def title(self) -> str:
+        """Device, kernel and workload, as tables are titled."""
+        return f"{self.point.device} {self.point.policy}, {self.workload.describe()}"
+
     @cached_property
     def instance(self) -> Instance:
         """What of the kernel runs for this call on the device, in plain numbers."""
@@ -158,8 +163,27 @@ class Resolved:
 
 
 def point(**fields: Any) -> Point:
-    """Build a point from keywords. Raises `ConfigError` naming every wrong one."""
+    """Build a point from keywords: the fields of `Point`, as YAML, CSV and flags name them.
+
+    Raises `ConfigError` naming every wrong keyword and value. `leansim.point` is typed in
+    `leansim/__init__.pyi`.
+    """
     return validated(fields, "arguments")
+
+
+def _keywords() -> inspect.Signature:
+    """What `point` takes, for `help` and notebooks."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    fields = {key: Point.model_fields[name] for key, name in POINT_KEYS.items()}
+    required = {key: inspect.Parameter.empty for key, field in fields.items() if field.is_required()}
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
+    return inspect.Signature(
+        [inspect.Parameter(key, kind, default=value) for key, value in (defaults | required).items()],
+        return_annotation=Point,
+    )
+
+
+point.__signature__ = _keywords()  # type: ignore[attr-defined]
 
 
 def validated(fields: dict[str, Any], source: str) -> Point:
@@ -272,15 +296,7 @@ def _context_lens(point: Point) -> list[int]:
     assert point.context_len is not None
     if point.context_len_cv is None:
         return [point.context_len] * point.batch_size
-    return _lognormal_lens(point.context_len, point.context_len_cv, point.batch_size, point.seed)
-
-
-def _lognormal_lens(mean: int, cv: float, count: int, seed: int) -> list[int]:
-    """Draw lengths whose logarithm is normal, with the given mean and coefficient of variation."""
-    sigma = np.sqrt(np.log1p(cv**2))
-    draws = np.random.default_rng(seed).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
-    lens: list[int] = np.maximum(1, np.rint(draws)).astype(np.int64).tolist()
-    return lens
+    return lognormal_lens(point.context_len, point.context_len_cv, point.batch_size, point.seed)
 
 
 PLAN_COLUMNS = ("num_splits", "num_ctas", "num_waves", "ctas_per_sm")

@@ -6,16 +6,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
 from leansim.errors import OutOfRangeError
 from leansim.points.point import Point, Resolved, plan_row, resolve
+from leansim.points.table import results_table
 from leansim.results.metrics import Metrics, summarise
 from leansim.schedule.schedule import Schedule
+from leansim.tables import Tabled
 from leansim.timing.lowering import lower
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Points that go through a stage together: enough for its code to be in the processor's caches from
 # the second on, few enough for what they hold to stay there too (a fifth of the time of a point).
@@ -29,8 +34,8 @@ _Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True, eq=False)
-class Simulation:
-    """One point, simulated."""
+class Simulation(Tabled):
+    """One point, simulated: in a notebook, a table of one row."""
 
     resolved: Resolved
     program: Program
@@ -64,6 +69,37 @@ class Simulation:
             **plan_row(self.resolved),
             **asdict(self.metrics),
         }
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row as in `results.csv`: every field of the point, then `row`."""
+        return results_table([self.point], [self.row])
+
+    def records(self) -> list[dict[str, Any]]:
+        """One flat record: the fields that were given, then `row`."""
+        given = self.point.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return [{**given, **self.row}]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The numbers a person compares first, in one row."""
+        m, plan = self.metrics, plan_row(self.resolved)
+        row = {
+            "device": self.point.device,
+            "kernel": self.point.policy,
+            "latency_us": f"{m.latency_s * 1e6:.2f}",
+            "ctas": plan["num_ctas"],
+            "waves": f"{m.num_waves:.2f}",
+            "splits": plan["num_splits"],
+            "sm_busy": f"{m.sm_busy_fraction:.0%}",
+            "dram": f"{m.dram_utilisation:.0%}",
+            "of_roofline": f"{m.roofline_fraction:.0%}",
+            "tail_us": f"{m.tail_s * 1e6:.1f}",
+            "wait": f"{m.share_wait:.1%}",
+            "combine": f"{m.share_combine + m.share_merge:.1%}",
+            "idle": f"{m.share_idle:.0%}",
+            "bound": m.bound,
+        }
+        return [{key: value for key, value in row.items() if value is not None}]
 
 
 def simulate(point: Point, engine: Engine = "auto") -> Simulation:

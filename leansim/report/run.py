@@ -7,15 +7,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from leansim.api import Run
 from leansim.files.writing import write_together, write_whole
 from leansim.points.simulate import Simulation
+from leansim.points.table import results_table
 from leansim.report.figures import line_figure
 from leansim.report.sheet import save
-from leansim.report.text import render, run_notes, run_rows
 from leansim.results.perfetto import write_trace
 from leansim.sweeps.compare import has_speedup, with_speedup, x_column
-from leansim.sweeps.sweep import manifest, results_table
+from leansim.sweeps.run import Run
+from leansim.sweeps.sweep import manifest
+from leansim.tables import render
 
 
 def write_run(run: Run, folder: Path) -> list[Path]:
@@ -27,13 +28,10 @@ def write_run(run: Run, folder: Path) -> list[Path]:
     of several axes each has its own, such as `curve_batch_size.csv`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = results_table([s.point for s in run.simulations], [s.row for s in run.simulations])
-    if run.config.baseline is not None:
-        table["speedup"] = [run.speedup(simulation) for simulation in run.simulations]
-    notes = "\n".join(f"- {note.strip()}" for note in run_notes(run))
+    notes = "\n".join(f"- {note.strip()}" for note in run.notes())
     files = {
-        folder / "results.csv": table.to_csv(index=False),
-        folder / "table.md": f"{render(run_rows(run), 'md')}\n\n{notes}\n",
+        folder / "results.csv": run.table.to_csv(index=False),
+        folder / "table.md": f"{render(run.rows(), 'md')}\n\n{notes}\n",
         folder / "manifest.json": json.dumps(manifest(run.config), indent=2) + "\n",
     }
     write_together(files)

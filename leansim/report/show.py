@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leansim.api import Things, show
-from leansim.api import list as names_of
 from leansim.partitioners.registry import partitioners
-from leansim.report.text import render
+from leansim.points.names import Things, show
+from leansim.points.names import list as names_of
 from leansim.specs import catalog
 from leansim.specs.base import SourcedSpec
 from leansim.specs.traces import find_trace, read_trace
+from leansim.tables import render
 
 _LONG = 61  # characters of a value from which on it is cut, or told in parts
 
@@ -30,7 +30,8 @@ def _about(what: Things, name: str) -> str:
         return f"{len(trace.input_len):,} requests; {trace.source.splitlines()[0]}"
     if what == "partitioners":
         return _first_line(partitioners()[name])
-    return str(show(name).description)
+    thing = show(name)
+    return _first_line(thing) if isinstance(thing, type) else thing.description
 
 
 def _first_line(cls: type[Any]) -> str:

@@ -12,7 +12,6 @@ import pandas as pd
 from leansim import __version__
 from leansim.files.writing import write_whole
 from leansim.report.error_figures import draw
-from leansim.report.text import render
 from leansim.silicon.fit import Fit
 from leansim.silicon.other_tools import comparison_sample, errors_of_tools, sample
 from leansim.silicon.tables import installed_version
@@ -27,6 +26,7 @@ from leansim.silicon.validate import (
     refusals,
     worst_rows,
 )
+from leansim.tables import render
 
 Section = tuple[str, list[dict[str, Any]], str]
 _BAND_NAMES = tuple(name for _, name in BANDS)

@@ -206,3 +206,11 @@ class Workload:
             mean = sum(lens) / len(lens)
             batch = f"batch {len(lens)}, {min(lens):,}-{max(lens):,} tokens (mean {mean:,.0f})"
         return f"{self.label + ': ' if self.label else ''}{batch}, {heads}, {self.kv_dtype} KV"
+
+
+def lognormal_lens(mean: int, cv: float, count: int, seed: int) -> list[int]:
+    """Draw lengths whose logarithm is normal, with the given mean and coefficient of variation."""
+    sigma = np.sqrt(np.log1p(cv**2))
+    draws = np.random.default_rng(seed).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
+    lens: list[int] = np.maximum(1, np.rint(draws)).astype(np.int64).tolist()
+    return lens

@@ -18,9 +18,10 @@ from leansim.specs.traces import find_trace, read_trace
 from leansim.study.bench import Bench
 from leansim.study.rules import heeds_count, told
 from leansim.sweeps.spreading import Progress, spread
+from leansim.tables import Tabled
 
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+COUNTS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 BATCHES = 20
 
 
@@ -105,6 +106,37 @@ class Bucket:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class BucketStudy(Tabled):
+    """What to freeze for each bucket of a point's device, kernel and trace."""
+
+    point: Point
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def title(self) -> str:
+        """Device, kernel and trace."""
+        return f"{self.point.device} {self.point.policy}, {self.point.trace}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per bucket."""
+        return [bucket.row() for bucket in self.buckets]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One flat record per bucket and choice, in seconds."""
+        point = {"device": self.point.device, "policy": self.point.policy, "trace": self.point.trace}
+        return [{**point, **record} for bucket in self.buckets for record in bucket.records()]
+
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows under device, kernel and trace."""
+        return {self.title: self.rows()}
+
+    def notes(self) -> list[str]:
+        """What captures are told, and what regret is over."""
+        told = f"{self.buckets[0].max_context_len:,}"
+        return [f"{self.title}: captured for {told} tokens; regrets are over the best frozen count"]
+
+
 def buckets(
     point: Point,
     sizes: Sequence[int] = SIZES,
@@ -112,7 +144,7 @@ def buckets(
     counts: Sequence[int] = COUNTS,
     jobs: int | None = None,
     progress: Progress | None = None,
-) -> list[Bucket]:
+) -> BucketStudy:
     """Find the count to freeze for each bucket of a kernel that can be told one.
 
     `point` names device, kernel, shape and trace; `batches` batches of each size are drawn with seeds
@@ -134,7 +166,8 @@ def buckets(
     samples = list(spread(partial(sampled, counts=told_counts), tasks, jobs, progress))
     parts = [samples[i : i + batches] for i in range(0, len(samples), batches)]
     longest = point.max_context_len or 0
-    return [_bucket(size, longest, part, told_counts) for size, part in zip(sizes, parts, strict=True)]
+    found = [_bucket(size, longest, part, told_counts) for size, part in zip(sizes, parts, strict=True)]
+    return BucketStudy(point, tuple(found))
 
 
 def usable_counts(point: Point, batch_size: int, counts: Sequence[int]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from leansim.study.oracle import BUDGET, Oracle, Policy, search
 from leansim.study.reasons import Facts, facts_of, why_slower
 from leansim.study.rules import Rule, chosen_rules, own_rule
 from leansim.sweeps.compare import TIE
+from leansim.tables import Tabled
 
 LEAN = "lean"  # the kernel whose rule is LeanAttention's
 _MOST_GROUPS, _MOST_NAMES = 4, 2
@@ -41,7 +42,7 @@ _LIMITS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(Tabled):
     """What was run, and what there is to say of it.
 
     `simulation` is the point's own, `oracle` what else was tried on its kernel, `lean` the simulation
@@ -58,6 +59,18 @@ class Explanation:
     def text(self) -> str:
         """The paragraph."""
         return " ".join(self.sentences)
+
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """No tables: a paragraph says it."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """The paragraph."""
+        return [self.text]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The record, alone."""
+        return [self.record()]
 
     def record(self) -> dict[str, Any]:
         """The numbers that the paragraph rests on, in seconds and shares, for other programs."""

@@ -17,6 +17,7 @@ from leansim.partitioners.fixed_split_size import FixedSplitSize
 from leansim.points.point import Point, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
+from leansim.tables import Tabled
 
 SEEDS = 4  # each of nine batches
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -35,7 +36,7 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False)
-class InvarianceStudy:
+class InvarianceStudy(Tabled):
     """Findings of a point: its own rule first, then others, then invariant choices."""
 
     point: Point
@@ -84,6 +85,14 @@ class InvarianceStudy:
             for one in (self.own, *self.rules, *self.choices)
         ]
 
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows under device and kernel."""
+        return {f"{self.point.device} {self.point.policy}": self.rows()}
+
+    def notes(self) -> list[str]:
+        """The note."""
+        return [self.note()]
+
     def note(self) -> str:
         """What invariance costs here, in a sentence."""
         best = self.best_choice
@@ -113,7 +122,7 @@ def invariance(
     """Check split rules over many batches on the point's kernel, and time invariant choices.
 
     `rules` is as in `oracle`. Each of `seeds` tries the batch as it is, shuffled, doubled, and with
-    other batch-mates (`checking.batch_invariance`) until one contradicts. The choices are no split
+    other batch-mates (`numerics.invariance`) until one contradicts. The choices are no split
     and splits of `sizes` tokens. Raises a `LeansimError` where the point makes no sense.
     """
     bench = Bench(resolve(point), engine)

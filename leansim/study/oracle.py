@@ -26,6 +26,7 @@ from leansim.points.point import Point, Resolved, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
 from leansim.study.search import cheapest
+from leansim.tables import Tabled
 from leansim.timing.bound import Bound
 
 UNIFORM, PER_REQUEST = "best uniform", "best per request"
@@ -87,7 +88,7 @@ class Policy:
 
 
 @dataclass(frozen=True, eq=False)
-class Oracle:
+class Oracle(Tabled):
     """What was found for a point. No policy here is faster than `best`, and none is below `bound`.
 
     `policies` are rules, the point's own first; `refused` those that do not take the workload, with
@@ -146,6 +147,10 @@ class Oracle:
             for policy in self.ranked
         ]
 
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows under device, kernel and workload."""
+        return {self.resolved.title: self.rows()}
+
     def notes(self) -> list[str]:
         """What was searched, how the point's own rule does, and who refused."""
         own, best, point = self.own, self.best, self.resolved.point
@@ -164,32 +169,32 @@ class Oracle:
 def oracle(
     point: Point,
     rules: Sequence[str] = (),
-    most_splits: int | None = None,
+    max_splits: int | None = None,
     budget: int = BUDGET,
     engine: Engine = "auto",
 ) -> Oracle:
     """Search the best split counts of a point's workload and run split rules beside them.
 
     `rules` names partitioners or kernels whose rule is meant (none: every known one); the point's own
-    is always run. `most_splits` bounds what the search tries, `budget` its simulations of ragged
+    is always run. `max_splits` bounds what the search tries, `budget` its simulations of ragged
     batches. Raises a `LeansimError` where the kernel cannot run the workload.
     """
     bench = Bench(resolve(point), engine)
     own = own_rule(bench.resolved)
     others = chosen_rules(bench.resolved, rules)
     run = (own, *(rule for rule in others if rule.partitioner != own.partitioner))
-    return search(bench, run, most_splits, budget)
+    return search(bench, run, max_splits, budget)
 
 
 def search(
-    bench: Bench, rules: Sequence[Rule] = (), most_splits: int | None = None, budget: int = BUDGET
+    bench: Bench, rules: Sequence[Rule] = (), max_splits: int | None = None, budget: int = BUDGET
 ) -> Oracle:
     """Do what `oracle` does on a bench, running the rules given and no others."""
     before = bench.simulations
-    best = best_uniform(bench, most_splits)
+    best = best_uniform(bench, max_splits)
     per_request = None
     if len(np.unique(tiles_of_request(bench.grid))) > 1:
-        counts = best_per_request(bench, best, most_splits, budget)
+        counts = best_per_request(bench, best, max_splits, budget)
         per_request = described(bench, Rule(PER_REQUEST, counts))
     policies, refused = [], []
     for rule in rules:
@@ -226,36 +231,36 @@ def described(bench: Bench, rule: Rule) -> Policy:
 # -- one count for all requests ------------------------------------------------------------------
 
 
-def best_uniform(bench: Bench, most_splits: int | None = None) -> int:
+def best_uniform(bench: Bench, max_splits: int | None = None) -> int:
     """The one split count for all requests that is fastest, the smallest of equals.
 
     Counts that cut every request just as a smaller one does are passed over, and those that make more
-    than 128 waves. Up to 64 that are left are all tried; of more, what `searching.cheapest` says.
+    than 128 waves. Up to 64 that are left are all tried; of more, what `search.cheapest` says.
     """
-    counts = useful_counts(bench, most_splits)
+    counts = useful_counts(bench, max_splits)
     guess = max(1, round(bench.grid.slots / bench.grid.num_output_tiles))
     return cheapest(counts, lambda count, below: bench.latency_s(bench.splits(count), below), guess)
 
 
-def distinct_counts(tiles: IntArray, most_splits: int | None = None) -> list[int]:
+def distinct_counts(tiles: IntArray, max_splits: int | None = None) -> list[int]:
     """Rising split counts, up to the KV tiles, that each cut some request as no smaller one does.
 
     Above 4,096 about one in a hundred.
     """
-    counts = _candidates(min(int(tiles.max()), most_splits or int(tiles.max())))
+    counts = _candidates(min(int(tiles.max()), max_splits or int(tiles.max())))
     cuts = without_empty_runs(np.unique(tiles), counts[:, None])
     new = np.r_[True, np.any(cuts[1:] != cuts[:-1], axis=1)]
     chosen: list[int] = counts[new].tolist()
     return chosen
 
 
-def useful_counts(bench: Bench, most_splits: int | None = None) -> list[int]:
+def useful_counts(bench: Bench, max_splits: int | None = None) -> list[int]:
     """Distinct counts that make at most 128 waves of CTAs, or as many as no split makes.
 
     With so many waves there is less than 1% of a slot's time left to be won by even more.
     """
     tiles = tiles_of_request(bench.grid)
-    counts = np.array(distinct_counts(tiles, most_splits))
+    counts = np.array(distinct_counts(tiles, max_splits))
     lengths, requests = np.unique(tiles, return_counts=True)
     runs = without_empty_runs(lengths, counts[:, None]) @ requests
     chosen: list[int] = counts[runs <= max(_most_runs(bench), len(tiles))].tolist()
@@ -279,7 +284,7 @@ def _candidates(most: int) -> IntArray:
 
 
 def best_per_request(
-    bench: Bench, uniform: int, most_splits: int | None = None, budget: int = BUDGET
+    bench: Bench, uniform: int, max_splits: int | None = None, budget: int = BUDGET
 ) -> PerRequestSplits:
     """The best counts of a ragged batch found with about `budget` simulations.
 
@@ -287,7 +292,7 @@ def best_per_request(
     and from the best single count, in either order of issue, a local search. The same every time.
     """
     grid, tiles = bench.grid, tiles_of_request(bench.grid)
-    limit = tiles if most_splits is None else np.minimum(tiles, most_splits)
+    limit = tiles if max_splits is None else np.minimum(tiles, max_splits)
     last = bench.simulations + budget
 
     def of_length(length: int) -> PerRequestSplits:

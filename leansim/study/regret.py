@@ -20,6 +20,7 @@ import numpy as np
 from leansim.errors import LeansimError
 from leansim.points.grid import GridConfig, load
 from leansim.points.point import Point, Resolved, resolve
+from leansim.points.table import results_table
 from leansim.specs.kernel import Kernel
 from leansim.study.bench import Bench
 from leansim.study.oracle import BUDGET, Oracle, Policy, search
@@ -27,7 +28,7 @@ from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import Rule
 from leansim.sweeps.compare import TIE, finished, varying
 from leansim.sweeps.spreading import Progress, spread
-from leansim.sweeps.sweep import results_table
+from leansim.tables import Tabled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class RegretMap:
+class RegretMap(Tabled):
     """A row per policy and cell: point, latency, oracle, regret, and why. `error` where refused.
 
     `oracle_s` and `oracle_splits` are the best found on the policy's own kernel, `over_fastest` the
@@ -45,13 +46,33 @@ class RegretMap:
     """
 
     config: GridConfig
-    table: pd.DataFrame
+    frame: pd.DataFrame
+    most_shown: int = 20
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per policy and cell."""
+        return self.frame
 
     def records(self) -> list[Row]:
         """One flat record per policy and cell; refused ones have an error and None for numbers."""
         table = self.table.convert_dtypes()  # whole numbers stay whole beside missing ones
         known = table.astype(object).where(table.notna(), None)
         return [{str(key): value for key, value in row.items()} for row in known.to_dict("records")]
+
+    def rows(self) -> list[Row]:
+        """The summary."""
+        return self.summary()
+
+    def sections(self) -> dict[str, list[Row]]:
+        """By device and policy, and the worst cells, `most_shown` of them."""
+        return {"Regret": self.summary(), "Worst cells": self.worst_rows(self.most_shown)}
+
+    def notes(self) -> list[str]:
+        """What was refused, and what the numbers are."""
+        refused = self.table["error"].dropna().value_counts().items()
+        meaning = "regret: latency over the best found on the same kernel; over_fastest: on any of these"
+        return [*(f"{count} without a result: {reason}" for reason, count in refused), meaning]
 
     def worst(self, count: int = 10) -> pd.DataFrame:
         """Rows of largest regret, ties left out."""

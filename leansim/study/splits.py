@@ -16,13 +16,14 @@ from leansim.study.bench import Bench
 from leansim.study.oracle import Policy, described, distinct_counts, useful_counts
 from leansim.study.rules import chosen_rules, heeds_count, own_rule, told
 from leansim.study.search import cheapest
+from leansim.tables import Tabled
 
 _MOST_OF_A_CALL = 128  # counts tried of a call that is told of a longer context than there is
 KNEE = 0.05  # the knee is the fewest splits within this share of the best
 
 
 @dataclass(frozen=True, eq=False)
-class SplitCurve:
+class SplitCurve(Tabled):
     """Latency, s, at each of the counts tried, and the rules that were run on the same kernel.
 
     `own` says whether the counts were told to the point's own partitioner, for some of which they
@@ -85,6 +86,16 @@ class SplitCurve:
         rules = [{"kind": "rule", **pick.record()} for pick in self.picks]
         every = [*counts, *rules]
         return [{**point, **record, "over_best": record["latency_s"] / self.best_s} for record in every]
+
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """The counts that are the best, the knee or a rule's pick; then the rules."""
+        told = [row for row in self.rows() if row["mark"] or row["picked_by"]]
+        title = self.resolved.title
+        return {title: told, f"{title}: split rules": self.pick_rows()}
+
+    def notes(self) -> list[str]:
+        """The note."""
+        return [self.note()]
 
     def note(self) -> str:
         """What was varied, the best count and the knee, in a sentence."""

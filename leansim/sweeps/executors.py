@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait as wait_for
 from typing import Any
 
-from leansim.engine.execute import load
+from leansim.engine.execute import ENGINE_VARIABLE, Engine, check_engine, load
 from leansim.errors import FaultError, LeansimError, WorkerError
 from leansim.points.keys import unresolved_key
 from leansim.points.point import Point, resolve
@@ -107,6 +108,25 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def using(engine: Engine) -> Iterator[None]:
+    """Execute with an engine in this process and those it starts; `auto` is what it was before.
+
+    Raises `UnknownNameError` for an engine that is not there.
+    """
+    check_engine(engine)
+    before = os.environ.get(ENGINE_VARIABLE)
+    if engine != "auto":
+        os.environ[ENGINE_VARIABLE] = engine
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[ENGINE_VARIABLE] = before
+        else:
+            os.environ.pop(ENGINE_VARIABLE, None)
 
 
 def in_turn(chunks: Iterator[Chunk]) -> Iterator[Finished]:

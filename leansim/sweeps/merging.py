@@ -12,10 +12,11 @@ from leansim.errors import StoreError
 from leansim.files.strict_yaml import Document
 from leansim.points.grid import Grid, GridConfig
 from leansim.points.point import Point
+from leansim.points.table import results_table
 from leansim.specs import catalog
 from leansim.sweeps.executors import point_key
 from leansim.sweeps.store import FILE_NAME, Store
-from leansim.sweeps.sweep import Sweep, manifest, results_table, write_results
+from leansim.sweeps.sweep import Sweep, manifest, write_results
 
 _SAME = ("model_version", "config", "plugins")
 

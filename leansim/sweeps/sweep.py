@@ -13,22 +13,26 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim import __version__
+from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.files.writing import write_together
 from leansim.points.grid import GridConfig, load
 from leansim.points.keys import plugin_versions
-from leansim.points.point import POINT_KEYS, Point
+from leansim.points.point import Point
+from leansim.points.table import results_table
 from leansim.sweeps import cluster, executors
-from leansim.sweeps.executors import Chunk, Executor, Finished, point_key
+from leansim.sweeps.compare import finished
+from leansim.sweeps.executors import Chunk, Executor, Finished, point_key, using
 from leansim.sweeps.store import FILE_NAME, Row, Store
+from leansim.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +49,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class Sweep(Shown):
     """A finished sweep: its folder, its table, and what became of the points.
 
     `reused` points were there already or came from another process meanwhile, `refused` ones have
@@ -58,6 +62,28 @@ class Sweep:
     reused: int
     refused: int
     failed: int = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per device and kernel: points, refused ones, latency from least to greatest."""
+        rows = []
+        for (device, policy), mine in self.table.groupby(["device", "policy"], sort=False):
+            done = finished(mine)["latency_s"] * 1e6
+            span = None if done.empty else f"{done.min():.2f}-{done.max():.2f}"
+            refused = len(mine) - len(done)
+            label = {"device": device, "kernel": policy, "points": len(mine)}
+            rows.append({**label, "refused": refused, "latency_us": span})
+        return rows
+
+    def notes(self) -> list[str]:
+        """What became of the points, and why some have no result."""
+        counts = (
+            f"{len(self.table)} points in {self.folder}: {self.simulated} simulated, "
+            f"{self.reused} already there, {self.refused} refused"
+        )
+        if self.failed:
+            counts += f", {self.failed} failed: the same command tries them again"
+        reasons = self.table["error"].dropna().value_counts().items()
+        return [counts, *(f"  {count} without a result: {reason}" for reason, count in reasons)]
 
 
 @dataclass(frozen=True)
@@ -95,13 +121,15 @@ def sweep(
     progress: Progress | None = None,
     scheduler: str | None = None,
     shard: str | Shard | None = None,
+    engine: Engine = "auto",
 ) -> Sweep:
     """Simulate every point of a sweep file and store the results in `out`.
 
     Points run in `jobs` processes (None: one per core), or on the Dask cluster of `scheduler`. A
     `shard` "i/n" is the i-th of n parts of the grid, in a folder of its own in `out`; `merge` joins
     them. With `resume`, points the store already has are not simulated again; without, they are
-    forgotten first. Interrupting or killing keeps what is finished; a later call goes on.
+    forgotten first. Interrupting or killing keeps what is finished; a later call goes on. `engine` is
+    that of processes here, not of a cluster's workers.
 
     A point that a kernel or device refuses gets a row with its `error` and no numbers, and so does
     one that kills its worker. `progress` is told of points done and of all, first before any is
@@ -113,10 +141,12 @@ def sweep(
         part = Shard.parse(shard) if isinstance(shard, str) else shard
         points, folder = part.of(points), part.folder(folder)
     keys = [point_key(point) for point in points]
-    with Store(folder) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(Store(folder))
         done = store.keys() if resume else set()
         todo = {key: point for key, point in zip(keys, points, strict=True) if key not in done}
         execute = _executor(len(todo), jobs, scheduler)
+        stack.enter_context(using(engine))
         if not resume:
             store.forget(keys)
         store.describe(manifest(grid))
@@ -213,26 +243,6 @@ class _Work:
     def _tell(self) -> None:
         if self.progress:
             self.progress(self.done, self.total)
-
-
-def results_table(points: Sequence[Point], rows: Iterable[dict[str, Any] | None]) -> pd.DataFrame:
-    """One row per finished point (None: not finished): its fields, then its record."""
-    import pandas as pd
-
-    names = {name: key for key, name in POINT_KEYS.items()}
-    records = []
-    for point, row in zip(points, rows, strict=True):
-        if row is None:
-            continue
-        given = point.model_dump(mode="json", exclude={"overrides", "partitioner"})
-        lens = given.pop("context_lens")
-        given["context_lens"] = None if lens is None else " ".join(map(str, lens))
-        given["overrides"] = json.dumps(point.overrides) if point.overrides else None
-        named = {names.get(k, k): v for k, v in given.items()}
-        # Points that differ in name alone share a result, whichever of them was simulated.
-        records.append({**named, **row, "policy": point.policy})
-    table = pd.DataFrame.from_records(records)
-    return table if "error" in table else table.assign(error=None)
 
 
 def write_results(

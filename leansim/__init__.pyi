@@ -1,0 +1,86 @@
+"""The names of `leansim` as editors and type checkers see them; at run time each loads on first use.
+
+A test holds this file and the table in `__init__.py` together, and `point` and the fields of `Point`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leansim.api import buckets as buckets
+from leansim.api import calibrate as calibrate
+from leansim.api import explain as explain
+from leansim.api import invariance as invariance
+from leansim.api import oracle as oracle
+from leansim.api import plan as plan
+from leansim.api import predict as predict
+from leansim.api import splits as splits
+from leansim.api import validate as validate
+from leansim.api import verify as verify
+from leansim.engine.program import Program as Program
+from leansim.engine.result import Result as Result
+from leansim.errors import LeansimError as LeansimError
+from leansim.gpu.measure import measure as measure
+from leansim.points.grid import GridConfig as GridConfig
+from leansim.points.grid import load as load
+from leansim.points.grid import schema as schema
+from leansim.points.names import list as list
+from leansim.points.names import show as show
+from leansim.points.point import Point as Point
+from leansim.points.simulate import Simulation as Simulation
+from leansim.points.simulate import simulate as simulate
+from leansim.report.plots import plot as plot
+from leansim.results.metrics import Metrics as Metrics
+from leansim.schedule.schedule import Schedule as Schedule
+from leansim.schedule.tiling import TileGrid as TileGrid
+from leansim.specs.base import DType
+from leansim.specs.device import Device as Device
+from leansim.specs.kernel import Kernel as Kernel
+from leansim.specs.kernel import PartitionerSpec
+from leansim.specs.model import Model as Model
+from leansim.specs.workload import Cache, Launch
+from leansim.specs.workload import Workload as Workload
+from leansim.study.regret import regret as regret
+from leansim.sweeps.merging import merge as merge
+from leansim.sweeps.run import Run as Run
+from leansim.sweeps.run import run as run
+from leansim.sweeps.sweep import Sweep as Sweep
+from leansim.sweeps.sweep import sweep as sweep
+
+__version__: str
+
+def point(
+    *,
+    device: str,
+    kernel: str,
+    partitioner: str | Mapping[str, Any] | PartitionerSpec | None = None,
+    batch_size: int | None = None,
+    context_len: int | str | None = None,
+    context_len_cv: float | None = None,
+    context_lens: Sequence[int | str] | str | None = None,
+    trace: str | None = None,
+    seed: int = 0,
+    context_scale: float = 1.0,
+    max_context_len: int | str | None = None,
+    model: str | None = None,
+    model_config: str | None = None,
+    tensor_parallel: int = 1,
+    num_q_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    head_dim_v: int | None = None,
+    latent_kv: bool | None = None,
+    query_len: int = 1,
+    window: int | str | None = None,
+    q_dtype: DType = "bfloat16",
+    kv_dtype: DType = "bfloat16",
+    page_tokens: int = 16,
+    cache: Cache = "cold",
+    launch: Launch = "graph",
+    num_sms: int | None = None,
+    overrides: Mapping[str, Any] = ...,
+) -> Point:
+    """Build a point: a device, a kernel and a workload; see `Point`.
+
+    Token counts are whole numbers or text such as 32k and 1M. Raises `ConfigError` naming every wrong
+    keyword and value.
+    """

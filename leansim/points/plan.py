@@ -1,0 +1,93 @@
+"""A schedule and where it came from, without a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leansim.points.point import Cell, Resolved, plan_row
+from leansim.schedule.schedule import Schedule
+from leansim.tables import Answers, Row, Tabled
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Tabled):
+    """What a point's partitioner makes of it; `row` is what `leansim plan` adds to a point."""
+
+    resolved: Resolved
+    row: dict[str, Cell]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule."""
+        return self.resolved.schedule
+
+    def released(self) -> Plan:
+        """The same plan without its schedule, which is made anew when it is looked at.
+
+        So that many plans fit into memory.
+        """
+        return Plan(replace(self.resolved), self.row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The schedule in one row."""
+        schedule, point = self.schedule, self.resolved.point
+        per_request = schedule.splits_of_request.tolist()
+        few = len(set(per_request)) == 1
+        return [
+            {
+                "device": point.device,
+                "kernel": point.policy,
+                "partitioner": repr(self.resolved.partitioner),
+                "tile": f"{schedule.grid.tile_rows}x{schedule.grid.tile_tokens}",
+                "output_tiles": schedule.grid.num_output_tiles,
+                "kv_tiles": schedule.grid.total_kv_tiles,
+                "slots": schedule.grid.slots,
+                **self.row,
+                "wave_efficiency": round(schedule.wave_efficiency, 4),
+                "empty_ctas": schedule.num_empty_ctas,
+                "segments": schedule.num_segments,
+                "tiles_per_cta": f"{schedule.tiles_of_cta.min()}-{schedule.tiles_of_cta.max()}",
+                "combine": schedule.combine,
+                "splits_of_request": str(per_request[0]) if few else " ".join(map(str, per_request)),
+            }
+        ]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same row, for programs."""
+        return self.rows()
+
+    def segments(self) -> list[dict[str, Any]]:
+        """One row per segment: its CTA, output tile, and KV tiles from `start` up to `stop`."""
+        point = self.resolved.point
+        return [
+            {"device": point.device, "kernel": point.policy, **segment._asdict()}
+            for segment in self.schedule.segments()
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Plans(Answers[Plan]):
+    """The plans of several points; of a CSV, beside its `given` rows."""
+
+    given: tuple[Mapping[str, Any], ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per point: of a CSV, its row with what planning adds."""
+        return self.records() if self.given else super().rows()
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same, for programs."""
+        if not self.given:
+            return super().records()
+        return [{**row, **plan.row} for row, plan in zip(self.given, self.answers, strict=True)]
+
+    def sections(self) -> dict[str, list[Row]]:
+        """The rows, as one table."""
+        return {"": [*self.rows()]}
+
+
+def made(resolved: Resolved) -> Plan:
+    """Plan a point. Raises a `LeansimError` where the partitioner refuses the workload."""
+    return Plan(resolved, plan_row(resolved))

@@ -1,0 +1,166 @@
+"""Rows as text and as tables: what a verb answers shows itself in a terminal, a file or a notebook."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+
+
+def render(rows: Sequence[Row], form: str, title: str = "") -> str:
+    """Write rows in a format: `table`, `json`, `csv`, `md` or `html`."""
+    if form == "json":
+        return json.dumps([dict(row) for row in rows], indent=2, default=str)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().rstrip("\n")
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    if form == "html":
+        lines = [_tags("th", columns), *(_tags("td", line) for line in cells)]
+        return "<table>\n" + "\n".join(lines) + "\n</table>"
+    if form == "md":
+        lines = [_piped(line) for line in (columns, ["---"] * len(columns), *cells)]
+        return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    numeric = [all(_numeric(row.get(column)) for row in rows) for column in columns]
+    rule = "  ".join("-" * width for width in widths)
+    body = [_line(line, widths, numeric) for line in (columns, *cells)]
+    return "\n".join([*([title] if title else []), body[0], rule, *body[1:]])
+
+
+def _tags(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    padded = zip(cells, widths, numeric, strict=True)
+    return "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in padded).rstrip()
+
+
+def _numeric(value: Any) -> bool:
+    return value is None or isinstance(value, int | float) or str(value)[:1].isdigit()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class Shown:
+    """An answer that people look at: tables under titles, and sentences below them."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What people compare first: one row per kernel, rule or whatever the answer is about."""
+        raise NotImplementedError
+
+    def sections(self) -> Mapping[str, Sequence[Row]]:
+        """Tables by title; an empty title is none."""
+        return {"": self.rows()}
+
+    def notes(self) -> list[str]:
+        """What the tables do not say, a sentence each."""
+        return []
+
+    def shown(self, form: str = "table") -> str:
+        """Every table, then the notes, in a format of `render` that people read: table, md or html."""
+        parts = []
+        for title, rows in self.sections().items():
+            if rows:
+                parts += [*([_head(title, form)] if title else []), render(rows, form)]
+        if notes := self.notes():
+            parts.append("\n".join(_note(note, form) for note in notes))
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return self.shown("html")
+
+    def _repr_markdown_(self) -> str:
+        return self.shown("md")
+
+
+def _head(title: str, form: str) -> str:
+    return f"<p><b>{html.escape(title)}</b></p>" if form == "html" else title
+
+
+def _note(note: str, form: str) -> str:
+    return f"<p>{html.escape(note.strip())}</p>" if form == "html" else note
+
+
+class Tabled(Shown):
+    """An answer that other programs read as well."""
+
+    def records(self) -> list[dict[str, Any]]:
+        """Flat records: names, and numbers in SI units unless their name says another."""
+        raise NotImplementedError
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The records as a table."""
+        import pandas as pd
+
+        return pd.DataFrame.from_records(self.records())
+
+    def written(self, form: str) -> str:
+        """The answer in a format: records as `json` or `csv`, for people as `shown`."""
+        return render(self.records(), form) if form in ("json", "csv") else self.shown(form)
+
+
+_Answer = TypeVar("_Answer", bound=Tabled)
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Tabled, Sequence[_Answer]):
+    """One answer per point, in order: a sequence of them, and one table of all."""
+
+    answers: tuple[_Answer, ...]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def __iter__(self) -> Iterator[_Answer]:
+        return iter(self.answers)
+
+    @overload
+    def __getitem__(self, index: int) -> _Answer: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[_Answer, ...]: ...
+    def __getitem__(self, index: int | slice) -> _Answer | tuple[_Answer, ...]:
+        return self.answers[index]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of all answers under each other."""
+        return [row for answer in self.answers for row in answer.rows()]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Records of all answers under each other."""
+        return [record for answer in self.answers for record in answer.records()]
+
+    def sections(self) -> dict[str, list[Row]]:
+        """Tables of all answers; those of one title are one table."""
+        joined: dict[str, list[Row]] = {}
+        for answer in self.answers:
+            for title, rows in answer.sections().items():
+                joined.setdefault(title, []).extend(rows)
+        return joined
+
+    def notes(self) -> list[str]:
+        """Notes of all answers."""
+        return [note for answer in self.answers for note in answer.notes()]
