@@ -62,5 +62,8 @@ def tiled(workload: Workload, kernel: Kernel, device: Device) -> TileGrid:
 
 
 def lowered(schedule: Schedule, kernel: Kernel, device: Device) -> Program:
-    """A schedule priced with what a kernel and a device say."""
-    return lower(schedule, instance_of(kernel, device, schedule.grid.workload), device)
+    """A schedule priced with what a kernel and a device say, though its grid be made by hand."""
+    grid = schedule.grid
+    instance = instance_of(kernel, device, grid.workload)
+    named = dataclasses.replace(instance.shape, kernel=grid.kernel)
+    return lower(schedule, dataclasses.replace(instance, shape=named), device)

@@ -245,7 +245,8 @@ def test_engines_agree_on_every_partitioner(name: str) -> None:
     kernel, partitioner = catalog.kernel("fa2"), partitioners.make(name)
     packed = []
 
-    @settings(fixed, max_examples=25)
+    # Most draws have several KV heads or a window, which kernels for one refuse.
+    @settings(fixed, max_examples=60 if name in PACKED_ONLY else 25)
     @given(st.sampled_from([1, 2]).flatmap(workloads), sms)
     def agree(workload: Workload, num_sms: int | None) -> None:
         device = on_sms("a100_sxm_80gb", num_sms)

@@ -19,7 +19,7 @@ from leansim.partitioners.flashinfer_mla import FlashinferMla, mla_plan
 from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
 from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
-from leansim.specs.instance import smem_bytes, tile_for, tile_occupancy
+from leansim.specs.tile_choice import smem_bytes, tile_for, tile_occupancy
 from leansim.specs.workload import Workload
 from leansim.testing import check_partitioner
 

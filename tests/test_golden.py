@@ -13,9 +13,9 @@ from leansim.partitioners.lean_attention import LeanAttention, ort_deal
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
-from leansim.specs.instance import smem_bytes
 from leansim.specs.kernel import Kernel
 from leansim.specs.occupancy import occupancy
+from leansim.specs.tile_choice import smem_bytes
 from leansim.specs.workload import Workload
 
 DEVICES = {80: "a100_sxm_80gb", 90: "h100_sxm"}

@@ -12,7 +12,7 @@ import pytest
 from gpu_kit import needs_triton
 
 from leansim.specs import catalog
-from leansim.specs.instance import per_arch
+from leansim.specs.tile_choice import per_arch
 
 pytestmark = needs_triton
 # A process compiles or interprets, so this one starts another. Windows and several tokens take most.

@@ -439,7 +439,7 @@ def test_constants_are_fitted_to_measured_points(
     assert len(fit.rows) + len(before) == 180
     assert [c.after for c in fit.constants] == pytest.approx([0.8, 1.5e-6], rel=0.05)
     assert {path.name for path in write(fit)} == {"triton_fa2.yaml", "h200_sxm.yaml"}
-    source = catalog.kernel("triton_fa2").sources["segment_overhead_s.sm_90"]
+    source = catalog.kernel("triton_fa2").sources["start.overhead_s.sm_90"]
     assert "own measurements points.csv" in source
     after = validate_points("points.csv", split="test")
     assert after["error"].abs().mean() < 0.01 < before["error"].abs().mean()

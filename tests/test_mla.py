@@ -22,9 +22,10 @@ from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.hf_config import read_hf_config
-from leansim.specs.instance import instance_of, smem_bytes
+from leansim.specs.instance import instance_of
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
+from leansim.specs.tile_choice import smem_bytes
 from leansim.specs.workload import Workload
 from leansim.timing.prices import Prices
 

@@ -178,7 +178,7 @@ def test_every_kernel_for_this_vendor_and_cache_is_a_rule() -> None:
         name
         for name in catalog.names("kernel")
         if not catalog.kernel(name).latent_kv
-        and any(arch.startswith("sm_") for arch in catalog.kernel(name).mma_efficiency)
+        and any(arch.startswith("sm_") for arch in catalog.kernel(name).archs)
     }
     assert used == meant
     amd = resolve(at("lean_aiter", "mi300x", context_lens=RAGGED))

@@ -77,7 +77,7 @@ def test_the_compiled_engine_is_loaded_when_there_is_enough_to_do() -> None:
         "from leansim.points.point import point, resolve\n"
         "from leansim.timing.lowering import lower\n"
         f"r = resolve(point(kernel='fa2', batch_size=4, context_len=512, **{SHAPE!r}))\n"
-        "program = lowered(r.schedule, r.kernel, r.device)\n"
+        "program = lower(r.schedule, r.instance, r.device)\n"
         "engine.execute(program)\n"
         "assert 'numba' not in sys.modules\n"
         "engine._auto.events_left = program.num_events\n"

@@ -103,11 +103,14 @@ def test_a_wrong_label_is_shown_where_it_stands(tmp_path: Path) -> None:
 def test_an_override_takes_the_place_of_every_source_below_it() -> None:
     one = {"device": "a100_sxm_80gb", "kernel": "fa2", "context_lens": (5,), "head_dim": 128,
            "num_q_heads": 8, "num_kv_heads": 8}  # fmt: skip
-    part = resolve(point(**one, overrides={"kernel.mma_efficiency.sm_80": 0.5})).kernel.sources
-    assert part["mma_efficiency.sm_80"].startswith("assumed: overridden")
-    assert part["mma_efficiency.sm_90"] == catalog.kernel("fa2").sources["mma_efficiency.sm_90"]
-    whole = resolve(point(**one, overrides={"kernel.mma_efficiency": {"sm_80": 0.5}})).kernel.sources
-    assert {key for key in whole if key.startswith("mma")} == {"mma_efficiency"}
+    part = resolve(point(**one, overrides={"kernel.compute.mma_efficiency.sm_80": 0.5})).kernel.sources
+    assert part["compute.mma_efficiency.sm_80"].startswith("assumed: overridden")
+    other = "compute.mma_efficiency.sm_90"
+    assert part[other] == catalog.kernel("fa2").sources[other]
+    whole = resolve(
+        point(**one, overrides={"kernel.compute.mma_efficiency": {"sm_80": 0.5}})
+    ).kernel.sources
+    assert {key for key in whole if "mma" in key} == {"compute.mma_efficiency"}
 
 
 # Bases
@@ -165,15 +168,17 @@ def test_a_changed_base_is_read_again(tables: Path) -> None:
 
 def test_a_source_goes_with_the_number_that_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("name: mine\nbase: fa2\nmma_efficiency: {sm_80: 0.5}\n")
-    with pytest.raises(ConfigError, match="none for: mma_efficiency"):
+    path.write_text("name: mine\nbase: fa2\ncompute: {mma_efficiency: {sm_80: 0.5}}\n")
+    with pytest.raises(ConfigError, match="none for: compute"):
         catalog.kernel(str(path))
-    path.write_text(path.read_text() + "sources: {mma_efficiency: 'assumed: half'}\n")
-    assert catalog.kernel(str(path)).sources["mma_efficiency"] == "assumed: half"
-    path.write_text("name: mine\nbase: fa2\nsources: {softmax_fma_per_score: 'assumed: by me'}\n")
+    path.write_text(path.read_text() + "sources: {compute.mma_efficiency: 'assumed: half'}\n")
+    assert catalog.kernel(str(path)).sources["compute.mma_efficiency"] == "assumed: half"
+    path.write_text(
+        "name: mine\nbase: fa2\nsources: {compute.softmax_fma_per_score: 'assumed: by me'}\n"
+    )
     kernel = catalog.kernel(str(path))
-    assert kernel.sources["softmax_fma_per_score"] == "assumed: by me"
-    assert kernel.softmax_fma_per_score == catalog.kernel("fa2").softmax_fma_per_score
+    assert kernel.sources["compute.softmax_fma_per_score"] == "assumed: by me"
+    assert kernel.compute == catalog.kernel("fa2").compute
 
 
 @pytest.mark.parametrize(
@@ -284,7 +289,7 @@ def test_show_gives_each_mechanism_a_line_and_closes_with_the_counts() -> None:
     sources = catalog.kernel("trtllm_decode").sources
     shown = {line.split()[0] for line in lines if line}
     assert set(sources) <= shown
-    (line,) = (line for line in lines if line.startswith("tiles.segment_overhead_s "))
+    (line,) = (line for line in lines if line.startswith("tiles.start.overhead_s "))
     assert "15 numbers, 1.78e-06 to 5.57e-06" in line
     assert "fitted: by hand" in line
     counts = catalog.kernel("trtllm_decode").source_counts()

@@ -8,8 +8,8 @@ from typing import Any
 
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
-from leansim.specs.instance import per_arch, tile_for
 from leansim.specs.kernel import Kernel
+from leansim.specs.tile_choice import per_arch, tile_for
 
 # Triton's matrix instructions take no narrower tile.
 _LEAST = 16
