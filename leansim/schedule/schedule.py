@@ -268,6 +268,11 @@ class Schedule:
         return np.lexsort((self.start, self.output_tile))
 
     @cached_property
+    def request(self) -> IntArray:
+        """Request of each segment."""
+        return self.output_tile // (self.grid.heads * self.grid.row_blocks)
+
+    @cached_property
     def is_host(self) -> BoolArray:
         """Whether a segment holds the first KV tiles of its output tile."""
         return np.equal(self.start, 0)

@@ -185,6 +185,12 @@ class TileGrid:
         return int(self._tiles_seen[1].sum()) * self.heads
 
     @cached_property
+    def num_edge_tiles(self) -> int:
+        """KV tiles with masked scores: the last of each output tile, of a window the first as well."""
+        edges = np.minimum(self._tiles_seen[1], 2 if self.workload.is_local else 1)
+        return int(edges.sum()) * self.heads
+
+    @cached_property
     def loaded_tokens(self) -> int:
         """KV tokens that all output tiles load: what they attend to, or the pages that it lies on."""
         if not self.whole_pages:

@@ -39,12 +39,12 @@ class SegmentCosts:
     @classmethod
     def of(cls, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> SegmentCosts:
         """Price all segments of a schedule."""
+        grid, tile = schedule.grid, prices.tile
         starts = _Starts(schedule, instance, device, prices)
-        edges = _edges(schedule) if prices.masks else None
-        worked = _worked_bytes(schedule, prices, starts, edges)
-        busy_s = schedule.grid.total_kv_tiles * prices.tile.sm_s
-        if edges is not None:
-            busy_s += int(edges.sum()) * prices.edge_busy_s
+        worked = _worked_bytes(schedule, prices, starts)
+        busy_s = grid.total_kv_tiles * tile.sm_s
+        if prices.masks:
+            busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
         return cls(_ramp_ps(schedule, instance, device, prices, starts), worked, tiles, busy_s)
 
@@ -55,37 +55,46 @@ class _Starts:
     `ramp_s` is over before the loop runs at its pace. `first_s` is how much longer the first tile takes
     than the others: the loads that go on beside the fixed cost of a segment bound its pace and are
     nothing before it, and a first tile that is cheaper by more than the prologue takes is so much
-    shorter. Numbers, or `[segments]`.
+    shorter. Numbers, or `[batch, row blocks]`, or `[segments]`: see `of_segments`.
     """
 
     def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
-        start, loaded = instance.start, loaded_share(schedule)
+        start, loaded = instance.start, loaded_share(schedule.grid)
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
         if prices.masks:
             edge_s = prices.loop.fill_s(prices.edge, loaded)
-            fill_s = np.where(_ends_at_an_edge(schedule), edge_s, fill_s)
+            if not np.array_equal(edge_s, fill_s):
+                parts = (of_segments(schedule, part) for part in (edge_s, fill_s))
+                fill_s = np.where(_ends_at_an_edge(schedule), *parts)
         before_s: Any = prologue_s(schedule.grid, instance, device, fill_s) - start.loading_s
         if schedule.combine == "kernel":
             before_s = before_s + start.split_clk * device.clk_s
         if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
             # Behind the first, what a queue prefetches is there when a CTA is through.
+            before_s, fill_s = (of_segments(schedule, part) for part in (before_s, fill_s))
             fill_s = fill_s * np.asarray(schedule.cta < schedule.grid.slots)
         once_s: Any = before_s + fill_s
         self.ramp_s: Floats = np.maximum(0.0, once_s)
         self.first_s: Floats = start.loading_s + np.minimum(0.0, once_s)
 
 
-def loaded_share(schedule: Schedule) -> Floats:
-    """Share of its output tile's KV tokens that is not masked, for each segment or for all alike.
+def loaded_share(grid: TileGrid) -> Floats:
+    """Share of its KV tokens that each output tile loads, `[batch, row blocks]`, or one for all alike.
 
     What a segment pays for the first tile follows from its own request alone.
     """
-    of_block = schedule.grid.loaded_share_of_block
-    first = float(of_block.flat[0])
-    if (of_block == first).all():
-        return first
-    share: FloatArray = schedule.grid.of_tiles(of_block)[schedule.output_tile]
-    return share
+    of_block = grid.loaded_share_of_block
+    first = float(of_block[0, 0])
+    return first if (of_block == first).all() else of_block
+
+
+def of_segments(schedule: Schedule, values: Any) -> Any:
+    """What row blocks of requests have, `[batch, row blocks]`, for each segment; others as they are."""
+    if np.ndim(values) < 2:
+        return values
+    if schedule.grid.row_blocks == 1:
+        return values[:, 0][schedule.request]
+    return schedule.grid.of_tiles(values)[schedule.output_tile]
 
 
 def _ramp_ps(
@@ -95,18 +104,22 @@ def _ramp_ps(
     near, tile = 1.0 - device.latency_spread, prices.tile
     ramp_s: Any = starts.ramp_s * near
     if issue_clk := instance.start.issue_clk:
+        ramp_s = of_segments(schedule, ramp_s)
         ramp_s = ramp_s + _queued_s(schedule, instance, device, starts, issue_clk * device.clk_s)
     if tile.tiles_at_once > 1:
         masked = (schedule.start - schedule.stop) % tile.tiles_at_once
-        ramp_s = ramp_s + masked * tile.compute_s
-    return picoseconds(float(ramp_s)) if np.ndim(ramp_s) == 0 else rounded_ps(np.asarray(ramp_s))
+        ramp_s = of_segments(schedule, ramp_s) + masked * tile.compute_s
+    if np.ndim(ramp_s) == 0:
+        return picoseconds(float(ramp_s))
+    ramp_ps: IntArray = of_segments(schedule, rounded_ps(ramp_s))
+    return ramp_ps
 
 
 def _queued_s(
     schedule: Schedule, instance: Instance, device: Device, starts: _Starts, busy_s: float
 ) -> FloatArray:
     """What the start of each segment waits for the schedulers of its SM, s."""
-    alone_s = device.cta_launch_s + starts.ramp_s
+    alone_s = device.cta_launch_s + of_segments(schedule, starts.ramp_s)
     waits = np.stack(np.broadcast_arrays(*queueing_s(alone_s, (busy_s,), schedule.grid.ctas_per_sm)))
     beside = _beside(schedule, instance)
     return waits[beside] if waits.ndim == 1 else np.take_along_axis(waits, beside[None], axis=0)[0]
@@ -126,9 +139,7 @@ def _beside(schedule: Schedule, instance: Instance) -> IntArray:
     return beside
 
 
-def _worked_bytes(
-    schedule: Schedule, prices: Prices, starts: _Starts, edges: IntArray | None
-) -> IntArray:
+def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArray:
     """KV bytes that each segment works through.
 
     A tile at an edge, where scores are masked, takes more than others, one with masked tokens that are
@@ -136,12 +147,14 @@ def _worked_bytes(
     """
     tiles, tile = schedule.stop - schedule.start, prices.tile
     more_s: Any = starts.first_s
-    if edges is not None:
-        more_s = more_s + prices.edge_s * edges
+    plain = not (prices.edge_s or tile.read_s or np.any(more_s))
+    if plain:
+        return tiles * prices.work.tile_bytes
+    more_s = of_segments(schedule, more_s)
+    if prices.edge_s:
+        more_s = more_s + prices.edge_s * _edges(schedule)
     if tile.read_s:
         more_s = more_s - tile.read_s * _masked_tiles(schedule)
-    if np.ndim(more_s) == 0 and not more_s:
-        return tiles * prices.work.tile_bytes
     worked = np.rint((tiles + more_s / tile.tile_s) * prices.work.tile_bytes)
     positive: IntArray = np.maximum(1, worked).astype(np.int64)
     return positive
