@@ -165,10 +165,44 @@ def instance_of(kernel: Kernel, device: Device, workload: Workload) -> Instance:
     Raises `PairingError` for a head dim, dtype, cache or architecture that the kernel is not built for,
     or where a CTA does not fit on an SM.
     """
+    return _resolved(_Asked(kernel, device, workload, _call(workload, kernel.asks_context)))
+
+
+def _call(load: Workload, asks_context: bool) -> tuple[Any, ...]:
+    """All that an instance may depend on: of the batch, only the context that the call is told of."""
+    context = load.call_context_len if asks_context else 0
+    return (
+        load.num_q_heads, load.num_kv_heads, load.head_dim, load.value_dim, load.query_len,
+        load.q_dtype, load.kv_dtype, load.latent_kv, load.window is None, load.is_local, context,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is resolved. Specs equal themselves alone, as comparing all numbers would cost more."""
+
+    kernel: Kernel
+    device: Device
+    workload: Workload
+    call: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, _Asked) and self.kernel is other.kernel
+        return same and self.device is other.device and self.call == other.call  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((id(self.kernel), id(self.device), self.call))
+
+
+@lru_cache(maxsize=256)
+def _resolved(asked: _Asked) -> Instance:
+    """Kept, as a sweep asks for few instances in many calls."""
+    kernel, device, workload = asked.kernel, asked.device, asked.workload
     tile = tile_for(workload, kernel, device)
     fit = tile_occupancy(tile, workload, kernel, device)
     if fit.ctas_per_sm == 0:
         raise does_not_fit(tile, fit, workload, kernel, device)
+    chosen = _Chosen(kernel, tile, device)
     return Instance(
         kernel=kernel.name,
         shape=TileShape(
@@ -184,28 +218,22 @@ def instance_of(kernel: Kernel, device: Device, workload: Workload) -> Instance:
         ),
         q_dtype=_query_dtype(workload, kernel),
         partial_dtype=kernel.partial_dtype,
-        **_mechanisms(_Chosen(kernel, tile, device), bool(workload.window), *_dims(workload)),
+        loop=_loop(chosen),
+        compute=_compute(chosen, bool(workload.window), workload.head_dim),
+        start=_start(chosen),
+        ctas=_ctas(chosen),
+        merge=_merge(chosen),
+        combine=_combine(chosen, workload.value_dim),
     )
 
 
-def _dims(workload: Workload) -> tuple[int, int]:
-    return workload.head_dim, workload.value_dim
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Chosen:
-    """A tile of a kernel on a device. Equal to itself alone: comparing all numbers would cost more."""
+    """A tile of a kernel on a device."""
 
     kernel: Kernel
     tile: Tile
     device: Device
-
-    def __eq__(self, other: object) -> bool:
-        mine = isinstance(other, _Chosen) and self.kernel is other.kernel
-        return mine and self.tile is other.tile and self.device is other.device  # type: ignore[attr-defined]
-
-    def __hash__(self) -> int:
-        return hash((id(self.kernel), id(self.tile), id(self.device)))
 
     def number(self, spec: BaseModel, name: str) -> Any:
         """A number as it is on the device. Raises `PairingError` where it has none there."""
@@ -222,19 +250,6 @@ class _Chosen:
     def numbers(self, spec: BaseModel, *names: str) -> dict[str, Any]:
         """Several of them, by name."""
         return {name: self.number(spec, name) for name in names}
-
-
-@lru_cache(maxsize=512)
-def _mechanisms(chosen: _Chosen, windowed: bool, head_dim: int, value_dim: int) -> dict[str, Any]:
-    """What the mechanisms of a tile come to. Kept, as a sweep asks for few tiles in many calls."""
-    return {
-        "loop": _loop(chosen),
-        "compute": _compute(chosen, windowed, head_dim),
-        "start": _start(chosen),
-        "ctas": _ctas(chosen),
-        "merge": _merge(chosen),
-        "combine": _combine(chosen, value_dim),
-    }
 
 
 def _loop(chosen: _Chosen) -> LoopNumbers:

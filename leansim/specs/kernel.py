@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -292,6 +293,11 @@ class Kernel(SourcedSpec):
             return own
         below = own.model_dump(exclude_unset=True)
         return MECHANISMS[name].model_validate(laid_over(below, mine))
+
+    @cached_property
+    def asks_context(self) -> bool:
+        """Whether it is a matter of the context that a call is told of which instance runs."""
+        return any(tile.only.max_context_len is not None for tile in self.tiles)
 
     @property
     def archs(self) -> frozenset[str]:
