@@ -200,16 +200,32 @@ class TileGrid:
     @cached_property
     def _loaded_of_block(self) -> IntArray:
         """KV tokens that each output tile of a head loads, `[batch, row blocks]`."""
-        begin, end = self.kv_span
-        unit = min(self.workload.page_tokens, self.tile_tokens) if self.whole_pages else 1
-        loaded: IntArray = (-(-end // unit) - begin // unit) * unit
+        begin, end = self._loaded_span
+        loaded: IntArray = end - begin
         return loaded
 
     @cached_property
-    def loaded_share_of_block(self) -> FloatArray:
-        """Share of the tokens of its KV tiles that each output tile loads, `[batch, row blocks]`."""
-        share: FloatArray = self._loaded_of_block / (self._tiles_seen[1] * self.tile_tokens)
-        return share
+    def _loaded_span(self) -> tuple[IntArray, IntArray]:
+        """`kv_span`, or the pages that it lies on where they are loaded whole."""
+        begin, end = self.kv_span
+        if not self.whole_pages:
+            return begin, end
+        unit = min(self.workload.page_tokens, self.tile_tokens)
+        return begin // unit * unit, -(-end // unit) * unit
+
+    @cached_property
+    def loaded_of_ends(self) -> tuple[FloatArray, FloatArray]:
+        """Share of the first and of the last KV tile of each output tile that is loaded.
+
+        `[batch, row blocks]` each. All of the tiles between them is.
+        """
+        (begin, end), (first, count) = self._loaded_span, self._tiles_seen
+        origin = self.kv_span[0] if self.shifted else 0
+        tile_begin = origin + first * self.tile_tokens
+        tile_end = tile_begin + (count - 1) * self.tile_tokens
+        at_begin = np.minimum(end, tile_begin + self.tile_tokens) - np.maximum(begin, tile_begin)
+        at_end = np.minimum(end, tile_end + self.tile_tokens) - np.maximum(begin, tile_end)
+        return at_begin / self.tile_tokens, at_end / self.tile_tokens
 
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""

@@ -59,7 +59,7 @@ class _Starts:
     """
 
     def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
-        start, loaded = instance.start, loaded_share(schedule.grid)
+        start, loaded = instance.start, first_loaded(schedule)
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
         if prices.masks:
             edge_s = prices.loop.fill_s(prices.edge, loaded)
@@ -78,14 +78,23 @@ class _Starts:
         self.first_s: Floats = start.loading_s + np.minimum(0.0, once_s)
 
 
-def loaded_share(grid: TileGrid) -> Floats:
-    """Share of its KV tokens that each output tile loads, `[batch, row blocks]`, or one for all alike.
+def first_loaded(schedule: Schedule) -> Floats:
+    """Share of the first KV tile of each segment that is loaded, the rest being masked.
 
-    What a segment pays for the first tile follows from its own request alone.
+    `[segments]`, or `[batch, row blocks]` where no output tile is split, or one for all alike. It
+    follows from a segment's own request: only tiles in which a context or a window ends are masked.
     """
-    of_block = grid.loaded_share_of_block
-    first = float(of_block[0, 0])
-    return first if (of_block == first).all() else of_block
+    grid, from_end = schedule.grid, schedule.grid.tile_order == "backward"
+    begin, end = grid.loaded_of_ends
+    share: FloatArray = end if from_end else begin
+    if schedule.num_segments > grid.num_output_tiles:
+        first = schedule.stop - 1 if from_end else schedule.start
+        last = grid.num_kv_tiles[schedule.output_tile] - 1
+        share = np.where(first == last, of_segments(schedule, end), 1.0)
+        if grid.workload.window is not None:
+            share = np.where(first == 0, of_segments(schedule, begin), share)
+    one = float(share.flat[0])
+    return one if (share == one).all() else share
 
 
 def of_segments(schedule: Schedule, values: Any) -> Any:
@@ -227,7 +236,7 @@ def least_start_s(grid: TileGrid, instance: Instance, device: Device, prices: Pr
     """
     near = 1.0 - device.latency_spread
     least = np.inf
-    for share in (float(grid.loaded_share_of_block.min()), 1.0):
+    for share in (float(min(part.min() for part in grid.loaded_of_ends)), 1.0):
         fill_s = float(prices.loop.fill_s(prices.work, share))
         before_s = float(prologue_s(grid, instance, device, fill_s)) - instance.start.loading_s
         for once_s in (before_s + fill_s, before_s if instance.ctas.prefetches_items else np.inf):
