@@ -6,6 +6,8 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from leansim.engine.program import Program
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
@@ -34,6 +36,13 @@ def device_for(kernel: str, wanted: str = "h100_sxm") -> str:
 def kernels_and_devices() -> list[tuple[str, str]]:
     """Each kernel with each device it is built for."""
     return [(kernel, device) for kernel in catalog.names("kernel") for device in devices_of(kernel)]
+
+
+def thorough_beyond_one_device(pairs: list[tuple[str, str]]) -> list[Any]:
+    """Pairs of a kernel and a device as parameters: of each kernel one, the others thorough."""
+    few = kernels_and_a_few_devices(1)
+    thorough = pytest.mark.thorough
+    return [pytest.param(*pair, marks=() if pair in few else (thorough,)) for pair in pairs]
 
 
 def kernels_and_a_few_devices(most: int) -> list[tuple[str, str]]:

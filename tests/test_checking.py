@@ -44,6 +44,7 @@ def ragged(kernel: str = "lean") -> Schedule:
 
 
 @pytest.mark.parametrize(("kernel", "device"), NAMED)
+@pytest.mark.thorough
 def test_every_kernel_passes_in_every_precision(kernel: str, device: str) -> None:
     schedule = schedule_of(kernel, LONGER, device)
     found = verify(schedule, PRECISIONS)

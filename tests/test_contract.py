@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from kernels import kernels_and_a_few_devices, lowered, tiled
+from kernels import kernels_and_a_few_devices, lowered, thorough_beyond_one_device, tiled
 
 from leansim.engine.execute import execute
 from leansim.errors import PairingError, PartitionerError, ScheduleError
@@ -37,7 +37,7 @@ def test_every_partitioner_conforms(name: str, device: str) -> None:
     check_partitioner(partitioners.make(name), devices=(device,))
 
 
-@pytest.mark.parametrize(("kernel", "device"), PAIRS)
+@pytest.mark.parametrize(("kernel", "device"), thorough_beyond_one_device(PAIRS))
 def test_every_kernel_conforms_with_its_own_partitioner(kernel: str, device: str) -> None:
     choice = catalog.kernel(kernel).partitioner
     check_partitioner(partitioners.make(choice.name, choice.options), kernel, (device,))
@@ -63,6 +63,7 @@ def test_every_kernel_and_every_architecture_is_checked_somewhere() -> None:
     ],
     ids=repr,
 )
+@pytest.mark.thorough
 def test_options_conform_too(partitioner: Any, kernel: str, device: str) -> None:
     check_partitioner(partitioner, kernel, (device,))
 

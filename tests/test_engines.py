@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernels import kernels_and_devices, lowered, suited, tiled
+from kernels import kernels_and_devices, lowered, suited, thorough_beyond_one_device, tiled
 from programs import STORE, Sketch, Step, kv, program_of, sketches
 
 from leansim.engine import simpy_engine
@@ -223,7 +223,7 @@ def assert_agree_on(
 sms = st.sampled_from([None, None, 16, 40])
 
 
-@pytest.mark.parametrize(("kernel", "device"), kernels_and_devices())
+@pytest.mark.parametrize(("kernel", "device"), thorough_beyond_one_device(kernels_and_devices()))
 def test_engines_agree_on_every_kernel_and_device(kernel: str, device: str) -> None:
     spec = catalog.kernel(kernel)
     partitioner = partitioners.make(spec.partitioner.name, spec.partitioner.options)

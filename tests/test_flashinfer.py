@@ -187,6 +187,7 @@ def test_a_group_that_is_not_compiled_is_refused_by_name() -> None:
     ],
     ids=repr,
 )
+@pytest.mark.thorough
 def test_options_conform(partitioner: Any, kernel: str, device: str) -> None:
     check_partitioner(partitioner, kernel, (device,))
 

@@ -182,5 +182,6 @@ def test_fa4_splits_as_its_host_code_does() -> None:
     ],
     ids=repr,
 )
+@pytest.mark.thorough
 def test_options_conform_on_their_own_kernels(partitioner: Any, kernel: str, device: str) -> None:
     check_partitioner(partitioner, kernel, (device,))

@@ -217,6 +217,7 @@ def test_partitions_must_end_where_kv_tiles_do() -> None:
     ],
     ids=repr,
 )
+@pytest.mark.thorough
 def test_options_conform(partitioner: Any, kernel: str, device: str) -> None:
     """The defaults are checked with every kernel file, by its being there."""
     check_partitioner(partitioner, kernel, (device,))

@@ -221,6 +221,7 @@ def test_remapped_lean_attention_keeps_an_output_tile_in_one_xcd() -> None:
     ],
     ids=repr,
 )
+@pytest.mark.thorough
 def test_options_conform_too(partitioner: Partitioner, kernel: str, device: str) -> None:
     """The contract tests take every partitioner as it is, and every kernel with its own."""
     check_partitioner(partitioner, kernel, (device,))

@@ -38,6 +38,7 @@ def test_any_schedule_gives_attention(schedule: Schedule) -> None:
 
 
 @pytest.mark.parametrize("kernel", catalog.names("kernel"))
+@pytest.mark.thorough
 def test_every_kernels_schedule_gives_attention(kernel: str) -> None:
     """Each partitioner on the tiles and the packing of its own kernel, by name."""
     if catalog.kernel(kernel).latent_kv:

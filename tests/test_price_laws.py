@@ -70,7 +70,7 @@ def test_no_schedule_beats_the_bound(kernel: str, device: str) -> None:
     """Short contexts and long, split or not, merged in the launch or after it."""
     held = []
 
-    @settings(fixed, max_examples=25)
+    @settings(fixed, max_examples=12)
     @given(calls(kernel), st.lists(st.integers(1, 64), min_size=1, max_size=3))
     def hold(load: Workload, counts: list[int]) -> None:
         bench = Bench(resolved(kernel, device, load))

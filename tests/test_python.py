@@ -151,6 +151,7 @@ WRONG = {
 }
 
 
+@pytest.mark.thorough
 def test_a_type_checker_finds_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "used.py").write_text(GOOD + "\n".join(WRONG) + "\n")

@@ -77,6 +77,7 @@ def copy_with_partitioner(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.thorough
 def test_a_partitioner_file_is_all_it_takes(copy_with_partitioner: Path) -> None:
     assert "round_robin" in run("list", "partitioners", cwd=copy_with_partitioner)
     command = re.search(r"leansim (run \S+ --kernel fa2,fa2\+round_robin.*)", README)

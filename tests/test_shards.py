@@ -50,6 +50,7 @@ def test_merged_shards_equal_the_whole(whole: Path, tmp_path: Path) -> None:
     assert sweep(grid(), tmp_path, jobs=1).simulated == 0, "and a sweep goes on from there"
 
 
+@pytest.mark.thorough
 def test_merge_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(json.dumps(AXES))
     for shard in ("1/4", "3/4"):

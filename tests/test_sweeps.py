@@ -32,6 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_sweep_killed_three_times_runs_no_point_twice() -> None:
     """The published check, on fewer points: benchmarks/sweep_kill_resume.py."""
     script = str(ROOT / "benchmarks" / "sweep_kill_resume.py")

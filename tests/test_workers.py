@@ -20,6 +20,7 @@ from leansim.sweeps.executors import Chunk, in_processes, point_key, simulate_ch
 from leansim.sweeps.sweep import RESULTS, sweep
 
 
+@pytest.mark.thorough
 def test_a_point_that_kills_its_worker_costs_itself_alone(tmp_path: Path) -> None:
     install(tmp_path, DEADLY)
     lens = [1000, 2000, 3000, 4000, 5000, 6000]
@@ -112,6 +113,7 @@ def test_chunks_are_drawn_no_sooner_than_there_is_room() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Dask's own, of ports in use and workers that went away
+@pytest.mark.thorough
 def test_a_cluster_that_loses_a_worker_mid_run(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     more = grid(batch_size=[1, 2, 3, 8, 16, 32], kernel=["fa2", "lean", "lean_aiter"])
@@ -153,6 +155,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.thorough
 def test_a_point_that_kills_a_clusters_workers_costs_itself_alone(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     install(tmp_path, DEADLY)
