@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def test_list_and_show() -> None:
     some = {
         "devices": "h200_sxm",
         "kernels": "lean_ort",
+        "loops": "serial_chain",
         "partitioners": "lean_attention",
         "models": "llama_3_70b",
         "traces": "mooncake_conversation",
@@ -116,6 +118,9 @@ def test_list_and_show() -> None:
         "sms_factor" in leansim("show", "flash_decoding").stdout
         or "partitioner" in leansim("show", "flash_decoding").stdout
     )
+    loop = leansim("show", "pipelined").stdout
+    assert "load = latency + bytes / load rate" in loop
+    assert re.search(r"^stages +required +int$", loop, re.M)
     assert "num_sms" in leansim("schema").stdout
 
 

@@ -233,7 +233,7 @@ def plot(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="devices, kernels, partitioners, models or traces")],
+    what: Annotated[str, typer.Argument(help="devices, kernels, loops, partitioners, models or traces")],
 ) -> None:
     """List what there is."""
     from leansim.report.show import listed
@@ -243,7 +243,9 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="a device, kernel, model or partitioner, or a YAML file")],
+    name: Annotated[
+        str, typer.Argument(help="a device, kernel, loop, model or partitioner, or a YAML file")
+    ],
 ) -> None:
     """Print every number of a thing with its source."""
     from leansim.report.show import described

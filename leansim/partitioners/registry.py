@@ -7,24 +7,19 @@ A partitioner is a frozen dataclass in a module of this package, or an entry poi
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
-import re
-import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from leansim.errors import PartitionerError, UnknownNameError, listing, suggestion
+from leansim.plugins import Plugins
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GROUP = "leansim.partitioners"
+PLUGINS = Plugins("partitioner", "leansim.partitioners", "leansim.partitioners", ("__call__",))
 
 
 class Partitioner(Protocol):
@@ -40,55 +35,15 @@ class Partitioner(Protocol):
         ...  # pragma: no cover
 
 
-def snake_case(name: str) -> str:
-    """`LeanAttention` -> `lean_attention`, `FlashAttention2` -> `flash_attention_2`."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name)
-    return spaced.lower()
-
-
-def is_partitioner(value: object, module: str | None = None) -> bool:
+def is_partitioner(value: object) -> bool:
     """Whether a value is a frozen dataclass whose instances are called with (grid, device)."""
-    if not (isinstance(value, type) and dataclasses.is_dataclass(value)):
-        return False
-    if module is not None and value.__module__ != module:
-        return False
-    frozen = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    return bool(frozen) and "__call__" in vars(value)
+    return PLUGINS.accepts(value)
 
 
 @cache
 def partitioners() -> Mapping[str, type[Any]]:
-    """Every partitioner by name: those of this package, then those of entry points."""
-    found: dict[str, type[Any]] = {}
-    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        module = importlib.import_module(f"{__package__}.{info.name}")
-        for value in vars(module).values():
-            if is_partitioner(value, module.__name__):
-                found[snake_case(value.__name__)] = value
-    for entry in entry_points(group=GROUP):
-        if entry.name in found:
-            continue
-        if (loaded := _load(entry)) is not None:
-            found[entry.name] = loaded
-    return dict(sorted(found.items()))
-
-
-def _load(entry: EntryPoint) -> type[Any] | None:
-    """Load another package's partitioner; a broken one is named in a warning, not fatal."""
-    try:
-        loaded = entry.load()
-    except Exception as error:
-        warnings.warn(
-            f"partitioner {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=2
-        )
-        return None
-    if not is_partitioner(loaded):
-        warnings.warn(
-            f"partitioner {entry.name!r} ({entry.value}) is not a frozen dataclass with __call__",
-            stacklevel=2,
-        )
-        return None
-    return loaded  # type: ignore[no-any-return]
+    """Every partitioner by name: those of this package, and those of entry points."""
+    return PLUGINS.found()
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:

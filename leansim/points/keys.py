@@ -1,8 +1,8 @@
 """What a result depends on, hashed: the key that finished points are stored under.
 
 Numbers count, not where they were written: the device's and kernel's values, the workload, the
-partitioner with its options, its package's version and its source text, and the source text of the
-time model.
+partitioner with its options, and the source text of the time model. Of what another package adds, a
+partitioner or a tile loop, its version and its source text count.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, lru_cache
-from importlib.metadata import entry_points, packages_distributions, version
+from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
 
 from leansim import __version__
-from leansim.partitioners.registry import GROUP, Partitioner
+from leansim.partitioners import registry as partitioners
+from leansim.partitioners.registry import Partitioner
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
+from leansim.timing.loops import registry as loops
 
 _PACKAGE = __name__.partition(".")[0]
 # Packages that turn a point into numbers, and the rest of what does.
 MODEL = ("specs", "schedule", "partitioners", "timing", "engine", "results")
 MODEL_FILES = ("points/point.py", "points/simulate.py")
+PLUGINS = (partitioners.PLUGINS, loops.PLUGINS)
 _SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))
 
 
@@ -36,9 +39,10 @@ def result_key(device: Device, kernel: Kernel, workload: Workload, partitioner: 
         model_digest(),
         _digest(_Same(device)),
         _digest(_Same(kernel)),
+        _loop_sources(_Same(kernel)),
         repr([getattr(workload, name) for name in _SHAPE]),
         repr(partitioner),
-        partitioner_identity(type(partitioner)),
+        identity(type(partitioner)),
     ]
     hashed = hashlib.sha256("\n".join(parts).encode())
     hashed.update(array("q", workload.context_lens).tobytes())
@@ -57,11 +61,11 @@ def model_digest() -> str:
     The source counts because a model that is being worked on changes without a new version.
     """
     package = Path(__file__).parent.parent
-    files = [file for name in MODEL for file in sorted((package / name).glob("*.py"))]
+    files = [file for name in MODEL for file in sorted((package / name).rglob("*.py"))]
     files += [package / name for name in MODEL_FILES]
     hashed = hashlib.sha256(__version__.encode())
     for file in files:
-        hashed.update(file.name.encode() + b"\0" + file.read_bytes())
+        hashed.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return hashed.hexdigest()
 
 
@@ -84,9 +88,18 @@ def _digest(same: _Same) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+@lru_cache(maxsize=256)
+def _loop_sources(same: _Same) -> str:
+    """Where the tile loops of a kernel come from; one that does not exist comes from nowhere."""
+    kernel, known = same.spec, loops.loops()
+    assert isinstance(kernel, Kernel)
+    named = {*kernel.loops, *(kernel.loop(tile)[0] for tile in kernel.tiles)}
+    return " ".join(identity(known[name]) for name in sorted(named & known.keys()))
+
+
 @cache
-def partitioner_identity(cls: type[object]) -> str:
-    """Where a partitioner comes from: class, distribution, version, digest of its module's source.
+def identity(cls: type[object]) -> str:
+    """Where a partitioner or a tile loop is from: class, distribution, version, digest of its module.
 
     The source counts because a file that is still being written changes without a new version.
     """
@@ -99,11 +112,11 @@ def partitioner_identity(cls: type[object]) -> str:
 
 
 def _distribution(module: str) -> str:
-    """Name and version of the distribution that a partitioner's module belongs to, or nothing."""
+    """Name and version of the distribution that a module belongs to, or nothing."""
     package = module.partition(".")[0]
     if package == _PACKAGE:
         return f"{_PACKAGE} {__version__}"
-    for entry in entry_points(group=GROUP):  # first, for these know an editable installation too
+    for entry in _entries():  # first, for these know an editable installation too
         if entry.module.partition(".")[0] == package and entry.dist is not None:
             return f"{entry.dist.name} {entry.dist.version}"
     names = packages_distributions().get(package, [])
@@ -111,6 +124,10 @@ def _distribution(module: str) -> str:
 
 
 def plugin_versions() -> Mapping[str, str]:
-    """Version of each installed distribution that offers partitioners."""
-    offering = [entry.dist for entry in entry_points(group=GROUP) if entry.dist is not None]
+    """Version of each installed distribution that offers partitioners or tile loops."""
+    offering = [entry.dist for entry in _entries() if entry.dist is not None]
     return {dist.name: dist.version for dist in offering}
+
+
+def _entries() -> list[EntryPoint]:
+    return [entry for kind in PLUGINS for entry in entry_points(group=kind.group)]

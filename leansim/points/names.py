@@ -1,4 +1,4 @@
-"""What a point may name: devices, kernels, partitioners, models and traces."""
+"""What a point may name: devices, kernels, tile loops, partitioners, models and traces."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
 from leansim.specs.traces import builtin_traces
+from leansim.timing.loops.registry import loops
 
-Things = Literal["devices", "kernels", "partitioners", "models", "traces"]
+Things = Literal["devices", "kernels", "loops", "partitioners", "models", "traces"]
 THINGS: tuple[str, ...] = get_args(Things)
 
 
@@ -21,6 +22,8 @@ def list(what: Things) -> builtins.list[str]:
     """Name everything of a kind. Raises `UnknownNameError` for another kind."""
     if what == "partitioners":
         return builtins.list(partitioners())
+    if what == "loops":
+        return builtins.list(loops())
     if what == "traces":
         return builtins.list(builtin_traces())
     if what not in THINGS:
@@ -29,7 +32,7 @@ def list(what: Things) -> builtins.list[str]:
 
 
 def show(name: str) -> Device | Kernel | Model | type[Any]:
-    """Find a device, kernel, model or partitioner (its class) by name; or load a YAML file.
+    """Find a device, kernel, model, partitioner or tile loop (its class) by name; or load a YAML file.
 
     Numbers carry their sources in `.sources`. Raises `UnknownNameError`, or `ConfigError` for a file
     that is none of these.
@@ -42,10 +45,11 @@ def show(name: str) -> Device | Kernel | Model | type[Any]:
         return catalog.kernel(name)
     if name in catalog.names("model"):
         return catalog.model(name)
-    if name in partitioners():
-        return partitioners()[name]
+    classes = {**loops(), **partitioners()}
+    if name in classes:
+        return classes[name]
     kinds = ("device", "kernel", "model")
-    known = [*partitioners(), *(n for kind in kinds for n in catalog.names(kind))]  # type: ignore[arg-type]
+    known = [*classes, *(n for kind in kinds for n in catalog.names(kind))]  # type: ignore[arg-type]
     raise UnknownNameError("name", name, known)
 
 

@@ -1,4 +1,4 @@
-"""Describes a device, kernel, model, table or partitioner in text: every number with its source."""
+"""Describes what has a name, from a device to a tile loop, in text: every number with its source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _about(what: Things, name: str) -> str:
     if what == "traces":
         trace = read_trace(find_trace(name))
         return f"{len(trace.input_len):,} requests; {trace.source.splitlines()[0]}"
-    if what == "partitioners":
+    if what == "partitioners":  # some have the name of their kernel
         return _first_line(partitioners()[name])
     thing = show(name)
     return _first_line(thing) if isinstance(thing, type) else thing.description
@@ -45,24 +45,25 @@ def described(name: str) -> str:
     """
     thing = catalog.table(name) if name in catalog.names("table") else show(name)
     if isinstance(thing, type):
-        return _partitioner(name, thing)
+        return _class(name, thing, "option" if name in partitioners() else "number")
     text = _spec(thing)
     if name in partitioners():
-        text += f"\n\npartitioner {_partitioner(name, partitioners()[name])}"
+        text += f"\n\npartitioner {_class(name, partitioners()[name], 'option')}"
     return text
 
 
-def _partitioner(name: str, cls: type[Any]) -> str:
+def _class(name: str, cls: type[Any], field_word: str) -> str:
+    """A class: what it says of itself, and its fields, which a YAML file sets."""
     rows = [
         {
-            "option": field.name,
+            field_word: field.name,
             "default": "required" if field.default is dataclasses.MISSING else repr(field.default),
             "type": str(field.type),
         }
         for field in dataclasses.fields(cls)
         if field.init
     ]
-    return f"{name}: {inspect.getdoc(cls)}\n\n{render(rows, 'table') if rows else 'no options'}"
+    return f"{name}: {inspect.getdoc(cls)}\n\n{render(rows, 'table') if rows else f'no {field_word}s'}"
 
 
 def _spec(thing: SourcedSpec) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from leansim.errors import PartitionerError, UnknownNameError
-from leansim.partitioners.registry import Partitioner, make, option_names, partitioners, snake_case
+from leansim.partitioners.registry import Partitioner, make, option_names, partitioners
+from leansim.plugins import snake_case
 from leansim.points.point import Resolved
 from leansim.specs import catalog
 from leansim.specs.device import Device

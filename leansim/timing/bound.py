@@ -28,6 +28,9 @@ _STEPS = 48  # halvings of the interval that the deadline lies in: far below a p
 def program_floor_s(program: Program) -> float:
     """Least latency of a program, s: every launch at its slots', memories' and SMs' full throughput.
 
+        launch + sum over launches of gap + max(longest CTA, all CTAs / slots, SM work / SMs,
+                                                DRAM bytes / bandwidth, L2 bytes / bandwidth)
+
     Nothing waits for anything but the launch before, and a CTA moves bytes at its own pace.
     """
     flows = [*program.flows, None]
@@ -117,6 +120,10 @@ class _Least:
 def packing_bound(program: Program, grid: TileGrid, instance: Instance, device: Device) -> Bound:
     """Bound every schedule of a kernel for a workload, from the program of the unsplit one.
 
+        what comes before + max(DRAM, L2, SM work / SMs, min over ways of merging of the packed end)
+
+    An end E can be packed if each output tile, cut into the fewest segments that are streamed and merged
+    by E, leaves the slots with no more than E of work each: (tiles * tile + segments * start) / slots.
     Holds for schedules that merge in a second kernel and for those that merge in the launch.
     """
     before_ps = float(program.launch_ps + program.attention.gap_ps)

@@ -19,9 +19,13 @@ PAGES_PER_LINE = 32
 def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: float) -> TileWork:
     """Say what a full KV tile is made of. Raises `PairingError` for a dtype without tensor cores.
 
-    Tensor time counts every row of the tile, valid or not, and every column of the instance, padding
-    too, at the kernel's share of the dense rate. A latent cache has no V to load. What pads a row in
-    shared memory comes from nowhere, and is written all the same.
+        qk      = 2 R T (d + p) / rate,    pv = 2 R T (d_v + p) / rate
+        compute = max(softmax, qk + shown softmax + pv) + stall
+
+    Times in s; `R` rows and `T` tokens of a tile, `d`, `d_v` head dims of K and V, `p` columns of
+    padding, rate in FLOP/s. Tensor time counts every row of the tile, valid or not, and every column of
+    the instance, padding too, at the kernel's share of the dense rate. A latent cache has no V to load.
+    What pads a row in shared memory comes from nowhere, and is written all the same.
     """
     load, compute = grid.workload, instance.compute
     rows, tokens = grid.tile_rows, grid.tile_tokens
@@ -52,6 +56,9 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
 def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> tuple[float, float]:
     """Softmax of one KV tile, and what of it no tensor work hides, s.
 
+        softmax = R T (1 / exp per clk + fma per score / fma per clk) clk
+        shown   = (1 - overlap) softmax where R > 64, else softmax
+
     One exp per score and `softmax_fma_per_score` FP32 operations. Two warpgroups or more take turns.
     """
     scores = grid.tile_rows * grid.tile_tokens
@@ -63,7 +70,7 @@ def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> t
 
 
 def mask_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> float:
-    """What masking the scores of a KV tile at an edge takes, s.
+    """What masking the scores of a KV tile at an edge takes, s: `R T fma per score / fma per clk * clk`.
 
     An instance for causal masks compares those of the last KV tile, one for windows those of the first
     as well (flash-attention hopper/mask.h); tiles between have none.

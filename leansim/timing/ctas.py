@@ -14,11 +14,15 @@ from leansim.timing.prices import prologue_s
 
 
 def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArray | int:
-    """How long each CTA takes to begin: a launch, or, for those fetched from a queue, finding them.
+    """How long each CTA takes to begin, ps: a launch, or, for those fetched from a queue, finding them.
 
-    That is an atomic, and a walk over the requests between this item and the last one of the same
-    slot (about `slots` items back), `scan_requests` at a time. CTAs without KV tiles have found that
-    out by then.
+        launch                                             of a grid, and of a queue's first wave
+        atomic + looks * scan_s * (S_i - S_(i - slots))    of item i of a queue, S_i = requests // q
+
+    `q` is `scan_requests`, `requests` those begun before item i. An item is found by an atomic, and a
+    walk over the requests between it and the last one of the same slot (about `slots` items back), `q`
+    at a time. CTAs without KV tiles have found that out by then. Source: flash-attention
+    hopper/tile_scheduler.hpp.
     """
     idle_ps = picoseconds(_empty_s(schedule, instance, device)) if schedule.num_empty_ctas else 0
     if not idle_ps and schedule.dispatch == "grid":

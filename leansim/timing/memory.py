@@ -47,6 +47,8 @@ class Reads:
     def farthest_s(self, lines: float) -> float:
         """How much later than a line is on average the farthest of several is there, s.
 
+            (1/2 - (1/2)^lines) (far - near)
+
         Each is as likely in the near as in the far partition of L2, and the way to DRAM is as much
         longer (assumed).
         """
@@ -59,11 +61,13 @@ def l2_latency_s(device: Device) -> float:
 
 
 def kept_share(footprint_bytes: float, device: Device) -> float:
-    """Share of a buffer still in L2 when it is read again after `footprint_bytes` of others.
+    """Share of a buffer still in L2 when it is read again after `footprint_bytes` of others, 0 to 1.
 
-    All of it below `l2_resident_fraction` of L2, none above `l2_lost_fraction` (twice the former where
-    nothing is known), linear between (assumed shape; the fractions from replayed decode latencies or
-    streams).
+        (none - footprint / L2) / (none - full), clipped to 0 and 1
+
+    `full` is the device's `l2_resident_fraction`, `none` its `l2_lost_fraction` (twice the former where
+    nothing is known). Source: the shape is assumed, the fractions are from replayed decode latencies or
+    streams.
     """
     full = device.l2_resident_fraction
     none = device.l2_lost_fraction or 2.0 * full
@@ -72,6 +76,8 @@ def kept_share(footprint_bytes: float, device: Device) -> float:
 
 def l2_hit_share(grid: TileGrid, device: Device) -> float:
     """Share of KV loads that L2 serves, 0 to 1.
+
+        1 - min(1, (1 - warm + (rounds - 1) (1 - kept(KV bytes / KV heads))) / (row blocks * heads))
 
     A KV head is read once per row block, and once per query head of its group where the group is
     not packed. What runs at the same time reads it from DRAM once (assumed). Query heads that do not
@@ -90,6 +96,8 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
 
 def replay_hit_share(grid: TileGrid, device: Device) -> float:
     """Share of what a call touches that L2 kept of the replay before, 0 to 1: of KV, Q and the output.
+
+        kept(KV + Q + output) with `cache` warm, else 0
 
     Only in a warm replay is there one before (assumed).
     """

@@ -34,6 +34,8 @@ def kernel_gap_s(device: Device, launch: str) -> float:
 def combine_gap_s(device: Device, launch: str, start: str) -> float:
     """Time between the last partial written and the first CTA of the combine step, s.
 
+        kernel_gap_s of the launch mode, or of `pdl`; fence + atomic + flag behind a `grid_sync`
+
     A barrier of the grid costs each CTA a release and the sight of a flag; programmatic dependent
     launch falls back to the call's own launch mode on devices without it.
     """
@@ -46,6 +48,8 @@ def combine_gap_s(device: Device, launch: str, start: str) -> float:
 def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray) -> FloatArray:
     """Time of one CTA of the combine kernel, without the bytes, s.
 
+        overhead + (1 + ceil(splits / splits_in_flight)) * L2 latency
+
     It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
     combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
     """
@@ -55,7 +59,7 @@ def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray)
 
 
 def release_s(device: Device) -> float:
-    """Time a peer needs to publish a partial: device-scope fence, then the flag's atomic, s."""
+    """Time a peer needs to publish a partial, s: `fence_s` of a device, then the flag's `atomic_s`."""
     return device.fence_s + device.atomic_s
 
 
@@ -68,9 +72,11 @@ def merge_latency_s(
 ) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
-    It sees the flag, then reads `splits_in_flight` partials at a time, one L2 latency each time: 1 in
-    the LeanAttention kernels. Where it takes the rows in `grains`, it does so for each. It is no sooner
-    done than `computing_s` after the first has come.
+        flag + max(grains * ceil(partials / splits_in_flight) * L2, L2 + computing)
+
+    L2 is the latency of a hit. It sees the flag, then reads `splits_in_flight` partials at a time, one
+    L2 latency each time: 1 in the LeanAttention kernels. Where it takes the rows in `grains`, it does so
+    for each. It is no sooner done than `computing_s` after the first has come.
     """
     rounds = grains * np.ceil(np.asarray(partials, dtype=np.float64) / splits_in_flight)
     latency_s = l2_latency_s(device)
@@ -79,6 +85,8 @@ def merge_latency_s(
 
 def merge_grains(workload: Workload, instance: Instance, rows: IntArray, sharing: IntArray) -> IntArray:
     """Grains of its rows that a CTA merges one after the other, where `sharing` share a merge.
+
+        ceil(ceil(rows * value dim * bytes / grain_bytes) / sharing)
 
     A warpgroup takes some bytes a thread of each partial at a time, its CTA every `sharing`th part of
     the rows (trtllm-gen's reducePartialO and FlashInfer's csrc/fmhaReduction.cu, the same loop).
@@ -94,7 +102,12 @@ def merge_grains(workload: Workload, instance: Instance, rows: IntArray, sharing
 def merge_computing_s(
     merge: MergeNumbers, partials: IntArray, rows: IntArray, device: Device
 ) -> FloatArray:
-    """What a CTA computes to merge so many partials of `rows` rows, s."""
+    """What a CTA computes to merge so many partials of `rows` rows, s.
+
+        (once + partials * (clk + ceil(rows / warps) * row)) * clk_s
+
+    `once`, `clk` and `row` in clocks. Source: instruction schedules of XQA (experiments/xqa_instances).
+    """
     rows_of_warp = np.ceil(np.asarray(rows, dtype=np.float64) / merge.warps)
     clk: FloatArray = merge.once_clk + partials * (merge.clk + rows_of_warp * merge.row_clk)
     return clk * device.clk_s

@@ -57,6 +57,8 @@ class Prices:
 def prologue_s(grid: TileGrid, instance: Instance, device: Device, fill_s: Floats) -> Floats:
     """Time from the start of a segment to its first KV load, s.
 
+        overhead + q_tile_copies * Q tile bytes / load rate + (loads + 1) * L2 latency
+
     Dependent reads (sequence length, page table), then Q; all in L2, the query having just been written
     (assumed). Kernels that move whole Q and O tiles through shared memory, masked rows too, pay for
     them `q_tile_copies` times. Where Q is read in parts, others fetch the first KV tile meanwhile,
@@ -75,6 +77,8 @@ def _reads_in_parts_s(
 ) -> Floats:
     """Reads before the first KV load where some warps read Q in parts while others fetch KV, s.
 
+        reads + max(0, ceil(rows / part) * (latency + clk) - reads - fill - beside)
+
     The loader of KV looks up the page, and reads the new token if it is to append it. What of Q does not
     hide behind that and the first KV tile is added.
     """
@@ -89,6 +93,8 @@ def _reads_in_parts_s(
 def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float:
     """Mean unloaded latency of a read of one row of Q, s: that of the farthest of its lines.
 
+        hit * L2 + (1 - hit) * DRAM + (1/2 - (1/2)^lines) (far - near)
+
     A setup kernel has just written it. A kernel that prepares it itself finds in L2 what the replay
     before has left of all that it touched.
     """
@@ -100,6 +106,9 @@ def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float
 
 def queueing_s(alone_s: Floats, busy_s: Sequence[float], together: int) -> list[Floats]:
     """What each of 1, 2 .. `together` CTAs on an SM waits for what the others hold of it, s.
+
+        wait(n) = sum over units of busy * queued(n - 1),    queued(0) = 0
+        queued(n) = n * (busy + busy * queued(n - 1)) / (alone + wait(n)),    for each unit
 
     Of the `alone_s` that each takes by itself the SM's units, such as its schedulers, are busy for
     `busy_s` each. Mean value analysis of a closed network of queues (Reiser and Lavenberg 1980): one

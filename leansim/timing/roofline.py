@@ -27,7 +27,9 @@ class Roofline:
 
 
 def roofline(workload: Workload, device: Device) -> Roofline:
-    """Distinct bytes over peak bandwidth, and unpadded FLOP over the dense tensor rate.
+    """Distinct bytes over peak bandwidth, and unpadded FLOP over the dense tensor rate, s.
+
+        memory = KV bytes / bandwidth,    compute = FLOP / (rate of an SM * SMs)
 
     Datasheet DRAM bandwidth when `cache` is cold; when it is warm, L2 bandwidth, since a replayed
     footprint may be resident. Williams et al., CACM 2009.

@@ -27,8 +27,12 @@ _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 class SegmentCosts:
     """What segments take: `ramp_ps` each before the loop runs, and the `worked_bytes` of KV they move.
 
-    Those are the bytes of as many full tiles as a segment's tiles take the time of. All together are of
-    `tiles` full tiles' time, in which SMs are busy for `busy_s`.
+        once   = prologue - loading + split + fill
+        ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
+        worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
+
+    Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
+    together are of `tiles` full tiles' time, in which SMs are busy for `busy_s`.
     """
 
     ramp_ps: IntArray | int
@@ -206,10 +210,13 @@ def _masked_tiles(schedule: Schedule) -> FloatArray:
 
 
 def drift_ps(grid: TileGrid, instance: Instance, device: Device, prices: Prices) -> IntArray:
-    """What each SM adds to the ramp of a segment: up to twice `latency_spread` of it.
+    """What each SM adds to the ramp of a segment, ps, `[SMs]`: up to twice `latency_spread` of it.
 
-    CTAs that start together drift apart over the waves, and what one loads another computes meanwhile.
-    There are a few classes of SMs, so that CTAs still move in groups and few events are needed.
+        2 * latency_spread * max(0, prologue + fill) * (SM mod 8 + 1/2) / 8
+
+    Source: `latency_spread` is fitted; that eight classes are enough is assumed. CTAs that start
+    together drift apart over the waves, and what one loads another computes meanwhile. There are a few
+    classes of SMs, so that CTAs still move in groups and few events are needed.
     """
     fill_s = prices.loop.fill_s(prices.work, 1.0)
     once_s = prologue_s(grid, instance, device, fill_s) + fill_s
@@ -223,7 +230,12 @@ def _drift_classes(num_sms: int) -> IntArray:
 
 
 def least_tiles(grid: TileGrid, prices: Prices) -> FloatArray:
-    """What the KV tiles of each output tile take at least, however they are dealt, in full tiles."""
+    """What the KV tiles of each output tile take at least, however they are dealt, in full tiles.
+
+        tiles - masked tiles * read / tile
+
+    What a masked tile does not read it does not wait for. What tiles cost more at an edge is left out.
+    """
     tiles = grid.num_kv_tiles
     masked = tiles - (grid.kv_end - grid.kv_begin) / grid.tile_tokens
     return tiles - masked * (prices.tile.read_s / prices.tile.tile_s)
@@ -231,6 +243,8 @@ def least_tiles(grid: TileGrid, prices: Prices) -> FloatArray:
 
 def least_start_s(grid: TileGrid, instance: Instance, device: Device, prices: Prices) -> float:
     """What a segment takes at least beyond its tiles, on the SM nearest to memory, s.
+
+        loading + (1 - latency_spread) max(0, once) + min(0, once),    once = prologue - loading + fill
 
     Below 0 where a first tile is cheaper than the others. One that is prefetched has filled before.
     """

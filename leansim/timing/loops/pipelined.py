@@ -16,8 +16,8 @@ class Pipelined:
         load = latency + bytes / load rate
         fill = load of what is not masked of the first tile + what its own stalls are longer
 
-    compute, load and latency in s. However fast its SM is, a CTA takes `chain_s` from one tile to the
-    next, as what it does with one depends on itself. Source: the circular buffers of
+    compute, load, latency and `chain_s` in s. However fast its SM is, a CTA takes `chain_s` from one
+    tile to the next, as what it does with one depends on itself. Source: the circular buffers of
     flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp and of Triton's software pipelining.
     """
 

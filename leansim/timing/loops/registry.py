@@ -1,36 +1,27 @@
-"""Finds tile loops: in each module of this package the frozen dataclass that prices a tile.
+"""Finds tile loops: frozen dataclasses that price a KV tile and say what the first one owes.
 
-A loop is named as its module; its fields are its numbers in a kernel's file.
+One is a module of this package, or an entry point of the group `leansim.loops` in another. Its fields
+are its numbers in a kernel's file, its docstring says what it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from pathlib import Path
 
 from leansim.errors import PairingError, UnknownNameError
+from leansim.plugins import Plugins
 from leansim.specs.instance import LoopNumbers
 from leansim.timing.loops.tile import TileLoop
+
+PLUGINS = Plugins("tile loop", "leansim.timing.loops", "leansim.loops", ("price", "fill_s"))
 
 
 @cache
 def loops() -> Mapping[str, type[TileLoop]]:
-    """Every tile loop by name."""
-    found: dict[str, type[TileLoop]] = {}
-    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        module = importlib.import_module(f"{__package__}.{info.name}")
-        for value in vars(module).values():
-            if isinstance(value, type) and value.__module__ == module.__name__ and _is_loop(value):
-                found[info.name] = value
-    return found
-
-
-def _is_loop(value: type) -> bool:
-    return dataclasses.is_dataclass(value) and "price" in vars(value)
+    """Every tile loop by name: those of this package, and those of entry points."""
+    return PLUGINS.found()
 
 
 @lru_cache(maxsize=512)

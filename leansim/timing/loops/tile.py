@@ -13,6 +13,8 @@ from leansim.timing.memory import Reads
 class TileWork:
     """A full KV tile in parts: its bytes, what computing takes by kind, s, and how loads come.
 
+        transfer = (K bytes + V bytes) / load rate,    compute = max(softmax, qk + shown + pv) + stall
+
     A row in shared memory has `load_bytes_per_s` of the call's own bytes, padding being written with
     them. `page_lines` cache lines of the page table say where the tile's pages are.
     """
@@ -45,7 +47,7 @@ class TileWork:
 
 @dataclass(frozen=True)
 class TileCost:
-    """One full KV tile on one CTA that has its SM to itself.
+    """One full KV tile on one CTA that has its SM to itself: n tiles take `n * tile_s + fill_s`.
 
     `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
     less of `read_s`. Its SM has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in

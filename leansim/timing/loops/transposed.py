@@ -19,10 +19,10 @@ class Transposed:
         tile   = max(loader, tile of the pipelined loop)
         fill   = max(0, load of the first tile - max(0, loader - compute)) + what its stalls are longer
 
-    The loading warps look up the tile's pages (a read from memory, unless the entries lie in the cache
-    line of the tile before), wait for V, and pass it through registers; only then do they load more. A
-    single tile takes what the loader takes and no more. Source: flash-attention
-    hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, copy_Vt_to_V.
+    Times in s, rates in B/s, `lines` cache lines of the page table. The loading warps look up the tile's
+    pages (a read from memory, unless the entries lie in the cache line of the tile before), wait for V,
+    and pass it through registers; only then do they load more. A single tile takes what the loader takes
+    and no more. Source: flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, copy_Vt_to_V.
     """
 
     stages: int

@@ -1,0 +1,86 @@
+"""Kinds of classes that are found, not registered: in a package of leansim's and at entry points.
+
+A class counts by what it is, a frozen dataclass with certain methods. Ours are named after their class,
+those of other packages as their entry point is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """Frozen dataclasses with `methods` of their own, in modules of `package` or at entry points.
+
+    Those of other packages are entry points of `group`. `kind` is the word for one, in warnings.
+    """
+
+    kind: str
+    package: str
+    group: str
+    methods: tuple[str, ...]
+
+    def accepts(self, value: object, module: str | None = None) -> bool:
+        """Whether a value is such a class, and, if that is asked, of this very module."""
+        if not (isinstance(value, type) and dataclasses.is_dataclass(value)):
+            return False
+        if module is not None and value.__module__ != module:
+            return False
+        frozen = value.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        return bool(frozen) and all(name in vars(value) for name in self.methods)
+
+    def found(self) -> dict[str, type[Any]]:
+        """Every such class by name, sorted.
+
+        An entry point that cannot be loaded, is something else, or has a name that is taken is named in
+        a warning and left out: another package's mistake breaks nothing that does not need it.
+        """
+        found = dict(self._ours())
+        for entry in entry_points(group=self.group):
+            if (complaint := self._taken(entry, found)) is not None:
+                warnings.warn(complaint, stacklevel=2)
+            elif (loaded := self._loaded(entry)) is not None:
+                found[entry.name] = loaded
+        return dict(sorted(found.items()))
+
+    def _ours(self) -> Iterator[tuple[str, type[Any]]]:
+        for info in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            module = importlib.import_module(f"{self.package}.{info.name}")
+            for value in vars(module).values():
+                if self.accepts(value, module.__name__):
+                    yield snake_case(value.__name__), value
+
+    def _taken(self, entry: EntryPoint, found: dict[str, type[Any]]) -> str | None:
+        if entry.name not in found:
+            return None
+        of = found[entry.name].__module__
+        return f"{self.kind} {entry.name!r} ({entry.value}) is not used: {of} has one of that name"
+
+    def _loaded(self, entry: EntryPoint) -> type[Any] | None:
+        try:
+            loaded = entry.load()
+        except Exception as error:
+            warnings.warn(
+                f"{self.kind} {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=3
+            )
+            return None
+        if self.accepts(loaded):
+            return loaded  # type: ignore[no-any-return]
+        wanted = f"is not a frozen dataclass with {' and '.join(self.methods)}"
+        warnings.warn(f"{self.kind} {entry.name!r} ({entry.value}) {wanted}", stacklevel=3)
+        return None
+
+
+def snake_case(name: str) -> str:
+    """`LeanAttention` -> `lean_attention`, `FlashAttention2` -> `flash_attention_2`."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name)
+    return spaced.lower()
