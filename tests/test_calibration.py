@@ -72,7 +72,7 @@ def silicon(folder: Path, steps: tuple[int, ...] = (15, 255, 1023, 4095, 16383))
     spec = changed(table, {target_of(HARNESS): TRUTH[HARNESS]})
     overrides = {"kernel.combine": {**catalog.kernel("vllm_fa2").combine.model_dump(),  # type: ignore[union-attr]
                                     "overhead_s": {"sm_80": TRUTH[KERNEL]}},
-                 "device.dram_efficiency": [[1.0, TRUTH[DEVICE]]]}  # fmt: skip
+                 "device.dram_efficiency": TRUTH[DEVICE]}  # fmt: skip
     seconds = [
         leansim.simulate(point.model_copy(update={"overrides": overrides})).result.latency_s
         for point in rows["point"]
@@ -268,7 +268,7 @@ def test_constants_change_time_and_no_schedule(tmp_path: Path) -> None:
     config = made.config
     assert isinstance(config, CalibrationConfig)
     device = changed(catalog.device("a100_sxm_80gb"), {target_of(DEVICE): 0.8})
-    assert device.dram_efficiency == ((1.0, 0.8),)
+    assert device.dram_efficiency == 0.8
     assert device.sources["dram_efficiency"].startswith("fitted: ")
     with pytest.raises(LeansimError, match="less than or equal to 1"):
         changed(catalog.device("a100_sxm_80gb"), {target_of(DEVICE): 1.2})

@@ -45,7 +45,7 @@ def test_files(text: str, complaint: str) -> None:
     "overrides",
     [
         {"device.num_sms.foo": 1},
-        {"device.dram_efficiency.0": 1},
+        {"device.kernel_gap_s.graph.0": 1},
         {"kernel.combine.threads": 1},
         {"device.dram_efficiency": [[1e9, 0.9], [1e6, 0.5]]},
         {"device.dram_saturation_exponent": 5000},

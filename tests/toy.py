@@ -70,7 +70,7 @@ def toy(num_sms: int = 5, **changes: Any) -> Device:
         "exp_per_clk_per_sm": 16.0,
         "fp32_fma_per_clk_per_sm": 128.0,
         "dram_bandwidth_bytes_per_s": 1e13,
-        "dram_efficiency": ((1e9, 1.0),),
+        "dram_efficiency": 1.0,
         "dram_latency_s": 488 * NS,
         "dram_saturation_exponent": 64.0,
         "l2_bandwidth_bytes_per_s": 1e14,

@@ -315,12 +315,7 @@ def edits(fit: Fit) -> dict[Path, str]:
             keys, holder = (name,), ("harness", terms.index(term))
             data = data["harness"][terms.index(term)]
         file = changes.setdefault(path, {})
-        place: KeyPath = (*holder, *keys)
-        if (
-            target.flat and len(data.get(str(keys[0]), ())) == 1
-        ):  # one point already: its share alone changes
-            place = (*place, 0, 1)
-        file[place] = [[1.0, constant.after]] if target.flat and len(place) == 1 else constant.after
+        file[(*holder, *keys)] = constant.after
         written = {str(way[-1]): text for way, text in file.items() if way[:-1] == (*holder, "sources")}
         said = tuple(key for key in keys if isinstance(key, str))
         key = _source_key(data, {**data.get("sources", {}), **written}, said)

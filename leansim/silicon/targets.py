@@ -30,10 +30,6 @@ from leansim.timing.loops.registry import loops
 _CLASSES: dict[str, type[SourcedSpec]] = {"kernel": Kernel, "device": Device, "table": MeasuredTable}
 
 
-# Lists of points that are fitted as one number.
-_FLAT = {"dram_efficiency"}
-
-
 @dataclass(frozen=True)
 class Target:
     """A constant's place: `kind` and `name` of the file that holds it, and the keys in it."""
@@ -49,11 +45,6 @@ class Target:
     def source_key(self) -> str:
         """The key of its source: positions in lists are no part of it."""
         return ".".join(key for key in self.keys if not key.isdigit())
-
-    @property
-    def flat(self) -> bool:
-        """Whether the number stands for a list of points."""
-        return self.keys[0] in _FLAT
 
 
 def target_of(text: str) -> Target:
@@ -153,7 +144,7 @@ def changed(spec: Any, changes: Mapping[Target, float]) -> Any:
     data = spec.model_dump(mode="python", exclude_unset=True)
     for target, value in changes.items():
         place, key = _place(data, target)
-        place[key] = [[1.0, value]] if target.flat else value
+        place[key] = value
         holder = data
         if target.kind == "table":
             holder = next(term for term in data["harness"] if term["name"] == target.keys[1])
@@ -163,11 +154,11 @@ def changed(spec: Any, changes: Mapping[Target, float]) -> Any:
 
 
 def value_at(target: Target) -> float | None:
-    """What a file says now, None where it says nothing. A list of points is its last value."""
+    """What a file says now, None where it says nothing."""
     data = _load(target.kind, target.name).model_dump(mode="python")
     place, key = _place(data, target)
-    value = place.get(key)
-    return value[-1][1] if target.flat and value is not None else value
+    value: float | None = place.get(key)
+    return value
 
 
 def _place(data: dict[str, Any], target: Target) -> tuple[dict[str, Any], str]:
@@ -248,8 +239,6 @@ def _check_field(cls: type[BaseModel], said: Any, keys: Sequence[str], text: str
     field = cls.model_fields.get(keys[0])
     if field is None:
         raise UnknownNameError(f"{cls.__name__.lower()} number", keys[0], _constants(cls))
-    if keys[0] in _FLAT and len(keys) == 1:
-        return
     now = said.get(keys[0]) if isinstance(said, Mapping) else getattr(said, keys[0], None)
     kinds = _plain(field.annotation)
     inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
@@ -269,7 +258,7 @@ def _check_depth(is_time: bool, now: Any, keys: Sequence[str], text: str, known:
 def _constants(cls: type[BaseModel]) -> Iterator[str]:
     """Names of the fields that may be fitted, as far as they are plain."""
     for name, field in cls.model_fields.items():
-        if float in _plain(field.annotation) or name in _FLAT:
+        if float in _plain(field.annotation):
             yield name
 
 

@@ -5,17 +5,14 @@ Base units only (bytes, seconds, hertz, watts). Files live in `configs/devices`.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
-import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from leansim.specs.base import Count, Fraction, Positive, SourcedSpec
 
 Vendor = Literal["nvidia", "amd"]
 LaunchMode = Literal["graph", "stream", "pdl"]
-EfficiencyPoint = tuple[Positive, Fraction]
 
 
 class Device(SourcedSpec):
@@ -44,7 +41,7 @@ class Device(SourcedSpec):
 
     dram_bytes: Count
     dram_bandwidth_bytes_per_s: Positive
-    dram_efficiency: tuple[EfficiencyPoint, ...] = Field(min_length=1)
+    dram_efficiency: Fraction
     dram_latency_s: Positive
     dram_saturation_exponent: Annotated[float, Field(ge=0.5, le=100)]
 
@@ -78,13 +75,6 @@ class Device(SourcedSpec):
         """Names and structure."""
         return super().unsourced() | {"vendor", "arch"}
 
-    @field_validator("dram_efficiency")
-    @classmethod
-    def _ascending(cls, points: tuple[EfficiencyPoint, ...]) -> tuple[EfficiencyPoint, ...]:
-        if any(a[0] >= b[0] for a, b in pairwise(points)):
-            raise ValueError("wanted [footprint, fraction] points with rising footprints")
-        return points
-
     @property
     def clk_s(self) -> float:
         """Seconds per SM clock."""
@@ -101,17 +91,7 @@ class Device(SourcedSpec):
         rate = rates.get(dtype)
         return None if rate is None else rate * self.sm_clock_hz
 
-    def achievable_dram_bytes_per_s(self, footprint_bytes: float) -> float:
-        """Long-read bandwidth for a footprint, bytes/s.
-
-        Interpolates the measured (footprint, fraction of datasheet) points in log footprint, flat
-        outside them: large footprints lose bandwidth on some parts (gpu-benches, gpu-l2-cache).
-        """
-        sizes = [size for size, _ in self.dram_efficiency]
-        fractions = [fraction for _, fraction in self.dram_efficiency]
-        if footprint_bytes <= sizes[0] or len(sizes) == 1:
-            return fractions[0] * self.dram_bandwidth_bytes_per_s
-        if footprint_bytes >= sizes[-1]:
-            return fractions[-1] * self.dram_bandwidth_bytes_per_s
-        fraction = float(np.interp(np.log(footprint_bytes), np.log(sizes), fractions))
-        return fraction * self.dram_bandwidth_bytes_per_s
+    @property
+    def achievable_dram_bytes_per_s(self) -> float:
+        """Bandwidth of long reads, bytes/s."""
+        return self.dram_efficiency * self.dram_bandwidth_bytes_per_s

@@ -64,7 +64,7 @@ class _Launch:
 def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     """Price a schedule. Raises `PairingError` where it is not of the instance, or not for the device.
 
-    DRAM runs at the bandwidth it reaches for this footprint, not at the datasheet's. Partials are
+    DRAM runs at the bandwidth that long reads reach, not at the datasheet's. Partials are
     merged from L2 (assumed: they fit). What a CTA reads and writes row by row moves at the end, at
     DRAM's pace where L2 does not keep it: 64 query rows more per CTA cost 27 us per 1,024 CTAs on A100,
     8 us on H100 and next to nothing on L40S, whose L2 holds 96 MB.
@@ -91,7 +91,7 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     if len(planned) > 1:
         later = zip(planned[1:], offsets[1:], strict=False)
         border = np.concatenate([border, *(one.border[1:] + offset for one, offset in later)])
-    peak = device.achievable_dram_bytes_per_s(workload.kv_bytes)
+    peak = device.achievable_dram_bytes_per_s
     program = Program(
         launches=tuple(launches),
         flows=_flows(schedule, device, prices, costs),
