@@ -64,7 +64,8 @@ def _put_in_kernel(data: dict[str, Any], kernel: Kernel, way: list[str], value: 
     places = _put_over_tiles(data, kernel, way, value)
     if way[0] == "loops" and len(way) > 2 and way[1] not in kernel.loops:
         if not places:
-            raise UnknownNameError("tile loop of the kernel", way[1], kernel.loops)
+            known = dict.fromkeys([*kernel.loops, *(kernel.loop(tile)[0] for tile in kernel.tiles)])
+            raise UnknownNameError("tile loop of the kernel", way[1], known)
         return places
     _put(data, way, value, "kernel")
     return {*places, ".".join(way)}
@@ -99,7 +100,8 @@ def _put_over_tiles(data: dict[str, Any], kernel: Kernel, way: list[str], value:
             mine = ["loop", *way[2:]]
         elif way[0] not in MECHANISMS or len(way) < 2:
             continue
-        if mine[1] in getattr(spec, mine[0]):
+        only_here = way[0] == "loops" and way[1] not in kernel.loops
+        if only_here or mine[1] in getattr(spec, mine[0]):
             _put(tile, mine, value, "kernel")
             places.add(".".join(["tiles", *mine]))
     data["tiles"] = tuple(tiles)
