@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from leansim.specs.base import Count, Fraction, Positive, SourcedSpec
+from leansim.specs.base import Count, Fraction, LaunchMode, Positive, SourcedSpec
 
 Vendor = Literal["nvidia", "amd"]
-LaunchMode = Literal["graph", "stream", "pdl"]
 EfficiencyPoint = tuple[Positive, Fraction]
 
 
