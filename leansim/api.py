@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.files.csv import CsvRow
 from leansim.numerics.attention import Precision
 from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.verify import DEFAULT_PRECISIONS, Verification
 from leansim.numerics.verify import verify as verify_schedule
-from leansim.points.csv import HARNESS, Row, outcomes, read_points
+from leansim.points.csv import HARNESS, outcomes, read_points
 from leansim.points.grid import GridConfig, load
 from leansim.points.plan import Plans, made
 from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
@@ -91,7 +92,7 @@ def plan(points: Points) -> Plans:
         return Plans(tuple(made(resolve(point)) for point in _points(points)))
     table = read_points(str(points))
 
-    def planned(row: Row) -> dict[str, Any]:
+    def planned(row: CsvRow) -> dict[str, Any]:
         return {"plan": made(resolve(point_from_row(row, table.source))).released()}
 
     found = outcomes(planned, table.rows)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.files.csv import read_csv
+from leansim.files.csv import CsvRow, read_csv
 from leansim.points.point import PLAN_COLUMNS, check_columns
+from leansim.tables import Row
 
 _Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
-Row = dict[str, str]
 # A column of points, beside their fields: whose harness their latencies are to contain.
 HARNESS = "harness"
 _MOST_PROBLEMS = 50
@@ -27,8 +27,8 @@ class PointTable:
     source: str
     columns: tuple[str, ...]
     lines: tuple[int, ...]
-    records: tuple[Mapping[str, str], ...]
-    rows: tuple[Row, ...]
+    records: tuple[CsvRow, ...]
+    rows: tuple[CsvRow, ...]
 
     def checked(self, outcomes: Iterable[_Found | LeansimError]) -> list[_Found]:
         """What was found out about each row.
@@ -47,7 +47,7 @@ class PointTable:
 
     def joined(
         self, outcomes: Iterable[Mapping[str, Any] | LeansimError], added: Sequence[str]
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """Put outcomes beside the rows, in `added` columns. Raises `ConfigError` as `checked`."""
         columns = dict.fromkeys([*self.columns, *added])
         rows = [
@@ -67,7 +67,7 @@ def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
 
 
 def point_table(
-    source: str, columns: Sequence[str], numbered: Sequence[tuple[int, Row]], also: Sequence[str] = ()
+    source: str, columns: Sequence[str], numbered: Sequence[tuple[int, CsvRow]], also: Sequence[str] = ()
 ) -> PointTable:
     """The points of a CSV that has been read; see `read_points`. Raises `ConfigError`."""
     found = _results(columns)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leansim.errors import ConfigError, Problem
-from leansim.files.csv import read_csv
-from leansim.points.csv import HARNESS, PointTable, Row, outcomes, point_table, read_points
+from leansim.files.csv import CsvRow, read_csv
+from leansim.points.csv import HARNESS, PointTable, outcomes, point_table, read_points
 from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
 from leansim.silicon import rows as schema
 from leansim.specs.harness import Calls
@@ -103,7 +103,7 @@ def read_measured(file: str | Path) -> PointTable:
     return read_points(file, also=_BESIDE)
 
 
-def point_cells(row: Mapping[str, str]) -> Row:
+def point_cells(row: Mapping[str, str]) -> CsvRow:
     """What of a row describes the point."""
     return {key: row[key] for key in row if key not in _BESIDE}
 
@@ -114,7 +114,7 @@ def shape_of(row: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in cells.items() if value)
 
 
-def _measured(row: Row, source: str, time: _Time) -> dict[str, Any]:
+def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
     """A row of the schema. Raises a `LeansimError` for what is no time, no point or no harness."""
     measured_s = _seconds(row[time.column], source, time)
     point = point_from_row(point_cells(row), source)
@@ -176,7 +176,7 @@ def _read(source: str, device: str | None) -> tuple[PointTable, _Time, dict[str,
 
 
 def _flashinfer_points(
-    source: str, numbered: list[tuple[int, Row]], device: str | None
+    source: str, numbered: list[tuple[int, CsvRow]], device: str | None
 ) -> tuple[PointTable, _Time, dict[str, int]]:
     """What FlashInfer's benchmark wrote, as points."""
     if device is None:
@@ -214,7 +214,7 @@ def _unusable(row: Mapping[str, str]) -> str:
     return ""
 
 
-def _flashinfer_point(row: Mapping[str, str], device: str) -> Row:
+def _flashinfer_point(row: Mapping[str, str], device: str) -> CsvRow:
     """A row of FlashInfer's benchmark as a point and its time: L2 was flushed between calls."""
     return {
         "device": device,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,13 +28,12 @@ from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import Rule
 from leansim.sweeps.compare import TIE, finished, varying
 from leansim.sweeps.spreading import Progress, spread
-from leansim.tables import Tabled
+from leansim.tables import Row, Tabled
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Cell = tuple[Point, ...]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

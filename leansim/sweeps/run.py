@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
@@ -52,7 +52,7 @@ class Run(Tabled):
             table["speedup"] = [self.speedup(simulation) for simulation in self.simulations]
         return table
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row per kernel and device: the numbers a person compares first."""
         rows = []
         for simulation in self.simulations:
@@ -63,7 +63,7 @@ class Run(Tabled):
             rows.append({**head, **added, **row})
         return rows
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         """One flat record per kernel and device: the fields given, metrics, `speedup` or None."""
         return [
             {**record, "speedup": self.speedup(simulation)}

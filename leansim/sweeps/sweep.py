@@ -31,8 +31,8 @@ from leansim.points.table import results_table
 from leansim.sweeps import cluster, executors
 from leansim.sweeps.compare import finished
 from leansim.sweeps.executors import Chunk, Executor, Finished, point_key, using
-from leansim.sweeps.store import FILE_NAME, Row, Store
-from leansim.tables import Shown
+from leansim.sweeps.store import FILE_NAME, Store
+from leansim.tables import Row, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class Sweep(Shown):
     refused: int
     failed: int = 0
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row per device and kernel: points, refused ones, latency from least to greatest."""
         rows = []
         for (device, policy), mine in self.table.groupby(["device", "policy"], sort=False):
