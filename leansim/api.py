@@ -34,7 +34,7 @@ from leansim.study.splits import SplitCurve
 from leansim.sweeps.executors import using
 from leansim.sweeps.predict import predict as predict_points
 from leansim.sweeps.predict import predict_rows
-from leansim.sweeps.predictions import PREDICTION_COLUMNS, Predictions, prediction_cells
+from leansim.sweeps.predictions import PREDICTION_COLUMNS, Predictions, prediction_row
 from leansim.tables import Answers, Shown, Tabled
 
 if TYPE_CHECKING:
@@ -180,8 +180,8 @@ def predict(
         table = read_points(str(points), also=(HARNESS,))
         rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in table.rows]
         found = tuple(predict_rows(rows, table.source, jobs))
-        cells = (one if isinstance(one, LeansimError) else prediction_cells(one) for one in found)
-        return Predictions(tuple(table.joined(cells, PREDICTION_COLUMNS)), found)
+        described = (one if isinstance(one, LeansimError) else prediction_row(one) for one in found)
+        return Predictions(tuple(table.joined(described, PREDICTION_COLUMNS)), found)
 
 
 # -- studies -----------------------------------------------------------------------------------

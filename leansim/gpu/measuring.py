@@ -14,7 +14,7 @@ from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
-from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_cells
+from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_fields
 from leansim.silicon.targets import chain
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
@@ -53,7 +53,7 @@ class Measurer:
             raise GpuError(f"the device gave up: {type(error).__name__}: {reason}") from error
 
     def _measured(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
-        item = resolve(point_from_row(point_cells(row), source))
+        item = resolve(point_from_row(point_fields(row), source))
         check_kernel(item.point.kernel)
         if not self.tools.interpreted:
             self._check_device(item)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leansim.points.point import Cell, Resolved, plan_row
+from leansim.points.point import Resolved, plan_row
 from leansim.schedule.schedule import Schedule
 from leansim.tables import Answers, Row, Tabled
 
@@ -16,7 +16,7 @@ class Plan(Tabled):
     """What a point's partitioner makes of it; `row` is what `leansim plan` adds to a point."""
 
     resolved: Resolved
-    row: dict[str, Cell]
+    row: Row
 
     @property
     def schedule(self) -> Schedule:

@@ -40,6 +40,7 @@ from leansim.specs.model import Model
 from leansim.specs.overrides import overridden
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
 from leansim.specs.workload import Cache, Workload, lognormal_lens
+from leansim.tables import Row
 
 
 def _split_lengths(value: Any) -> Any:
@@ -300,10 +301,9 @@ def _context_lens(point: Point) -> list[int]:
 
 
 PLAN_COLUMNS = ("num_splits", "num_ctas", "num_waves", "ctas_per_sm")
-Cell = str | int | float | None
 
 
-def plan_row(resolved: Resolved) -> dict[str, Cell]:
+def plan_row(resolved: Resolved) -> Row:
     """What a plan adds to a point: splits, CTAs launched, waves, CTAs per SM."""
     schedule = resolved.schedule
     return {

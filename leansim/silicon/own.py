@@ -103,7 +103,7 @@ def read_measured(file: str | Path) -> PointTable:
     return read_points(file, also=_BESIDE)
 
 
-def point_cells(row: Mapping[str, str]) -> CsvRow:
+def point_fields(row: Mapping[str, str]) -> CsvRow:
     """What of a row describes the point."""
     return {key: row[key] for key in row if key not in _BESIDE}
 
@@ -117,7 +117,7 @@ def shape_of(row: Mapping[str, str]) -> str:
 def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
     """A row of the schema. Raises a `LeansimError` for what is no time, no point or no harness."""
     measured_s = _seconds(row[time.column], source, time)
-    point = point_from_row(point_cells(row), source)
+    point = point_from_row(point_fields(row), source)
     load = resolve(point).workload
     calls = Calls.of(point.kernel, load)
     longest = max(load.context_lens)
