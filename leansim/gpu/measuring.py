@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from leansim.errors import GpuError, LeansimError
-from leansim.gpu.execution import Execution, Fit
+from leansim.gpu.execution import Execution, Resources
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
 from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
@@ -66,8 +66,8 @@ class Measurer:
         found |= {"row_error": f"{execution.check():.3e}", "input_seed": seed, "buffers": buffers}
         schedule = item.schedule
         found |= {"scheduled_splits": schedule.num_splits, "scheduled_ctas": schedule.num_ctas}
-        if execution.fit is not None:
-            found |= _resources(execution.fit) | self._times(item, execution, calls, buffers)
+        if execution.resources is not None:
+            found |= _resources(execution.resources) | self._times(item, execution, calls, buffers)
         return found | self.machine.columns()
 
     def _times(self, item: Resolved, execution: Execution, calls: int, buffers: int) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def check_kernel(kernel: str) -> None:
         )
 
 
-def _resources(fit: Fit) -> dict[str, Any]:
+def _resources(resources: Resources) -> dict[str, Any]:
     return {
-        "registers": fit.registers,
-        "spills": fit.spills,
-        "smem_bytes": fit.smem_bytes,
-        "resident_ctas_per_sm": fit.ctas_per_sm,
+        "registers": resources.registers,
+        "spills": resources.spills,
+        "smem_bytes": resources.smem_bytes,
+        "resident_ctas_per_sm": resources.ctas_per_sm,
     }
