@@ -15,7 +15,7 @@ from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
 from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_fields
-from leansim.silicon.targets import chain
+from leansim.silicon.targets import with_bases
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 
@@ -120,8 +120,8 @@ class Measurer:
 def check_kernel(kernel: str) -> None:
     """Refuse a kernel that is not one of our own. Raises `GpuError` naming them."""
     name, _, _ = kernel.partition("+")
-    if BASE not in chain(name):
-        ours = [known for known in catalog.names("kernel") if BASE in chain(known)]
+    if BASE not in with_bases(name):
+        ours = [known for known in catalog.names("kernel") if BASE in with_bases(known)]
         raise GpuError(
             f"kernel {name!r} is not leansim's own; wanted one that it can run: {', '.join(ours)}, a "
             "file based on one of them, or one of them under any partitioner (triton_lean+lean_aiter)"
