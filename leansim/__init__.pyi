@@ -20,7 +20,7 @@ from leansim.engine.program import Program as Program
 from leansim.engine.result import Result as Result
 from leansim.errors import LeansimError as LeansimError
 from leansim.gpu.measure import measure as measure
-from leansim.points.grid import GridConfig as GridConfig
+from leansim.points.grid import PointGrid as PointGrid
 from leansim.points.grid import load as load
 from leansim.points.grid import schema as schema
 from leansim.points.names import list as list

@@ -18,7 +18,7 @@ from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.verify import DEFAULT_PRECISIONS, Verification
 from leansim.numerics.verify import verify as verify_schedule
 from leansim.points.csv import HARNESS, outcomes, read_points
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.plan import Plans, made
 from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
 from leansim.study import buckets as freezing
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from leansim.silicon.rows import Split
 
 # A point, several, a grid, or a file: a run or sweep file (YAML), or a CSV of points.
-Points: TypeAlias = Point | Iterable[Point] | GridConfig | str | Path
+Points: TypeAlias = Point | Iterable[Point] | PointGrid | str | Path
 Names: TypeAlias = str | Sequence[str]
 Progress: TypeAlias = Callable[[int, int], None]
 _WANTED = "wanted a point, several, a grid or a file"
@@ -53,7 +53,7 @@ _WANTED = "wanted a point, several, a grid or a file"
 
 def _points(points: Points) -> list[Point]:
     """Every point that is meant, in order. Raises `ConfigError` for what makes no sense."""
-    if isinstance(points, GridConfig):
+    if isinstance(points, PointGrid):
         return points.points()
     if isinstance(points, str | Path):
         return _points_of_csv(str(points)) if _is_csv(points) else load(points).points()

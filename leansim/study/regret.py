@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leansim.errors import LeansimError
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, Resolved, resolve
 from leansim.points.table import results_table
 from leansim.specs.kernel import Kernel
@@ -44,7 +44,7 @@ class RegretMap(Tabled):
     policy's latency over the least of the cell, whatever kernel that is of.
     """
 
-    config: GridConfig
+    config: PointGrid
     frame: pd.DataFrame
     most_shown: int = 20
 
@@ -120,7 +120,7 @@ class RegretMap(Tabled):
 
 
 def regret(
-    config: str | Path | GridConfig,
+    config: str | Path | PointGrid,
     settings: Sequence[str] = (),
     jobs: int | None = None,
     budget: int = BUDGET,
@@ -132,7 +132,7 @@ def regret(
     stored on the way: an interrupted run starts anew. Raises `WorkerError`, or `LeansimError` if
     every policy of every cell was refused.
     """
-    grid = config if isinstance(config, GridConfig) else load(config, settings)
+    grid = config if isinstance(config, PointGrid) else load(config, settings)
     cells = list(cells_of(grid.points()))
     rows = list(itertools.chain(*spread(partial(cell_rows, budget=budget), cells, jobs, progress)))
     table = results_table([point for cell in cells for point in cell], rows)

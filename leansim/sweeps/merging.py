@@ -10,7 +10,7 @@ from typing import Any
 from leansim import __version__
 from leansim.errors import StoreError
 from leansim.files.strict_yaml import Document
-from leansim.points.grid import Grid, GridConfig
+from leansim.points.grid import GridFile, PointGrid
 from leansim.points.point import Point
 from leansim.points.table import results_table
 from leansim.specs import catalog
@@ -61,7 +61,7 @@ def _is_store(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file()
 
 
-def _common_grid(stores: Sequence[Store], target: Path) -> GridConfig:
+def _common_grid(stores: Sequence[Store], target: Path) -> PointGrid:
     """The sweep that all stores are parts of. Raises `StoreError`."""
     first = _described(stores[0])
     if first["model_version"] != __version__:
@@ -73,7 +73,7 @@ def _common_grid(stores: Sequence[Store], target: Path) -> GridConfig:
         with Store(target) as merged:
             if merged.description() is not None:
                 _same_sweep(merged, first, stores[0].path)
-    grid: GridConfig = catalog.validate(Grid, Document(str(stores[0].path), first["config"], {}))
+    grid: PointGrid = catalog.validate(GridFile, Document(str(stores[0].path), first["config"], {}))
     return grid
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.simulate import Simulation, simulate
 from leansim.points.table import results_table
 from leansim.tables import Row, Tabled
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Run(Tabled):
     """Several kernels on one workload, on one or more devices, and the curve asked for with it."""
 
-    config: GridConfig
+    config: PointGrid
     simulations: tuple[Simulation, ...]
     curve: tuple[Simulation, ...]
 
@@ -103,7 +103,7 @@ def _verdict(device: str, simulations: Sequence[Simulation]) -> str:
 
 
 def run(
-    config: str | Path | GridConfig,
+    config: str | Path | PointGrid,
     settings: Sequence[str] = (),
     baseline: str | None = None,
     engine: Engine = "auto",
@@ -114,7 +114,7 @@ def run(
     measured against, instead of the file's. Raises `ConfigError` for a file that makes no sense or
     varies the workload: that is a sweep. Raises another `LeansimError` where a kernel refuses it.
     """
-    if isinstance(config, GridConfig):
+    if isinstance(config, PointGrid):
         grid = config if baseline is None else config.with_baseline(baseline)
     else:
         grid = load(config, [*([f"baseline={baseline}"] if baseline else []), *settings])

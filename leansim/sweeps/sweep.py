@@ -24,7 +24,7 @@ from leansim import __version__
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.files.writing import write_together
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.keys import plugin_versions
 from leansim.points.point import Point
 from leansim.points.table import results_table
@@ -113,7 +113,7 @@ class Shard:
 
 
 def sweep(
-    config: str | Path | GridConfig,
+    config: str | Path | PointGrid,
     out: str | Path,
     settings: Sequence[str] = (),
     jobs: int | None = None,
@@ -135,7 +135,7 @@ def sweep(
     one that kills its worker. `progress` is told of points done and of all, first before any is
     simulated. Raises `WorkerError`, `StoreError`, or `LeansimError` if the whole grid was refused.
     """
-    grid = config if isinstance(config, GridConfig) else load(config, settings)
+    grid = config if isinstance(config, PointGrid) else load(config, settings)
     points, folder = grid.points(), Path(out)
     if shard is not None:
         part = Shard.parse(shard) if isinstance(shard, str) else shard
@@ -246,7 +246,7 @@ class _Work:
 
 
 def write_results(
-    folder: Path, grid: GridConfig, table: pd.DataFrame, seconds: float | None = None
+    folder: Path, grid: PointGrid, table: pd.DataFrame, seconds: float | None = None
 ) -> None:
     """Write results and manifest, whole or not at all; nothing where there is no result."""
     if table.empty:
@@ -260,7 +260,7 @@ def write_results(
     )
 
 
-def manifest(grid: GridConfig, seconds: float | None = None) -> dict[str, Any]:
+def manifest(grid: PointGrid, seconds: float | None = None) -> dict[str, Any]:
     """What made a set of results: the resolved config, versions, commit, seeds."""
     return {
         "config": grid.model_dump(mode="json", by_alias=True, exclude_none=True),
