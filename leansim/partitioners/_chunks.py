@@ -58,7 +58,7 @@ def chunked_schedule(
     output_tile = ((request * grid.heads + head) * grid.row_blocks + row_block).ravel()
     cta = (np.arange(len(request)) + head * padded_batch).ravel()
     start, stop = chunk_span(grid, output_tile, np.tile(chunk, grid.heads), chunk_tokens)
-    return Schedule.from_pieces(
+    return Schedule.from_segments(
         grid,
         (cta, output_tile, start, stop),
         padded_batch * grid.heads,

@@ -177,7 +177,7 @@ def deal(
     length = -(-count // splits[request])
     start = np.minimum(split * length, count)
     stop = np.minimum(start + length, count)
-    return Schedule.from_pieces(
+    return Schedule.from_segments(
         grid,
         (np.arange(len(request)), tile, start, stop),
         len(request),

@@ -105,7 +105,7 @@ class FlashMla:
         start, stop = np.repeat(start, columns)[order], np.repeat(stop, columns)[order]
         stop = np.minimum(stop, grid.num_kv_tiles[tile])
         partials = np.where(plan.num_splits > 1, plan.num_splits, 0)[grid.request]
-        return Schedule.from_pieces(
+        return Schedule.from_segments(
             grid,
             (cta, tile, start, stop),
             parts * columns,

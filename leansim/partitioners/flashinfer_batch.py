@@ -141,4 +141,4 @@ def work_lists(
             f"a cooperative launch of {num_ctas} CTAs needs as many slots, found {grid.slots}"
         )
     start, stop = chunk_span(grid, output_tile, piece, limit)
-    return Schedule.from_pieces(grid, (cta, output_tile, start, stop), num_ctas, "kernel")
+    return Schedule.from_segments(grid, (cta, output_tile, start, stop), num_ctas, "kernel")

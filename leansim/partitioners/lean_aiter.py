@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, small_work_grid
+from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, small_work_ctas
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -42,7 +42,7 @@ def aiter_plan(tiles_per_head: int, heads: int, num_programs: int, num_xcds: int
     """
     total = tiles_per_head * heads // num_xcds
     if total <= num_programs:
-        num_programs = small_work_grid(total, tiles_per_head)
+        num_programs = small_work_ctas(total, tiles_per_head)
     num_ctas = max(1, num_programs)
     return AiterPlan(num_ctas, tiles_per_head, Deal(total, max(1, num_ctas // num_xcds)))
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.partitioners.split_grid import Order, even_runs, fixed_splits
+from leansim.partitioners.split_grid import Order, even_segments, fixed_splits
 from leansim.schedule.schedule import Dispatch, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -60,6 +60,6 @@ class TrtllmGen:
             step,
             self.steps_per_cta,
         )
-        borders = even_runs(grid, np.full(work, splits), splits, step)
+        borders = even_segments(grid, np.full(work, splits), splits, step)
         dispatch: Dispatch = "queue" if splits == 1 else "grid"
         return fixed_splits(grid, splits, borders, GRID, "last", dispatch=dispatch)

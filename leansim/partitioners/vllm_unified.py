@@ -91,7 +91,7 @@ class VllmUnified:
         place = first[grid.request] + grid.row_block + blocks * grid.head
         cta = place[:, None] + blocks * grid.heads * number
         order = np.argsort(cta.ravel())
-        return Schedule.from_pieces(
+        return Schedule.from_segments(
             grid,
             (cta.ravel()[order], order // splits, start.ravel()[order], stop.ravel()[order]),
             blocks * grid.heads * splits,

@@ -18,8 +18,8 @@ from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
 from leansim.partitioners.per_request_splits import (
     PerRequestSplits,
+    filled_segments,
     tiles_of_request,
-    without_empty_runs,
 )
 from leansim.partitioners.registry import Partitioner
 from leansim.points.point import Point, Resolved, resolve
@@ -248,7 +248,7 @@ def distinct_counts(tiles: IntArray, max_splits: int | None = None) -> list[int]
     Above 4,096 about one in a hundred.
     """
     counts = _candidates(min(int(tiles.max()), max_splits or int(tiles.max())))
-    cuts = without_empty_runs(np.unique(tiles), counts[:, None])
+    cuts = filled_segments(np.unique(tiles), counts[:, None])
     new = np.r_[True, np.any(cuts[1:] != cuts[:-1], axis=1)]
     chosen: list[int] = counts[new].tolist()
     return chosen
@@ -262,7 +262,7 @@ def useful_counts(bench: Bench, max_splits: int | None = None) -> list[int]:
     tiles = tiles_of_request(bench.grid)
     counts = np.array(distinct_counts(tiles, max_splits))
     lengths, requests = np.unique(tiles, return_counts=True)
-    runs = without_empty_runs(lengths, counts[:, None]) @ requests
+    runs = filled_segments(lengths, counts[:, None]) @ requests
     chosen: list[int] = counts[runs <= max(_most_runs(bench), len(tiles))].tolist()
     return chosen
 
