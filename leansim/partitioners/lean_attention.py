@@ -29,8 +29,8 @@ def ort_deal(total: int, tiles_per_head: int, heads: int, num_sms: int, ctas_per
     """How many CTAs the paper authors' CUDA code launches (lean_api.cc).
 
     `total` KV tiles over `heads` output tiles of at most `tiles_per_head` each: up to four tiles
-    per SM one for two tiles, above that `ctas_per_sm` on every SM; an
-    output tile is never cut into more than about 32.
+    per SM one for two tiles, above that `ctas_per_sm` on every SM; an output tile is never cut into
+    more than about 32 splits.
     """
     if total <= 4 * num_sms:
         num_ctas = small_work_ctas(total, tiles_per_head)

@@ -52,7 +52,7 @@ class PerRequestSplits:
     combine: Literal["kernel", "last"] = "kernel"
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
-        """Cut the requests and line up their splits. Raises `PartitionerError` for another batch size."""
+        """Cut the requests and line up their splits. Raises `PartitionerError` for another batch."""
         tiles = tiles_of_request(grid)
         given = self.num_splits
         if isinstance(given, tuple) and len(given) != grid.batch_size:
