@@ -157,12 +157,12 @@ def _patterns(schedule: Schedule, order: IntArray, borders: IntArray) -> IntArra
     """Assign numbers to the ways output tiles are cut: by context length, row block, segments."""
     grid = schedule.grid
     lens, block = grid.context_lens[grid.request], grid.row_block
-    cuts = np.stack([schedule.start[order], schedule.stop[order]], axis=1)
+    segments = np.stack([schedule.start[order], schedule.stop[order]], axis=1)
     known: dict[tuple[int, int, bytes], int] = {}
     pattern = np.empty(grid.num_output_tiles, dtype=np.int64)
     for tile in range(grid.num_output_tiles):
-        cut = cuts[borders[tile] : borders[tile + 1]].tobytes()
-        key = (int(lens[tile]), int(block[tile]), cut)
+        mine = segments[borders[tile] : borders[tile + 1]].tobytes()
+        key = (int(lens[tile]), int(block[tile]), mine)
         pattern[tile] = known.setdefault(key, len(known))
     return pattern
 
@@ -170,7 +170,7 @@ def _patterns(schedule: Schedule, order: IntArray, borders: IntArray) -> IntArra
 def _sample(pattern: IntArray, segments: IntArray, tokens: IntArray, max_tokens: int) -> list[int]:
     """Choose output tiles within a budget: one of each pattern, then a second of each, and so on.
 
-    Among equals, one of each segment count before another of any, the most cut first.
+    Among equals, one of each segment count before another of any, the most split first.
     """
     turns: dict[tuple[int, ...], int] = {}
 
