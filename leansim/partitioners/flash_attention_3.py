@@ -192,8 +192,8 @@ def deal(
 class FlashAttention3:
     """One split count for the whole call, from the host's rule or given.
 
-    A split call is a plain grid: row block fastest, then split, head and request. An unsplit one is
-    persistent.
+    CTAs of a split call are issued row block first, then split, head and request; those of an unsplit
+    one are persistent.
     """
 
     num_splits: Annotated[int, Field(ge=1, le=256)] | None = None

@@ -1,4 +1,4 @@
-"""Grids with a fixed number of splits per output tile, which most serving kernels launch.
+"""Launches of a fixed number of splits per output tile, as most serving kernels have them.
 
 One CTA per output tile and split, in the order of the kernel's block indices; splits that get no
 KV tiles are launched all the same and declared empty.
@@ -39,7 +39,7 @@ def fixed_splits(
     partials: IntArray | None = None,
     dispatch: Dispatch = "grid",
 ) -> Schedule:
-    """Build the schedule of a grid that launches `splits` CTAs for every output tile.
+    """Build the schedule of a launch of `splits` CTAs for every output tile.
 
     `borders` are the starts and stops of the splits, `[output tiles, splits]` each, in KV tiles
     counted from the tile's first; a split whose start is not below its stop is empty. `partials` is
