@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.partitioners.split_grid import Order, even_segments, fixed_splits
+from leansim.partitioners.split_launch import Order, even_segments, fixed_splits
 from leansim.schedule.schedule import Dispatch, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device

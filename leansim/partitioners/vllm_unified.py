@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from leansim.arrays import IntArray
-from leansim.partitioners.split_grid import clipped
+from leansim.partitioners.split_launch import clipped
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
