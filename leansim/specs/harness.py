@@ -69,7 +69,7 @@ class Calls:
 
 
 class When(Spec):
-    """Which calls a term belongs to: those that meet every bound, of what is named."""
+    """Which calls a term belongs to: those within every limit that is named."""
 
     kernels: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None

@@ -176,7 +176,7 @@ def oracle(
     """Search the best split counts of a point's workload and run split rules beside them.
 
     `rules` names partitioners or kernels whose rule is meant (none: every known one); the point's own
-    is always run. `max_splits` bounds what the search tries, `budget` its simulations of ragged
+    is always run. `max_splits` limits what the search tries, `budget` its simulations of ragged
     batches. Raises a `LeansimError` where the kernel cannot run the workload.
     """
     bench = Bench(resolve(point), engine)

@@ -26,8 +26,9 @@ KNEE = 0.05  # the knee is the fewest splits within this share of the best
 class SplitCurve(Tabled):
     """Latency, s, at each of the counts tried, and the rules that were run on the same kernel.
 
-    `own` says whether the counts were told to the point's own partitioner, for some of which they
-    are bounds; else every request is cut into as many segments of its own (`per_request_splits`).
+    `own` says whether the counts were told to the point's own partitioner, which may take one for the
+    most that a request gets; else every request is cut into as many segments of its own
+    (`per_request_splits`).
     """
 
     resolved: Resolved
