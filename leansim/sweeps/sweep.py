@@ -162,10 +162,10 @@ def sweep(
     return _summary(folder, table, work)
 
 
-def _summary(folder: Path, table: pd.DataFrame, work: _Work) -> Sweep:
-    errors, failed = int(table["error"].notna().sum()), len(work.failures)
-    reused = len(table) - work.simulated - failed
-    return Sweep(folder, table, work.simulated, reused, errors - failed, failed)
+def _summary(folder: Path, results: pd.DataFrame, work: _Work) -> Sweep:
+    errors, failed = int(results["error"].notna().sum()), len(work.failures)
+    reused = len(results) - work.simulated - failed
+    return Sweep(folder, results, work.simulated, reused, errors - failed, failed)
 
 
 def _executor(points: int, jobs: int | None, scheduler: str | None) -> Executor:
@@ -246,15 +246,15 @@ class _Work:
 
 
 def write_results(
-    folder: Path, grid: PointGrid, table: pd.DataFrame, seconds: float | None = None
+    folder: Path, grid: PointGrid, results: pd.DataFrame, seconds: float | None = None
 ) -> None:
     """Write results and manifest, whole or not at all; nothing where there is no result."""
-    if table.empty:
+    if results.empty:
         return
     write_together(
         {
-            folder / RESULTS: lambda part: table.to_parquet(part, index=False),
-            folder / "results.csv": lambda part: table.to_csv(part, index=False),
+            folder / RESULTS: lambda part: results.to_parquet(part, index=False),
+            folder / "results.csv": lambda part: results.to_csv(part, index=False),
             folder / MANIFEST: json.dumps(manifest(grid, seconds), indent=2) + "\n",
         }
     )
