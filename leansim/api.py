@@ -66,9 +66,9 @@ def _points(points: Points) -> list[Point]:
 
 
 def _points_of_csv(file: str) -> list[Point]:
-    table = read_points(file)
-    found = outcomes(lambda row: {"point": point_from_row(row, table.source)}, table.rows)
-    return [row["point"] for row in table.joined(found, ("point",))]
+    given = read_points(file)
+    found = outcomes(lambda row: {"point": point_from_row(row, given.source)}, given.rows)
+    return [row["point"] for row in given.joined(found, ("point",))]
 
 
 def _is_csv(points: Points) -> bool:
@@ -90,13 +90,13 @@ def plan(points: Points) -> Plans:
     """
     if not _is_csv(points):
         return Plans(tuple(made(resolve(point)) for point in _points(points)))
-    table = read_points(str(points))
+    given = read_points(str(points))
 
     def planned(row: CsvRow) -> dict[str, Any]:
-        return {"plan": made(resolve(point_from_row(row, table.source))).released()}
+        return {"plan": made(resolve(point_from_row(row, given.source))).released()}
 
-    found = outcomes(planned, table.rows)
-    joined = table.joined(found, ("plan", *PLAN_COLUMNS))
+    found = outcomes(planned, given.rows)
+    joined = given.joined(found, ("plan", *PLAN_COLUMNS))
     return Plans(tuple(row.pop("plan") for row in joined), tuple(joined))
 
 
@@ -177,11 +177,11 @@ def predict(
             chosen = _points(points)
             given = [p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in chosen]
             return Predictions(tuple(given), tuple(predict_points(chosen, jobs, harness)))
-        table = read_points(str(points), also=(HARNESS,))
-        rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in table.rows]
-        found = tuple(predict_rows(rows, table.source, jobs))
+        given = read_points(str(points), also=(HARNESS,))
+        rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in given.rows]
+        found = tuple(predict_rows(rows, given.source, jobs))
         described = (one if isinstance(one, LeansimError) else prediction_row(one) for one in found)
-        return Predictions(tuple(table.joined(described, PREDICTION_COLUMNS)), found)
+        return Predictions(tuple(given.joined(described, PREDICTION_COLUMNS)), found)
 
 
 # -- studies -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ _MOST_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
-class PointTable:
+class CsvPoints:
     """Rows of a CSV as they stand, and the line of each; `rows` are their cells that mean something."""
 
     source: str
@@ -57,18 +57,18 @@ class PointTable:
         return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
+def read_points(file: str | Path, also: Sequence[str] = ()) -> CsvPoints:
     """Read a CSV of points (columns: see `Point`, and partitioner options, and those in `also`).
 
     Raises `ConfigError` for a file that cannot be read as such. Columns that mean nothing here are
     carried along, and named on standard error; so are those that an earlier plan or prediction added.
     """
-    return point_table(str(file), *read_csv(str(file)), also)
+    return csv_points(str(file), *read_csv(str(file)), also)
 
 
-def point_table(
+def csv_points(
     source: str, columns: Sequence[str], numbered: Sequence[tuple[int, CsvRow]], also: Sequence[str] = ()
-) -> PointTable:
+) -> CsvPoints:
     """The points of a CSV that has been read; see `read_points`. Raises `ConfigError`."""
     found = _results(columns)
     foreign = found + check_columns([name for name in columns if name not in (*also, *found)], source)
@@ -78,7 +78,7 @@ def point_table(
     rows = records
     if foreign:
         rows = tuple({key: row[key] for key in row if key not in foreign} for row in records)
-    return PointTable(source, tuple(columns), lines, records, rows)
+    return CsvPoints(source, tuple(columns), lines, records, rows)
 
 
 def _results(columns: Sequence[str]) -> list[str]:

@@ -64,12 +64,12 @@ def validate(
         raise StoreError(f"found no row that can be predicted; the first: {found[0]['refused']}")
     columns = ["kernel_s", "refused", *_PREDICTED]
     known = rows.drop(columns=["point", *columns], errors="ignore").reset_index(drop=True)
-    table = known.join(pd.DataFrame(found, columns=columns))
-    table["harness_s"] = Harnesses(rows).seconds()
-    table["predicted_s"] = table["kernel_s"] + table["harness_s"]
-    table["error"] = table["predicted_s"] / table["measured_s"] - 1.0
-    table.attrs = dict(rows.attrs)
-    return with_regimes(table)
+    validated = known.join(pd.DataFrame(found, columns=columns))
+    validated["harness_s"] = Harnesses(rows).seconds()
+    validated["predicted_s"] = validated["kernel_s"] + validated["harness_s"]
+    validated["error"] = validated["predicted_s"] / validated["measured_s"] - 1.0
+    validated.attrs = dict(rows.attrs)
+    return with_regimes(validated)
 
 
 def validate_points(

@@ -55,8 +55,8 @@ class RegretMap(Tabled):
 
     def records(self) -> list[Row]:
         """One flat record per policy and cell; refused ones have an error and None for numbers."""
-        table = self.table.convert_dtypes()  # whole numbers stay whole beside missing ones
-        known = table.astype(object).where(table.notna(), None)
+        results = self.table.convert_dtypes()  # whole numbers stay whole beside missing ones
+        known = results.astype(object).where(results.notna(), None)
         return [{str(key): value for key, value in row.items()} for row in known.to_dict("records")]
 
     def rows(self) -> list[Row]:
@@ -135,10 +135,10 @@ def regret(
     grid = config if isinstance(config, PointGrid) else load(config, settings)
     cells = list(cells_of(grid.points()))
     rows = list(itertools.chain(*spread(partial(cell_rows, budget=budget), cells, jobs, progress)))
-    table = results_table([point for cell in cells for point in cell], rows)
-    if table["error"].notna().all():
-        raise LeansimError(f"every point was refused; the first: {table['error'].iloc[0]}")
-    return RegretMap(grid, table)
+    results = results_table([point for cell in cells for point in cell], rows)
+    if results["error"].notna().all():
+        raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
+    return RegretMap(grid, results)
 
 
 def cells_of(points: Sequence[Point]) -> Iterator[Cell]:

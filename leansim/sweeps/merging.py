@@ -52,9 +52,9 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
         merged.describe(manifest(grid))
         for store in stores:
             merged.adopt(store)
-        table = results_table(points, merged.rows(keys))
-        write_results(target, grid, table)
-    return Sweep(target, table, 0, len(table), int(table["error"].notna().sum()))
+        results = results_table(points, merged.rows(keys))
+        write_results(target, grid, results)
+    return Sweep(target, results, 0, len(results), int(results["error"].notna().sum()))
 
 
 def _is_store(folder: Path) -> bool:

@@ -155,11 +155,11 @@ def sweep(
         try:
             work.run(execute)
         finally:
-            table = results_table(points, work.rows(keys))
-            write_results(folder, grid, table, time.perf_counter() - began)
-    if shard is None and not table.empty and table["error"].notna().all():
-        raise LeansimError(f"every point was refused; the first: {table['error'].iloc[0]}")
-    return _summary(folder, table, work)
+            results = results_table(points, work.rows(keys))
+            write_results(folder, grid, results, time.perf_counter() - began)
+    if shard is None and not results.empty and results["error"].notna().all():
+        raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
+    return _summary(folder, results, work)
 
 
 def _summary(folder: Path, results: pd.DataFrame, work: _Work) -> Sweep:
