@@ -81,7 +81,7 @@ class DealtSplits:
 
     @cached_property
     def by_worker(self) -> IntArray:
-        """Piece numbers sorted by worker: the order in which they are done."""
+        """Numbers of splits sorted by worker: the order in which they are done."""
         return np.argsort(self.worker, kind="stable")
 
 

@@ -61,12 +61,12 @@ def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, 
     """
     ends = np.cumsum(tiles)
     # Places to cut, the ends of output tiles marked by their last bit; borders hold 0 already.
-    cuts = np.sort(np.concatenate((2 * borders, 2 * ends + 1)), kind="stable")
-    points = cuts >> 1
+    places = np.sort(np.concatenate((2 * borders, 2 * ends + 1)), kind="stable")
+    points = places >> 1
     last = np.append(np.flatnonzero(changes(points))[1:], len(points)) - 1  # of those at one place
     points = points[last]
     low, high = points[:-1], points[1:]
-    position = np.cumsum(cuts & 1)[last[:-1]]  # output tiles that end no later than it begins
+    position = np.cumsum(places & 1)[last[:-1]]  # output tiles that end no later than it begins
     cta = last[:-1] - position  # and borders, less the first
     begin = (ends - tiles)[position]
     return cta, order[position], low - begin, high - begin
