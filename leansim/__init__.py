@@ -38,7 +38,7 @@ _HOME = {
     "load": "leansim.points.grid",
     # Types.
     "Point": "leansim.points.point",
-    "GridConfig": "leansim.points.grid",
+    "PointGrid": "leansim.points.grid",
     "Workload": "leansim.specs.workload",
     "Device": "leansim.specs.device",
     "Kernel": "leansim.specs.kernel",

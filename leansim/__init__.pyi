@@ -20,7 +20,7 @@ from leansim.engine.program import Program as Program
 from leansim.engine.result import Result as Result
 from leansim.errors import LeansimError as LeansimError
 from leansim.gpu.measure import measure as measure
-from leansim.points.grid import GridConfig as GridConfig
+from leansim.points.grid import PointGrid as PointGrid
 from leansim.points.grid import load as load
 from leansim.points.grid import schema as schema
 from leansim.points.names import list as list
@@ -32,12 +32,12 @@ from leansim.report.plots import plot as plot
 from leansim.results.metrics import Metrics as Metrics
 from leansim.schedule.schedule import Schedule as Schedule
 from leansim.schedule.tiling import TileGrid as TileGrid
-from leansim.specs.base import DType
+from leansim.specs.base import DType, LaunchMode
 from leansim.specs.device import Device as Device
 from leansim.specs.kernel import Kernel as Kernel
 from leansim.specs.kernel import PartitionerSpec
 from leansim.specs.model import Model as Model
-from leansim.specs.workload import Cache, Launch
+from leansim.specs.workload import Cache
 from leansim.specs.workload import Workload as Workload
 from leansim.study.regret import regret as regret
 from leansim.sweeps.merging import merge as merge
@@ -75,7 +75,7 @@ def point(
     kv_dtype: DType = "bfloat16",
     page_tokens: int = 16,
     cache: Cache = "cold",
-    launch: Launch = "graph",
+    launch: LaunchMode = "graph",
     num_sms: int | None = None,
     overrides: Mapping[str, Any] = ...,
 ) -> Point:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.files.csv import CsvRow
 from leansim.numerics.attention import Precision
 from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.verify import DEFAULT_PRECISIONS, Verification
 from leansim.numerics.verify import verify as verify_schedule
-from leansim.points.csv import HARNESS, Row, outcomes, read_points
-from leansim.points.grid import GridConfig, load
+from leansim.points.csv import HARNESS, outcomes, read_points
+from leansim.points.grid import PointGrid, load
 from leansim.points.plan import Plans, made
 from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
 from leansim.study import buckets as freezing
@@ -33,7 +34,7 @@ from leansim.study.splits import SplitCurve
 from leansim.sweeps.executors import using
 from leansim.sweeps.predict import predict as predict_points
 from leansim.sweeps.predict import predict_rows
-from leansim.sweeps.predictions import PREDICTION_COLUMNS, Predictions, prediction_cells
+from leansim.sweeps.predictions import PREDICTION_COLUMNS, Predictions, prediction_row
 from leansim.tables import Answers, Shown, Tabled
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from leansim.silicon.rows import Split
 
 # A point, several, a grid, or a file: a run or sweep file (YAML), or a CSV of points.
-Points: TypeAlias = Point | Iterable[Point] | GridConfig | str | Path
+Points: TypeAlias = Point | Iterable[Point] | PointGrid | str | Path
 Names: TypeAlias = str | Sequence[str]
 Progress: TypeAlias = Callable[[int, int], None]
 _WANTED = "wanted a point, several, a grid or a file"
@@ -52,7 +53,7 @@ _WANTED = "wanted a point, several, a grid or a file"
 
 def _points(points: Points) -> list[Point]:
     """Every point that is meant, in order. Raises `ConfigError` for what makes no sense."""
-    if isinstance(points, GridConfig):
+    if isinstance(points, PointGrid):
         return points.points()
     if isinstance(points, str | Path):
         return _points_of_csv(str(points)) if _is_csv(points) else load(points).points()
@@ -65,9 +66,9 @@ def _points(points: Points) -> list[Point]:
 
 
 def _points_of_csv(file: str) -> list[Point]:
-    table = read_points(file)
-    found = outcomes(lambda row: {"point": point_from_row(row, table.source)}, table.rows)
-    return [row["point"] for row in table.joined(found, ("point",))]
+    given = read_points(file)
+    found = outcomes(lambda row: {"point": point_from_row(row, given.source)}, given.rows)
+    return [row["point"] for row in given.joined(found, ("point",))]
 
 
 def _is_csv(points: Points) -> bool:
@@ -89,13 +90,13 @@ def plan(points: Points) -> Plans:
     """
     if not _is_csv(points):
         return Plans(tuple(made(resolve(point)) for point in _points(points)))
-    table = read_points(str(points))
+    given = read_points(str(points))
 
-    def planned(row: Row) -> dict[str, Any]:
-        return {"plan": made(resolve(point_from_row(row, table.source))).released()}
+    def planned(row: CsvRow) -> dict[str, Any]:
+        return {"plan": made(resolve(point_from_row(row, given.source))).released()}
 
-    found = outcomes(planned, table.rows)
-    joined = table.joined(found, ("plan", *PLAN_COLUMNS))
+    found = outcomes(planned, given.rows)
+    joined = given.joined(found, ("plan", *PLAN_COLUMNS))
     return Plans(tuple(row.pop("plan") for row in joined), tuple(joined))
 
 
@@ -174,13 +175,13 @@ def predict(
     with using(engine):
         if not _is_csv(points):
             chosen = _points(points)
-            given = [p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in chosen]
-            return Predictions(tuple(given), tuple(predict_points(chosen, jobs, harness)))
-        table = read_points(str(points), also=(HARNESS,))
-        rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in table.rows]
-        found = tuple(predict_rows(rows, table.source, jobs))
-        cells = (one if isinstance(one, LeansimError) else prediction_cells(one) for one in found)
-        return Predictions(tuple(table.joined(cells, PREDICTION_COLUMNS)), found)
+            asked = [p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in chosen]
+            return Predictions(tuple(asked), tuple(predict_points(chosen, jobs, harness)))
+        given = read_points(str(points), also=(HARNESS,))
+        rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in given.rows]
+        found = tuple(predict_rows(rows, given.source, jobs))
+        described = (one if isinstance(one, LeansimError) else prediction_row(one) for one in found)
+        return Predictions(tuple(given.joined(described, PREDICTION_COLUMNS)), found)
 
 
 # -- studies -----------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ def oracle(
     """Search the best split counts of each point, and run split rules beside them.
 
     `rules` names partitioners, or kernels whose rule is meant (none: every known one); the point's own
-    is always run. `max_splits` bounds what the search tries, `budget` its simulations of ragged
+    is always run. `max_splits` limits what the search tries, `budget` its simulations of ragged
     batches. Raises a `LeansimError` where a kernel cannot run the workload.
     """
     return Answers(

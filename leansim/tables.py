@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 if TYPE_CHECKING:
     import pandas as pd
 
-Row = Mapping[str, Any]
+# What one row of a table holds, by column.
+Row = dict[str, Any]
 
 
 def render(rows: Sequence[Row], form: str, title: str = "") -> str:
     """Write rows in a format: `table`, `json`, `csv`, `md` or `html`."""
     if form == "json":
-        return json.dumps([dict(row) for row in rows], indent=2, default=str)
+        return json.dumps(list(rows), indent=2, default=str)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if form == "csv":
         text = io.StringIO()
@@ -67,7 +68,7 @@ def _cell(value: Any) -> str:
 class Shown:
     """An answer that people look at: tables under titles, and sentences below them."""
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """What people compare first: one row per kernel, rule or whatever the answer is about."""
         raise NotImplementedError
 
@@ -107,7 +108,7 @@ def _note(note: str, form: str) -> str:
 class Tabled(Shown):
     """An answer that other programs read as well."""
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         """Flat records: names, and numbers in SI units unless their name says another."""
         raise NotImplementedError
 
@@ -145,11 +146,11 @@ class Answers(Tabled, Sequence[_Answer]):
     def __getitem__(self, index: int | slice) -> _Answer | tuple[_Answer, ...]:
         return self.answers[index]
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Rows of all answers under each other."""
         return [row for answer in self.answers for row in answer.rows()]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         """Records of all answers under each other."""
         return [record for answer in self.answers for record in answer.records()]
 

@@ -1,4 +1,4 @@
-"""Checks that a partitioner keeps the rules every schedule and every simulation must keep.
+"""Checks what must hold for every schedule of a partitioner and every simulation of one.
 
 For authors of partitioners, in this package or another: call `check_partitioner(MyPartitioner())`
 in a test. It schedules awkward workloads, runs them, and recomputes what must hold. It does not
@@ -39,15 +39,17 @@ _REPLAYED_WIDTH = 16
 
 
 class ConformanceError(AssertionError):
-    """A rule that a partitioner breaks, and where: partitioner, workload, device."""
+    """A check that a partitioner fails, and where: partitioner, workload, device."""
 
-    def __init__(self, rule: str, finding: str, partitioner: object, workload: str, device: str) -> None:
-        """`rule` names the rule, `finding` says what was seen; `workload` is its label."""
+    def __init__(
+        self, check: str, finding: str, partitioner: object, workload: str, device: str
+    ) -> None:
+        """`check` names the check, `finding` says what was seen; `workload` is its label."""
         super().__init__(
-            f"{partitioner!r} breaks the rule {rule!r} on workload {workload!r}, "
+            f"{partitioner!r} fails the check {check!r} on workload {workload!r}, "
             f"device {device!r}: {finding}"
         )
-        self.rule, self.finding = rule, finding
+        self.check, self.finding = check, finding
         self.partitioner, self.workload, self.device = partitioner, workload, device
 
 
@@ -67,7 +69,7 @@ class Case:
     repeat: Result
 
 
-Rule = Callable[[Case], Iterator[str]]
+Check = Callable[[Case], Iterator[str]]
 
 
 def awkward_workloads() -> list[tuple[str, Workload]]:
@@ -128,7 +130,7 @@ def check_partitioner(
         single = device.model_copy(update={"num_sms": 1, "name": f"{device.name}, one slot"})
         for where in (device, single):
             checked = sum(
-                _check(partitioner, label, workload, spec, where)
+                _check_case(partitioner, label, workload, spec, where)
                 for label, workload in awkward_workloads()
             )
             if where is device and not checked:
@@ -136,13 +138,13 @@ def check_partitioner(
                 raise ConformanceError("does something", finding, partitioner, "all", device.name)
 
 
-def _check(
+def _check_case(
     partitioner: Partitioner, label: str, workload: Workload, kernel: Kernel, device: Device
 ) -> bool:
     """Check one case; False where it is refused."""
 
-    def broken(rule: str, finding: object) -> ConformanceError:
-        return ConformanceError(rule, str(finding), partitioner, label, device.name)
+    def failed(check: str, finding: object) -> ConformanceError:
+        return ConformanceError(check, str(finding), partitioner, label, device.name)
 
     try:
         instance = instance_of(kernel, device, workload)
@@ -156,26 +158,26 @@ def _check(
     except PartitionerError:
         return False
     except LeansimError as error:
-        raise broken("valid schedule", f"{type(error).__name__}: {error}") from error
+        raise failed("valid schedule", f"{type(error).__name__}: {error}") from error
     except Exception as error:  # a bug of the author's can be anything
-        raise broken("does not crash", f"{type(error).__name__}: {error}") from error
+        raise failed("does not crash", f"{type(error).__name__}: {error}") from error
     for finding in _grid_kept(grid, schedule):
-        raise broken("own grid", finding)
+        raise failed("own grid", finding)
     for finding in _exact_cover(grid, schedule):
-        raise broken("exact cover", finding)
+        raise failed("exact cover", finding)
     try:
         program = lower(schedule, instance, device)
         result, repeat = execute(program), execute(program)
     except LeansimError as error:
-        raise broken("runs", f"{type(error).__name__}: {error}") from error
+        raise failed("runs", f"{type(error).__name__}: {error}") from error
     case = Case(partitioner, workload, kernel, device, grid, schedule, again, program, result, repeat)
-    for name, rule in RULES.items():
-        for finding in rule(case):
-            raise broken(name, finding)
+    for name, check in CHECKS.items():
+        for finding in check(case):
+            raise failed(name, finding)
     return True
 
 
-# -- rules: each yields what it finds wrong --------------------------------------------------------
+# -- checks: each yields what it finds wrong --------------------------------------------------------
 
 
 def _grid_kept(grid: TileGrid, schedule: object) -> Iterator[str]:
@@ -310,7 +312,7 @@ def _exact(case: Case) -> Iterator[str]:
         yield str(error)
 
 
-RULES: dict[str, Rule] = {
+CHECKS: dict[str, Check] = {
     "deterministic": _deterministic,
     "exact": _exact,
     "same KV bytes": _same_kv_bytes,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from golden import assert_agree, read
 
-from leansim.partitioners._least_loaded import Pieces
+from leansim.partitioners._least_loaded import DealtSplits
 from leansim.schedule.schedule import Schedule
 from leansim.specs.workload import Workload
 
@@ -53,7 +53,7 @@ def tokens_of_cta(schedule: Schedule) -> np.ndarray[Any, Any]:
     return np.bincount(schedule.cta, weights=tokens, minlength=schedule.num_ctas)
 
 
-def spread(pieces: Pieces) -> tuple[int, int, int, int]:
+def spread(splits: DealtSplits) -> tuple[int, int, int, int]:
     """(most, fewest) works and (most, fewest) KV tokens of any worker."""
-    works, tokens = pieces.works_of_worker, pieces.tokens_of_worker
+    works, tokens = splits.works_of_worker, splits.tokens_of_worker
     return int(works.max()), int(works.min()), int(tokens.max()), int(tokens.min())

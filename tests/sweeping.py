@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leansim.files.strict_yaml import Document
-from leansim.points.grid import GridConfig, build
+from leansim.points.grid import PointGrid, build
 from leansim.sweeps.store import Store
 from leansim.sweeps.sweep import RESULTS
 
@@ -26,7 +26,7 @@ AXES: dict[str, Any] = {
 TOTAL = 2 * 3 * 3 * 4
 
 
-def grid(**changes: Any) -> GridConfig:
+def grid(**changes: Any) -> PointGrid:
     return build(Document("test", {**AXES, **changes}, {}))
 
 

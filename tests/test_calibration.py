@@ -20,7 +20,15 @@ from leansim.silicon.calibration import MOST_PER_PAIR, Calibration, CalibrationC
 from leansim.silicon.fit import calibrate, edits, fit_rows, write
 from leansim.silicon.rows import SHAPE, calls_of, digest
 from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows, table_rows
-from leansim.silicon.targets import applies, chain, changed, defining, in_harness, target_of, value_at
+from leansim.silicon.targets import (
+    applies,
+    changed,
+    defining,
+    in_harness,
+    target_of,
+    value_at,
+    with_bases,
+)
 from leansim.silicon.validate import validate
 from leansim.specs import catalog
 from leansim.sweeps.predict import prediction
@@ -251,7 +259,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
 
 
 def test_a_constant_stands_where_its_chain_defines_it() -> None:
-    assert chain("vllm_fa2") == ["vllm_fa2", "fa2"]
+    assert with_bases("vllm_fa2") == ["vllm_fa2", "fa2"]
     assert defining("vllm_fa2", ("compute", "mma_efficiency")) == "fa2"
     target = target_of("kernel.vllm_fa2.compute.mma_efficiency.sm_80")
     assert str(target) == "kernel.fa2.compute.mma_efficiency.sm_80"
@@ -259,7 +267,7 @@ def test_a_constant_stands_where_its_chain_defines_it() -> None:
     assert not applies(target, "vllm_fa2", "h100_sxm")
     assert not applies(target, "fa3", "a100_sxm_80gb")
     own = next(name for name in ("vllm_fa3", "sglang_fa3") if defining(name, ("tiles",)) == name)
-    assert chain(own)[0] == own
+    assert with_bases(own)[0] == own
 
 
 def test_constants_change_time_and_no_schedule(tmp_path: Path) -> None:

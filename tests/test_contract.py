@@ -182,7 +182,7 @@ def test_slow_and_choosy_partitioners_pass(partitioner: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("partitioner", "rule", "finding"),
+    ("partitioner", "check", "finding"),
     [
         (Dropping(), "valid schedule", r"output tile \d+ is covered up to KV tile \d+, wanted"),
         (Doctored(), "exact cover", r"KV tile 0 of output tile 0 is done 0 times, wanted once"),
@@ -195,17 +195,17 @@ def test_slow_and_choosy_partitioners_pass(partitioner: Any) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_bad_partitioners_fail_by_name(partitioner: Any, rule: str, finding: str) -> None:
+def test_bad_partitioners_fail_by_name(partitioner: Any, check: str, finding: str) -> None:
     with pytest.raises(ConformanceError) as caught:
         check_partitioner(partitioner, devices=("h100_sxm",))
     error = caught.value
-    assert error.rule == rule
+    assert error.check == check
     assert re.search(finding, error.finding)
-    for part in (repr(partitioner), rule, error.workload, error.device):
+    for part in (repr(partitioner), check, error.workload, error.device):
         assert part in str(error)
 
 
-def test_a_broken_result_breaks_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_result_fails_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine with no latency, with no limit to memory, that drifts, that stacks CTAs.
 
     On an L40S, whose SMs ask for more than its DRAM has.
@@ -238,11 +238,11 @@ def test_a_broken_result_breaks_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
         "slot time": stacked,
         "roofline": unlimited,
     }
-    for rule, engine in engines.items():
+    for check, engine in engines.items():
         monkeypatch.setattr(testing, "execute", engine)
         with pytest.raises(ConformanceError) as caught:
             check_partitioner(FlashAttention2(), devices=("l40s",))
-        assert caught.value.rule == rule
+        assert caught.value.check == check
 
 
 LAUNCH_TIMES = ("launch_begin", "launch_end")

@@ -1,4 +1,4 @@
-"""FlashInfer's and FlashMLA's schedules: chunks on KV tiles, ties, options, kernel files."""
+"""FlashInfer's and FlashMLA's schedules: splits on KV tiles, ties, options, kernel files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from golden import device_with, read
 from kernels import tiled
 
 from leansim.errors import PairingError, PartitionerError
-from leansim.partitioners._chunks import chunk_span
 from leansim.partitioners._least_loaded import EXACT, least_loaded
+from leansim.partitioners._token_splits import split_span
 from leansim.partitioners.flash_mla import FlashMla
 from leansim.partitioners.flashinfer_batch import FlashinferBatch, batch_plan
 from leansim.partitioners.flashinfer_decode import FlashinferDecode
@@ -26,10 +26,10 @@ from leansim.testing import check_partitioner
 DEVICES = {80: "a100_sxm_80gb", 90: "h100_sxm"}
 
 
-def spans(grid: TileGrid, chunks: int, chunk_tokens: int) -> list[tuple[int, int]]:
-    """Starts and stops of the first output tile's chunks."""
-    number = np.arange(chunks)
-    start, stop = chunk_span(grid, np.zeros(chunks, dtype=np.int64), number, chunk_tokens)
+def spans(grid: TileGrid, splits: int, split_tokens: int) -> list[tuple[int, int]]:
+    """Starts and stops of the first output tile's splits."""
+    number = np.arange(splits)
+    start, stop = split_span(grid, np.zeros(splits, dtype=np.int64), number, split_tokens)
     return list(zip(start.tolist(), stop.tolist(), strict=True))
 
 
@@ -37,11 +37,11 @@ def one_request(tokens: int, tile_tokens: int, **more: Any) -> TileGrid:
     return TileGrid(Workload((tokens,), 1, 1, 128, **more), 16, tile_tokens, 108, 2)
 
 
-# -- chunks on KV tiles ----------------------------------------------------------------------------
+# -- splits on KV tiles ----------------------------------------------------------------------------
 
 
-def test_chunk_borders_move_to_the_nearest_tile_border() -> None:
-    """1,000 tokens are 8 tiles of 128. Chunks of 336 end at 336 (2.6 tiles) and 672 (5.25)."""
+def test_split_borders_move_to_the_nearest_tile_border() -> None:
+    """1,000 tokens are 8 tiles of 128. Splits of 336 end at 336 (2.6 tiles) and 672 (5.25)."""
     assert spans(one_request(1000, 128), 3, 336) == [(0, 3), (3, 5), (5, 8)]
 
 
@@ -49,28 +49,28 @@ def test_whole_tiles_stay_where_they_are() -> None:
     assert spans(one_request(1000, 128), 4, 256) == [(0, 2), (2, 4), (4, 6), (6, 8)]
 
 
-def test_a_short_last_chunk_keeps_a_tile() -> None:
-    """1,904 tokens in chunks of 947: the third holds 10, and all 15 tiles are nearer to the others."""
+def test_a_short_last_split_keeps_a_tile() -> None:
+    """1,904 tokens in splits of 947: the third holds 10, and all 15 tiles are nearer to the others."""
     assert spans(one_request(1904, 128), 3, 947) == [(0, 7), (7, 14), (14, 15)]
 
 
-def test_chunks_past_the_end_are_empty() -> None:
-    """Two chunks hold the 200 tokens; a third, planned for more, gets none."""
+def test_splits_past_the_end_are_empty() -> None:
+    """Two splits hold the 200 tokens; a third, planned for more, gets none."""
     assert spans(one_request(200, 128), 3, 128) == [(0, 1), (1, 2), (2, 2)]
 
 
-def test_chunks_shorter_than_tiles_share_them_out() -> None:
-    """Four chunks of 128 on two tiles of 256: two are left without."""
+def test_splits_shorter_than_tiles_share_them_out() -> None:
+    """Four splits of 128 on two tiles of 256: two are left without."""
     found = spans(one_request(512, 256), 4, 128)
     assert [start for start, _ in found[1:]] == [stop for _, stop in found[:-1]]
     assert (found[0][0], found[-1][1]) == (0, 2)
     assert sum(start < stop for start, stop in found) == 2
 
 
-def test_chunks_count_from_the_first_visible_token() -> None:
+def test_splits_count_from_the_first_visible_token() -> None:
     """A window of 512 on 1,000 tokens begins at 488, in the middle of tile 3; 5 tiles of 128 hold it.
 
-    The second of two chunks of 272 begins at 760, 376 tokens into tile 3: 2.9 tiles.
+    The second of two splits of 272 begins at 760, 376 tokens into tile 3: 2.9 tiles.
     """
     assert spans(one_request(1000, 128, window=512), 2, 272) == [(0, 3), (3, 5)]
 
@@ -135,7 +135,7 @@ def test_a_captured_grid_has_its_size_whatever_the_lengths() -> None:
 
 def test_a_fixed_split_that_outgrows_a_captured_grid_is_refused() -> None:
     grid = grid_for("flashinfer_tc_decode", context_lens=(100_000,))
-    with pytest.raises(PartitionerError, match="782 chunks in a captured grid of 33"):
+    with pytest.raises(PartitionerError, match="782 splits in a captured launch of 33"):
         FlashinferTcDecode(cuda_graph=True, fixed_split_size=128)(grid, device_with(132))
 
 

@@ -29,9 +29,9 @@ DEVICE = device_with(108)  # partitioners read the grid's SMs
 
 
 def test_decode_splits_as_flashinfer_does() -> None:
-    """Counted off the segments: tiles of 8 tokens lose no chunk, the shortest of which has 128.
+    """Counted off the segments: tiles of 8 tokens lose no split, the shortest of which has 128.
 
-    Where the chunk is a whole number of tiles, its borders are the segments' borders.
+    Where the split is a whole number of tiles, its borders are the segments' borders.
     """
 
     def facts(row: Row) -> Facts:
@@ -39,13 +39,13 @@ def test_decode_splits_as_flashinfer_does() -> None:
         grid = TileGrid(workload, workload.group_size, 8, row["num_SMs"], row["blocks_per_sm"])
         schedule = FlashinferDecode(cuda_graph=graph)(grid, DEVICE)
         plan = decode_plan(grid.context_lens, row["page_size"], grid.heads, grid.slots, graph)
-        if plan.chunk_tokens % 8 == 0:
-            assert not np.any(schedule.start * 8 % plan.chunk_tokens), row["case"]
+        if plan.split_tokens % 8 == 0:
+            assert not np.any(schedule.start * 8 % plan.split_tokens), row["case"]
         return {
             "max_grid_size": grid.slots,
             "gdy": grid.heads,
             "split_kv": int(schedule.combine == "kernel"),
-            "kv_chunk_size_tokens": plan.chunk_tokens,
+            "kv_chunk_size_tokens": plan.split_tokens,
             "new_batch_size": schedule.num_segments // grid.heads,
             "padded_batch_size": plan.padded_batch,
             "grid_ctas": schedule.num_ctas,
@@ -82,8 +82,8 @@ def test_tensor_core_decode_plans_as_flashinfer_does() -> None:
         return {
             "max_batch_size_if_split": capacity,
             "cta_tile_q": tile_rows,
-            "split_kv": int(plan.split),
-            "kv_chunk_size_tokens": plan.chunk_tokens,
+            "split_kv": int(plan.merged),
+            "kv_chunk_size_tokens": plan.split_tokens,
             "new_batch_size": plan.new_batch,
             "padded_batch_size": plan.padded_batch,
             "grid_ctas": plan.padded_batch * row["heads_kv"],
@@ -94,7 +94,7 @@ def test_tensor_core_decode_plans_as_flashinfer_does() -> None:
 
 
 def test_tensor_core_schedules_are_the_plans() -> None:
-    """Grid, merge and chunk counts; a mask or window may leave a CTA that was planned no KV.
+    """CTA, merge and split counts; a mask or window may leave a CTA that was planned no KV.
 
     Left out are the 13 rows with a context shorter than the new tokens it is to hold.
     """
@@ -134,13 +134,13 @@ def test_batch_attention_plans_as_flashinfer_does() -> None:
         task, total = task_of(row["qo_len"] * group), int(plan.lengths.sum())
         limits = [kv_limit(total, row["heads_kv"], plan.num_ctas, tile) for tile in (128, 16)]
         assert plan.limit == limits[task]
-        works, fewest, tokens, least = spread(plan.pieces)
+        works, fewest, tokens, least = spread(plan.dealt)
         return {
             "num_ctas": plan.num_ctas,
             "kv_chunk_task0": limits[0],
             "kv_chunk_task1": limits[1],
-            "works_task0": 0 if task else len(plan.pieces),
-            "works_task1": len(plan.pieces) if task else 0,
+            "works_task0": 0 if task else len(plan.dealt),
+            "works_task1": len(plan.dealt) if task else 0,
             "max_works_per_cta": works,
             "min_works_per_cta": fewest,
             "max_kv_tokens_per_cta": tokens,
@@ -153,7 +153,7 @@ def test_batch_attention_plans_as_flashinfer_does() -> None:
 
 
 def test_batch_attention_schedules_are_the_plans() -> None:
-    """Pieces are whole tiles of 64 or 128 tokens, so CTAs have the tokens that were planned.
+    """Splits are whole tiles of 64 or 128 tokens, so CTAs have the tokens that were planned.
 
     Left out are the 34 rows of several new tokens without a causal mask.
     """
@@ -192,11 +192,11 @@ def test_mla_plans_as_flashinfer_does() -> None:
     def facts(row: Row) -> Facts:
         lens, causal = np.array(row["kv_lens"]), bool(row["causal"])
         plan = mla_plan(lens, row["qo_len"], row["heads"], row["num_SMs"], causal=causal)
-        works, fewest, tokens, least = spread(plan.pieces)
+        works, fewest, tokens, least = spread(plan.dealt)
         return {
             "cluster_size": plan.cluster_size,
             "num_clusters": plan.num_clusters,
-            "total_works": len(plan.pieces),
+            "total_works": len(plan.dealt),
             "max_works_per_cluster": works,
             "min_works_per_cluster": fewest,
             "max_kv_tokens_per_cluster": tokens,

@@ -110,7 +110,7 @@ def test_many_counts_are_searched_as_well_as_by_force(device: str, heads: int) -
 
 
 def test_counts_that_cut_alike_are_tried_once() -> None:
-    """10 tiles: 4 splits make runs of 3, so do no more; 6 to 9 splits make runs of 2, as 5 do."""
+    """10 tiles: 4 splits are segments of 3, so do no more; 6 to 9 splits are segments of 2, as 5 do."""
     assert distinct_counts(np.array([10])) == [1, 2, 3, 4, 5, 10]
     assert distinct_counts(np.array([10]), max_splits=4) == [1, 2, 3, 4]
     assert distinct_counts(np.array([10, 9]))[:5] == [1, 2, 3, 4, 5]

@@ -13,7 +13,7 @@ from leansim.numerics.invariance import batch_invariance
 from leansim.partitioners.fixed_split_size import FixedSplitSize
 from leansim.partitioners.flash_decoding import FlashDecoding
 from leansim.partitioners.flashinfer_tc_decode import FlashinferTcDecode
-from leansim.partitioners.per_request_splits import PerRequestSplits, without_empty_runs
+from leansim.partitioners.per_request_splits import PerRequestSplits, filled_segments
 from leansim.partitioners.registry import make
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
@@ -64,7 +64,7 @@ def test_nothing_is_launched_for_an_empty_run(fa2: Kernel, device: Device) -> No
     assert schedule.num_empty_ctas == 0
     assert schedule.splits_of_request.tolist() == [5, 3], "10 tiles in runs of 2, 3 in runs of 1"
     tiles, splits = np.array([10, 10, 1]), np.array([7, 10, 9])
-    assert without_empty_runs(tiles, splits).tolist() == [5, 10, 1]
+    assert filled_segments(tiles, splits).tolist() == [5, 10, 1]
 
 
 def test_equal_lengths_are_cut_as_flash_decoding_cuts_them(fa2: Kernel, device: Device) -> None:

@@ -13,7 +13,7 @@ from leansim.errors import ConfigError, LeansimError
 from leansim.points.csv import read_points
 from leansim.points.point import point
 from leansim.sweeps.predict import Prediction, predict
-from leansim.sweeps.predictions import PREDICTION_COLUMNS, prediction_cells
+from leansim.sweeps.predictions import PREDICTION_COLUMNS, prediction_row
 
 SHAPE = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 HEADER = "device,kernel,batch_size,num_q_heads,num_kv_heads,head_dim,context_len"
@@ -35,7 +35,7 @@ def test_a_prediction_is_the_simulation() -> None:
         assert found.bound == metrics.bound
         assert found.sm_busy_fraction == pytest.approx(metrics.sm_busy_fraction)
         assert found.extrapolated is True
-        cells = prediction_cells(found)
+        cells = prediction_row(found)
         assert tuple(cells) == PREDICTION_COLUMNS
         assert cells["latency_us"] == pytest.approx(metrics.latency_s * 1e6, abs=1e-6)
 

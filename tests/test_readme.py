@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import leansim
+from leansim.cli.main import main
 from leansim.files.strict_yaml import parse
 from leansim.points import grid as config
 
@@ -29,6 +31,12 @@ def run(*args: str, cwd: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_installed_command_is_the_command_line() -> None:
+    (command,) = distribution("leansim-attention").entry_points.select(group="console_scripts")
+    assert command.name == "leansim"
+    assert command.load() is main
 
 
 def test_the_quickstart_table_is_the_one_shown(tmp_path: Path) -> None:

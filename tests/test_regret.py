@@ -10,7 +10,7 @@ import pytest
 
 from leansim.errors import LeansimError
 from leansim.files.strict_yaml import Document
-from leansim.points.grid import GridConfig, build
+from leansim.points.grid import PointGrid, build
 from leansim.points.simulate import simulate
 from leansim.report.study_figures import regret_figure, regret_figures, save_all
 from leansim.report.study_report import write_study
@@ -19,7 +19,7 @@ from leansim.study.regret import RegretMap, cell_rows, cells_of, family, regret
 from leansim.sweeps.spreading import spread
 
 
-def grid(**changes: Any) -> GridConfig:
+def grid(**changes: Any) -> PointGrid:
     fields = {
         "name": "test",
         "device": ["a100_sxm_80gb", "h100_sxm"],
@@ -31,7 +31,7 @@ def grid(**changes: Any) -> GridConfig:
         "head_dim": 128,
         **changes,
     }
-    made: GridConfig = build(Document("test", fields, {}))
+    made: PointGrid = build(Document("test", fields, {}))
     return made
 
 

@@ -9,7 +9,7 @@ from kernels import tiled
 
 from leansim.partitioners import registry as partitioners
 from leansim.partitioners.sglang_triton import SglangTriton
-from leansim.partitioners.split_grid import issue_order
+from leansim.partitioners.split_launch import issue_order
 from leansim.partitioners.trtllm_gen import num_ctas_per_kv
 from leansim.partitioners.trtllm_xqa import TrtllmXqa, cta_tile_tokens, multi_block_count
 from leansim.partitioners.vllm_paged import takes_v1

@@ -162,7 +162,7 @@ def plan(
     segments: Annotated[bool, typer.Option("--segments", help="list every segment")] = False,
     flags: list[str] = [],  # noqa: B006
 ) -> None:
-    """Make schedules without simulating: grid, waves, splits per request, segments."""
+    """Make schedules without simulating: CTAs, waves, splits per request, segments."""
     from leansim.tables import render
 
     check_form(form)

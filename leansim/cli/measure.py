@@ -13,7 +13,7 @@ from leansim.cli.options import mistake
 from leansim.errors import LeansimError
 
 if TYPE_CHECKING:
-    from leansim.points.csv import Row
+    from leansim.files.csv import CsvRow
 
 # A paragraph is a line: the terminal wraps it. The backslash keeps rich from reading a style.
 HELP = "\n\n".join(
@@ -91,7 +91,7 @@ class _Complaints:
     def __init__(self) -> None:
         self.told = set[str]()
 
-    def __call__(self, row: Row, error: LeansimError) -> None:
+    def __call__(self, row: CsvRow, error: LeansimError) -> None:
         if str(error) not in self.told:
             self.told.add(str(error))
             named = ", ".join(f"{key}={value}" for key, value in row.items() if value)

@@ -16,7 +16,7 @@ from leansim.files.strict_yaml import Document
 from leansim.points.point import POINT_KEYS, Point
 
 if TYPE_CHECKING:
-    from leansim.points.grid import GridConfig
+    from leansim.points.grid import PointGrid
 
 FORMS = ("table", "json", "csv", "md")
 Verb = Callable[..., None]
@@ -80,7 +80,7 @@ def _flag(key: str, name: str) -> inspect.Parameter:
 
 def grid_of(
     file: str | None, settings: Sequence[str] | None, flags: Sequence[str], form: str = "table"
-) -> GridConfig:
+) -> PointGrid:
     """Read the grid of a file, of flags, or of both; complain of an unknown format first."""
     from leansim.points.grid import build, load
 

@@ -14,7 +14,7 @@ import leansim
 from leansim.cli.options import File, Form, Jobs, Out, Settings, Verb, grid_of, mistake, with_point_flags
 
 if TYPE_CHECKING:
-    from leansim.points.grid import GridConfig
+    from leansim.points.grid import PointGrid
     from leansim.tables import Tabled
 
 Rules = Annotated[
@@ -169,7 +169,7 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 
 
 def _write(
-    out: Path | None, grid: GridConfig, found: Tabled, figures: Mapping[str, Any] | None = None
+    out: Path | None, grid: PointGrid, found: Tabled, figures: Mapping[str, Any] | None = None
 ) -> None:
     if out is None:
         return

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from leansim.errors import ConfigError, Problem
 
+# The cells of one row of a CSV, by column, as they stand.
+CsvRow = dict[str, str]
 
-def read_csv(source: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+
+def read_csv(source: str) -> tuple[list[str], list[tuple[int, CsvRow]]]:
     """Columns of a CSV, and line and cells of each row. Raises `ConfigError`."""
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name

@@ -17,9 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
-from leansim.files.csv import read_csv
+from leansim.files.csv import CsvRow, read_csv
 from leansim.files.writing import write_whole
-from leansim.points.csv import Row
 from leansim.silicon.own import MEASUREMENT_COLUMNS
 from leansim.silicon.rows import digest
 from leansim.specs.traces import builtin_traces
@@ -42,7 +41,7 @@ UNIFORM_SHAPES, RAGGED_SHAPES = 240, 72
 MOST_KV_BYTES = 8 * 2**30
 
 
-def campaign(device: str, rehearsal: bool = False) -> list[Row]:
+def campaign(device: str, rehearsal: bool = False) -> list[CsvRow]:
     """The points of a campaign on a device, as rows of a CSV (columns: `COLUMNS`).
 
     A `rehearsal` has few, tiny shapes on four SMs: what an interpreter can do.
@@ -111,7 +110,7 @@ class MeasuredFile:
     def __init__(self, path: Path, columns: Sequence[str], fresh: bool = False) -> None:
         """Open or create. Raises `ConfigError` for a file of other columns."""
         self.path, self.columns = path, tuple(columns)
-        self.rows: list[Row] = []
+        self.rows: list[CsvRow] = []
         if path.exists() and path.stat().st_size and not fresh:
             self._resume()
         else:
@@ -155,11 +154,11 @@ class MeasuredFile:
 
 
 def measured(
-    rows: Sequence[Row],
-    measure: Callable[[Row], dict[str, Any]],
+    rows: Sequence[CsvRow],
+    measure: Callable[[CsvRow], dict[str, Any]],
     file: MeasuredFile,
     budget_s: float | None = None,
-    refused: Callable[[Row, LeansimError], None] = lambda _row, _error: None,
+    refused: Callable[[CsvRow, LeansimError], None] = lambda _row, _error: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[int, int]]:
     """Measure the rows that the file does not hold yet, and yield how many are done of all.

@@ -31,7 +31,7 @@ _MOST_LOOKS, _MOST_LOOKS_INTERPRETED = 2**22, 2
 
 
 @dataclass(frozen=True)
-class Fit:
+class Resources:
     """What a CTA of the compiled attention kernel takes, and how many an SM then holds."""
 
     registers: int
@@ -60,7 +60,7 @@ class Execution:
             schedule.grid, kernel, device, self.work.in_launch, tools.interpreted
         )
         self._allocate()
-        self.fit = None if tools.interpreted else self._compile()
+        self.resources = None if tools.interpreted else self._compile()
 
     def _allocate(self) -> None:
         torch, load, grid = self.tools.torch, self.schedule.grid.workload, self.schedule.grid
@@ -111,7 +111,7 @@ class Execution:
 
     # -- before the first launch -------------------------------------------------------------------
 
-    def _compile(self) -> Fit:
+    def _compile(self) -> Resources:
         """Compile without launching, and refuse a schedule whose CTAs could wait for ever."""
         made = self.tools.kernels.attention.warmup(
             *self._arguments(0), grid=(len(self.work.first),), **_keywords(self.attention)
@@ -119,9 +119,9 @@ class Execution:
         made._init_handles()
         threads = self.attention.num_warps * 32
         resident = occupancy(self.device, threads, made.n_regs, made.metadata.shared)
-        fit = Fit(made.n_regs, made.n_spills, made.metadata.shared, resident.ctas_per_sm)
-        check_residency(self.schedule, fit.ctas_per_sm)
-        return fit
+        found = Resources(made.n_regs, made.n_spills, made.metadata.shared, resident.ctas_per_sm)
+        check_residency(self.schedule, found.ctas_per_sm)
+        return found
 
     # -- after a launch ----------------------------------------------------------------------------
 

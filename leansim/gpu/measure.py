@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.files.csv import CsvRow
 from leansim.gpu import micro, toolkit
 from leansim.gpu.campaign import MeasuredFile, campaign, measured
 from leansim.gpu.machine import recognised
 from leansim.gpu.measuring import Measurer
 from leansim.gpu.toolkit import Toolkit
-from leansim.points.csv import Row
 from leansim.silicon.own import MEASUREMENT_COLUMNS, read_measured
 from leansim.specs import catalog
 from leansim.tables import Shown
@@ -37,7 +37,7 @@ class Measurements(Shown):
     out: Path
     done: int
     total: int
-    refused: tuple[tuple[Row, LeansimError], ...]
+    refused: tuple[tuple[CsvRow, LeansimError], ...]
     interpreted: bool
     device: str | None = None
 
@@ -77,7 +77,7 @@ def measure(
     interpret: bool = False,
     input_seed: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-    refused: Callable[[Row, LeansimError], None] = lambda _row, _error: None,
+    refused: Callable[[CsvRow, LeansimError], None] = lambda _row, _error: None,
 ) -> Measurements:
     """Measure `campaign`, `micro` or a CSV of points on this machine's NVIDIA GPU, into the CSV `out`.
 
@@ -101,9 +101,9 @@ def measure(
         return _micro(tools, _device(tools, device), target)
     if rows is None:
         rows = campaign(_device(tools, device), rehearsal=interpret)
-    complaints: list[tuple[Row, LeansimError]] = []
+    complaints: list[tuple[CsvRow, LeansimError]] = []
 
-    def complain(row: Row, error: LeansimError) -> None:
+    def complain(row: CsvRow, error: LeansimError) -> None:
         complaints.append((row, error))
         refused(row, error)
 
@@ -111,7 +111,7 @@ def measure(
     columns = list(dict.fromkeys([*rows[0], *MEASUREMENT_COLUMNS]))
     done = 0
     with MeasuredFile(target, columns, not resume) as file:
-        of_row: Callable[[Row], dict[str, Any]] = lambda row: measurer.measure(row, name)  # noqa: E731
+        of_row: Callable[[CsvRow], dict[str, Any]] = lambda row: measurer.measure(row, name)  # noqa: E731
         for done, total in measured(rows, of_row, file, budget_s, complain):
             progress(done, total)
     return Measurements(target, done, len(rows), tuple(complaints), tools.interpreted)

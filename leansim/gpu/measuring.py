@@ -8,14 +8,14 @@ from contextlib import suppress
 from typing import Any
 
 from leansim.errors import GpuError, LeansimError
-from leansim.gpu.execution import Execution, Fit
+from leansim.gpu.execution import Execution, Resources
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
 from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
-from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_cells
-from leansim.silicon.targets import chain
+from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_fields
+from leansim.silicon.targets import with_bases
 from leansim.specs import catalog
 from leansim.specs.workload import Workload
 
@@ -53,7 +53,7 @@ class Measurer:
             raise GpuError(f"the device gave up: {type(error).__name__}: {reason}") from error
 
     def _measured(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
-        item = resolve(point_from_row(point_cells(row), source))
+        item = resolve(point_from_row(point_fields(row), source))
         check_kernel(item.point.kernel)
         if not self.tools.interpreted:
             self._check_device(item)
@@ -66,8 +66,8 @@ class Measurer:
         found |= {"row_error": f"{execution.check():.3e}", "input_seed": seed, "buffers": buffers}
         schedule = item.schedule
         found |= {"scheduled_splits": schedule.num_splits, "scheduled_ctas": schedule.num_ctas}
-        if execution.fit is not None:
-            found |= _resources(execution.fit) | self._times(item, execution, calls, buffers)
+        if execution.resources is not None:
+            found |= _resources(execution.resources) | self._times(item, execution, calls, buffers)
         return found | self.machine.columns()
 
     def _times(self, item: Resolved, execution: Execution, calls: int, buffers: int) -> dict[str, Any]:
@@ -120,18 +120,18 @@ class Measurer:
 def check_kernel(kernel: str) -> None:
     """Refuse a kernel that is not one of our own. Raises `GpuError` naming them."""
     name, _, _ = kernel.partition("+")
-    if BASE not in chain(name):
-        ours = [known for known in catalog.names("kernel") if BASE in chain(known)]
+    if BASE not in with_bases(name):
+        ours = [known for known in catalog.names("kernel") if BASE in with_bases(known)]
         raise GpuError(
             f"kernel {name!r} is not leansim's own; wanted one that it can run: {', '.join(ours)}, a "
             "file based on one of them, or one of them under any partitioner (triton_lean+lean_aiter)"
         )
 
 
-def _resources(fit: Fit) -> dict[str, Any]:
+def _resources(resources: Resources) -> dict[str, Any]:
     return {
-        "registers": fit.registers,
-        "spills": fit.spills,
-        "smem_bytes": fit.smem_bytes,
-        "resident_ctas_per_sm": fit.ctas_per_sm,
+        "registers": resources.registers,
+        "spills": resources.spills,
+        "smem_bytes": resources.smem_bytes,
+        "resident_ctas_per_sm": resources.ctas_per_sm,
     }

@@ -18,8 +18,8 @@ from leansim.gpu.machine import Machine
 from leansim.gpu.timing import L2Flush, Timing, calls_for, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.silicon.own import MACHINE_COLUMNS
+from leansim.specs.base import LaunchMode
 from leansim.specs.device import Device
-from leansim.specs.workload import Launch
 
 COLUMNS = (
     "measurement", "x", "x_unit", "series", "bytes", "gb_per_s", "median_us", "spread_us", "min_us",
@@ -43,7 +43,7 @@ class Trial:
     call: Callable[[int], None]
     expected_us: float
     moved_bytes: int = 0
-    launch: Launch = "graph"
+    launch: LaunchMode = "graph"
     cold: bool = False
     per: int = 1
     check: Callable[[], None] = lambda: None
@@ -162,7 +162,7 @@ class Micro:
 
     def _launch_gap(self) -> Iterator[Trial]:
         """Time from one empty kernel to the next."""
-        launches: tuple[Launch, ...] = ("graph", "stream")
+        launches: tuple[LaunchMode, ...] = ("graph", "stream")
         for launch in launches:
             for ctas in (1, self.sms):
                 yield Trial(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from leansim.gpu.toolkit import Toolkit
-from leansim.specs.workload import Launch
+from leansim.specs.base import LaunchMode
 
 _LEAST_SAMPLES, _MOST_SAMPLES = 12, 200
 _SAMPLE_US, _MOST_CALLS = 1000.0, 64
@@ -59,7 +59,7 @@ def timed(
     tools: Toolkit,
     call: Callable[[int], None],
     calls: int,
-    launch: Launch,
+    launch: LaunchMode,
     flush: Callable[[], None] | None = None,
     least_s: float = 0.1,
 ) -> Timing:
@@ -88,7 +88,7 @@ def timed(
 
 
 def _enqueuer(
-    tools: Toolkit, call: Callable[[int], None], calls: int, launch: Launch
+    tools: Toolkit, call: Callable[[int], None], calls: int, launch: LaunchMode
 ) -> Callable[[], None]:
     """What enqueues one sample: a captured graph's replay, or the calls themselves."""
 

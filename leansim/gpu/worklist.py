@@ -170,7 +170,7 @@ def one_at_a_time(work: WorkList) -> WorkList:
     slot, at, last = work.column("slot").tolist(), work.first.tolist(), work.last.tolist()
     missing = (work.schedule.segments_of_tile - 1).tolist()
     waiting: dict[int, int] = {}
-    pieces: list[tuple[int, int]] = []
+    programs: list[tuple[int, int]] = []
     hosts_first = work.schedule.combine == "host"  # whose peers come later
     ready = deque(reversed(range(len(at))) if hosts_first else range(len(at)))
     while ready:
@@ -187,6 +187,6 @@ def one_at_a_time(work: WorkList) -> WorkList:
                     ready.append(waiting.pop(tile[segment]))
             at[cta] += 1
         if at[cta] > begin or begin == last[cta]:
-            pieces.append((begin, at[cta]))
-    borders = np.array(pieces, dtype=np.int32)
+            programs.append((begin, at[cta]))
+    borders = np.array(programs, dtype=np.int32)
     return replace(work, first=borders[:, 0].copy(), last=borders[:, 1].copy())

@@ -193,7 +193,7 @@ def kv_head_of(grid: TileGrid, output_tile: int) -> int:
 
 
 def merge_order(schedule: Schedule) -> tuple[IntArray, IntArray]:
-    """Return segments in merge order, and `[num_output_tiles + 1]` borders of each tile's run."""
+    """Return segments in merge order, and `[num_output_tiles + 1]` where each tile's begin."""
     order = schedule.by_tile
     tiles = np.arange(schedule.grid.num_output_tiles + 1)
     return order, np.searchsorted(schedule.output_tile[order], tiles)

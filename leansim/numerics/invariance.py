@@ -40,20 +40,20 @@ def batch_invariance(
     the workload is kept and never exceeded. Raises what tiling and partitioner raise.
     """
 
-    def cuts(lens: tuple[int, ...]) -> list[IntArray]:
+    def segments(lens: tuple[int, ...]) -> list[IntArray]:
         load = replace(workload, context_lens=lens)
         grid = tile_grid(load, instance_of(kernel, device, load), device)
-        return _cuts_by_request(partitioner(grid, device))
+        return _segments_by_request(partitioner(grid, device))
 
     alone: dict[int, IntArray] = {}
     batches = 0
     for batches, lens in enumerate(_batches(workload, seed), 1):
-        for request, (tokens, cut) in enumerate(zip(lens, cuts(lens), strict=True)):
+        for request, (tokens, mine) in enumerate(zip(lens, segments(lens), strict=True)):
             if tokens not in alone:
-                alone[tokens] = cuts((tokens,))[0]
-            if not np.array_equal(alone[tokens], cut):
+                alone[tokens] = segments((tokens,))[0]
+            if not np.array_equal(alone[tokens], mine):
                 batch = f"{len(lens)} with lengths {listing((f'{n:,}' for n in lens), most=8)}"
-                where = f"{_difference(alone[tokens], cut)} in a batch of {batch}"
+                where = f"{_difference(alone[tokens], mine)} in a batch of {batch}"
                 text = f"request {request} of {tokens:,} tokens is cut {where}"
                 return Invariance(False, batches, text)
     return Invariance(True, batches)
@@ -75,7 +75,7 @@ def _batches(workload: Workload, seed: int) -> Iterator[tuple[int, ...]]:
     yield from (tuple(batch.tolist()) for batch in batches)
 
 
-def _cuts_by_request(schedule: Schedule) -> list[IntArray]:
+def _segments_by_request(schedule: Schedule) -> list[IntArray]:
     """Per request, `[segments, 3]` of output tile of the request, start, stop, in merge order."""
     order, borders = merge_order(schedule)
     per_request = schedule.grid.heads * schedule.grid.row_blocks
@@ -89,6 +89,6 @@ def _difference(alone: IntArray, batched: IntArray) -> str:
     for tile in range(int(alone[:, 0].max()) + 1):
         a, b = (table[table[:, 0] == tile, 1:] for table in (alone, batched))
         if not np.array_equal(a, b):
-            cuts = [listing((str(n) for n in x[1:, 0]), 8) or "nowhere" for x in (a, b)]
-            return f"at KV tiles [{cuts[0]}] of output tile {tile} alone but at [{cuts[1]}]"
+            borders = [listing((str(n) for n in x[1:, 0]), 8) or "nowhere" for x in (a, b)]
+            return f"at KV tiles [{borders[0]}] of output tile {tile} alone but at [{borders[1]}]"
     raise AssertionError("the tables are equal")

@@ -70,7 +70,7 @@ class Cover:
 
 @dataclass(frozen=True)
 class PrecisionCheck:
-    """Errors of replayed output tiles; `tolerance` bounds the one relative to softmax @ |v|."""
+    """Errors of replayed output tiles; `tolerance` is for the one relative to softmax @ |v|."""
 
     precision: Precision
     max_abs_error: float
@@ -130,12 +130,12 @@ def verify(
 ) -> Verification:
     """Count the cover of a schedule and replay output tiles against whole-context attention.
 
-    `max_tokens` bounds the KV tokens replayed, in each precision; one output tile is replayed
+    `max_tokens` is the most KV tokens replayed, in each precision; one output tile is replayed
     whatever its length. Inputs are drawn as needed, one KV head at a time. Finding fault is not an
     error: see `Verification.raise_if_failed`. Raises `UnknownNameError` for a precision.
     """
     order, borders = merge_order(schedule)
-    tokens = np.subtract(*_token_bounds(schedule.grid)[::-1])
+    tokens = np.subtract(*_token_borders(schedule.grid)[::-1])
     pattern = _patterns(schedule, order, borders)
     chosen = _sample(pattern, np.diff(borders), tokens, max_tokens)
     errors = np.zeros((len(chosen), len(precisions), 4))
@@ -157,12 +157,12 @@ def _patterns(schedule: Schedule, order: IntArray, borders: IntArray) -> IntArra
     """Assign numbers to the ways output tiles are cut: by context length, row block, segments."""
     grid = schedule.grid
     lens, block = grid.context_lens[grid.request], grid.row_block
-    cuts = np.stack([schedule.start[order], schedule.stop[order]], axis=1)
+    segments = np.stack([schedule.start[order], schedule.stop[order]], axis=1)
     known: dict[tuple[int, int, bytes], int] = {}
     pattern = np.empty(grid.num_output_tiles, dtype=np.int64)
     for tile in range(grid.num_output_tiles):
-        cut = cuts[borders[tile] : borders[tile + 1]].tobytes()
-        key = (int(lens[tile]), int(block[tile]), cut)
+        mine = segments[borders[tile] : borders[tile + 1]].tobytes()
+        key = (int(lens[tile]), int(block[tile]), mine)
         pattern[tile] = known.setdefault(key, len(known))
     return pattern
 
@@ -170,7 +170,7 @@ def _patterns(schedule: Schedule, order: IntArray, borders: IntArray) -> IntArra
 def _sample(pattern: IntArray, segments: IntArray, tokens: IntArray, max_tokens: int) -> list[int]:
     """Choose output tiles within a budget: one of each pattern, then a second of each, and so on.
 
-    Among equals, one of each segment count before another of any, the most cut first.
+    Among equals, one of each segment count before another of any, the most split first.
     """
     turns: dict[tuple[int, ...], int] = {}
 
@@ -246,7 +246,7 @@ def _facts(schedule: Schedule) -> dict[str, str | int]:
 # -- exact cover ---------------------------------------------------------------------------------
 
 
-def _token_bounds(grid: TileGrid) -> tuple[IntArray, IntArray]:
+def _token_borders(grid: TileGrid) -> tuple[IntArray, IntArray]:
     """Derive `[begin, end)` of the tokens each output tile attends to from the workload's mask."""
     workload = grid.workload
     tiles_per_request = grid.heads * grid.row_blocks
@@ -264,7 +264,7 @@ def _token_bounds(grid: TileGrid) -> tuple[IntArray, IntArray]:
 def count_cover(schedule: Schedule) -> Cover:
     """Count what the segments cover, from the workload; O(KV tiles) time and memory."""
     grid, tile = schedule.grid, schedule.output_tile
-    begin, end = _token_bounds(grid)
+    begin, end = _token_borders(grid)
     origin = begin if grid.shifted else begin // grid.tile_tokens * grid.tile_tokens
     count = -(-(end - origin) // grid.tile_tokens)
     low = np.maximum(origin[tile] + schedule.start * grid.tile_tokens, begin[tile])

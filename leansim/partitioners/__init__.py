@@ -1,4 +1,4 @@
-"""Partitioners: each deals the KV tiles of a grid to CTAs, in a file of its own.
+"""Partitioners: each deals KV tiles to CTAs, in a file of its own.
 
 Imports schedule and below.
 Begin with registry.py says what a partitioner is and finds them; flash_decoding.py is a short one.

@@ -1,6 +1,6 @@
-"""Deals pieces of KV to the least loaded worker, as FlashInfer's persistent kernels are planned.
+"""Deals splits to the least loaded worker, as FlashInfer's persistent kernels are planned.
 
-A worker is a CTA, or a cluster of CTAs that share the rows of a query tile. Pieces are dealt in the
+A worker is a CTA, or a cluster of CTAs that share the rows of a query tile. Splits are dealt in the
 order the plan lists them, longest-first or not: nothing is sorted here.
 """
 
@@ -32,7 +32,7 @@ class _Load(float):
 
 
 def least_loaded(costs: Sequence[int], num_workers: int) -> IntArray:
-    """Worker of each piece: the one with the least cost so far, `[len(costs)]`.
+    """Worker of each split: the one with the least cost so far, `[len(costs)]`.
 
     Costs add up in single precision. Python's heap and the C++ library's (std::push_heap,
     std::pop_heap) move their entries alike, so equally loaded workers come in the same order.
@@ -40,9 +40,9 @@ def least_loaded(costs: Sequence[int], num_workers: int) -> IntArray:
     """
     heap = [_Load.of(0.0, worker) for worker in range(num_workers)]
     taken = np.empty(len(costs), dtype=np.int64)
-    for piece, cost in enumerate(costs):
+    for split, cost in enumerate(costs):
         least = heapq.heappop(heap)
-        taken[piece] = least.worker
+        taken[split] = least.worker
         total = least + cost
         if total > EXACT:
             total = float(np.float32(total))
@@ -51,10 +51,10 @@ def least_loaded(costs: Sequence[int], num_workers: int) -> IntArray:
 
 
 @dataclass(frozen=True, eq=False)
-class Pieces:
-    """Pieces of KV in the order the plan lists them; all columns `[pieces]`.
+class DealtSplits:
+    """Splits in the order the plan lists them; all columns `[splits]`.
 
-    `item` says which (request, query tile) a piece belongs to, `number` which piece of it, counted
+    `item` says which (request, query tile) a split belongs to, `number` which split of it, counted
     from 0, `head` its KV head, `tokens` how long it is, `worker` who does it.
     """
 
@@ -70,7 +70,7 @@ class Pieces:
 
     @property
     def works_of_worker(self) -> IntArray:
-        """Pieces of each worker."""
+        """Splits of each worker."""
         return np.bincount(self.worker, minlength=self.num_workers)
 
     @property
@@ -81,24 +81,24 @@ class Pieces:
 
     @cached_property
     def by_worker(self) -> IntArray:
-        """Piece numbers sorted by worker: the order in which they are done."""
+        """Numbers of splits sorted by worker: the order in which they are done."""
         return np.argsort(self.worker, kind="stable")
 
 
-def deal(lengths: IntArray, limit: int, heads: int, tile_rows: int, num_workers: int) -> Pieces:
-    """Cut items of `lengths` tokens into pieces of at most `limit` and deal them.
+def deal(lengths: IntArray, limit: int, heads: int, tile_rows: int, num_workers: int) -> DealtSplits:
+    """Cut items of `lengths` tokens into splits of at most `limit` and deal them.
 
-    For each item, each piece and each of `heads`, innermost last; a piece costs two for each row of
+    For each item, each split and each of `heads`, innermost last; a split costs two for each row of
     the query tile and one for each of its tokens (FlashInfer, scheduler.cuh, cost_function).
     """
-    pieces = np.maximum(1, -(-lengths // limit))
-    per_item = pieces * heads
+    splits = np.maximum(1, -(-lengths // limit))
+    per_item = splits * heads
     item = np.repeat(np.arange(len(lengths)), per_item)
     within = np.arange(len(item)) - np.repeat(np.cumsum(per_item) - per_item, per_item)
     number, head = np.divmod(within, heads)
     tokens = np.minimum(limit, lengths[item] - number * limit)
     worker = least_loaded((2 * tile_rows + tokens).tolist(), num_workers)
-    return Pieces(item, number, head, tokens, worker, num_workers)
+    return DealtSplits(item, number, head, tokens, worker, num_workers)
 
 
 def causal_end(

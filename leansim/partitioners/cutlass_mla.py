@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.split_grid import Order, fixed_splits
+from leansim.partitioners.split_launch import Order, fixed_splits
 from leansim.schedule.schedule import CombineKind, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -34,7 +34,7 @@ def set_split_kv(batch: int, context_len: int, num_sms: int, fused_reduction: bo
 
 @dataclass(frozen=True)
 class CutlassMla:
-    """Every request cut into the same number of equal runs of its own KV tiles.
+    """Every request cut into the same number of equal segments of its own KV tiles.
 
     The count follows the longest context the call is told about; the borders follow each request's
     own length, so a short one leaves CTAs empty. With `fused_reduction` the last CTA of an output
@@ -57,9 +57,9 @@ class CutlassMla:
             batch, workload.call_context_len, grid.num_sms, self.fused_reduction
         )
         length = grid.num_kv_tiles[:, None]
-        run = -(-length // splits)
+        longest = -(-length // splits)
         number = np.arange(splits, dtype=np.int64)
-        borders = np.minimum(number * run, length), np.minimum((number + 1) * run, length)
+        borders = np.minimum(number * longest, length), np.minimum((number + 1) * longest, length)
         partials = None
         if splits > 1 and not self.fused_reduction:
             partials = np.count_nonzero(borders[0] < borders[1], axis=1)

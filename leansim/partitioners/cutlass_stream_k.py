@@ -1,4 +1,4 @@
-"""CUTLASS's hybrid stream-K: whole output tiles where waves are full, equal runs where one is not.
+"""CUTLASS's hybrid stream-K: whole output tiles where waves are full, equal shares where one is not.
 
 Built for GEMM, so it knows one length for all output tiles: here, the KV tiles of the longest.
 Ignores that CUTLASS's peers add up in one workspace, and its separate reduction CTAs.
@@ -33,7 +33,7 @@ def best_sk_ctas(tiles: int, length: int, num_sms: int, most_per_sm: int, least:
     """CTAs that save most over doing `tiles` output tiles of `length` KV tiles whole, and the saving.
 
     Tries `least` to `most_per_sm` CTAs per SM, at least two KV tiles each. The unit is the time of a
-    KV tile. A count costs its waves times its longest run, and for the fix-up 2 per wave, 2 per peer
+    KV tile. A count costs its waves times its longest share, and for the fix-up 2 per wave, 2 per peer
     of an output tile and, unless all borders of output tiles are borders of CTAs, 2% of the work per
     peer. The larger of two equal counts is taken; with nothing to try the saving is negative.
     Single precision, cut to a whole number, as in the source (CUTLASS, threadblock_swizzle_streamk.h,
@@ -82,8 +82,8 @@ def block_plan(tiles: int, length: int, num_sms: int, ctas_per_sm: int) -> Block
     return BlockPlan(tiles, 0, 0)
 
 
-def equal_runs(lengths: IntArray, ctas: int) -> tuple[IntArray, ...]:
-    """Cut each output tile into runs for its own CTAs, the same number for each; the first are longer.
+def equal_segments(lengths: IntArray, ctas: int) -> tuple[IntArray, ...]:
+    """Cut each output tile into segments for CTAs of its own, as many for each; the first are longer.
 
     `ctas` serve all `len(lengths)` output tiles. Returns (cta, output_tile, start, stop); a CTA gets
     nothing where its tile has fewer KV tiles than CTAs.
@@ -100,17 +100,17 @@ def equal_runs(lengths: IntArray, ctas: int) -> tuple[IntArray, ...]:
 def stream_k_segments(lengths: IntArray, ctas: int) -> tuple[IntArray, ...]:
     """Deal output tiles 0, 1, ... of these lengths to `ctas` CTAs: (cta, output_tile, start, stop).
 
-    CTAs that are a multiple of the tiles each stay inside one tile. Otherwise they take equal runs
+    CTAs that are a multiple of the tiles each stay inside one tile. Otherwise they take equal shares
     of the line of all KV tiles and walk their output tiles backwards, so that what others wait for
     comes first. Source: CUTLASS, gemm_universal_streamk.h and ThreadblockSwizzleStreamK (no golden
     vector holds the borders, the walk or the order of the CTAs).
     """
     if ctas > len(lengths) and ctas % len(lengths) == 0:
-        return equal_runs(lengths, ctas)
+        return equal_segments(lengths, ctas)
     total = int(lengths.sum())
-    runs = cut(Deal(total, min(ctas, total)).borders, lengths, np.arange(len(lengths)))
-    backwards = np.lexsort((-runs[1], runs[0]))
-    return tuple(column[backwards] for column in runs)
+    dealt = cut(Deal(total, min(ctas, total)).borders, lengths, np.arange(len(lengths)))
+    backwards = np.lexsort((-dealt[1], dealt[0]))
+    return tuple(column[backwards] for column in dealt)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Splits of one size for every request, whatever else is in the batch: the batch-invariant cut.
+"""Splits of one size for every request, whatever else is in the batch: batch-invariant.
 
 No kernel's own rule; FlashInfer's `fixed_split_size` and SGLang's deterministic mode cut like this.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from leansim.partitioners.split_grid import clipped
+from leansim.partitioners.split_launch import clipped
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -19,7 +19,7 @@ from leansim.specs.device import Device
 
 @dataclass(frozen=True)
 class FixedSplitSize:
-    """Cuts at multiples of `split_tokens`, rounded up to whole KV tiles; the last run is what is left.
+    """Cuts at multiples of `split_tokens`, rounded up to whole KV tiles; the last split is what is left.
 
     A request is cut and merged alike alone and in any batch. CTAs are issued row block first, then
     split, then head, then request; none is empty. A second kernel merges if any request is split.

@@ -13,7 +13,7 @@ from leansim.specs.device import Device
 
 
 def issue_order(grid: TileGrid) -> IntArray:
-    """Output tiles in the order of FA2's unsplit grid (row blocks, batch, heads): heads slowest."""
+    """Output tiles in the order of FA2's unsplit launch (row blocks, batch, heads): heads slowest."""
     tiles = np.arange(grid.num_output_tiles).reshape(grid.batch_size, grid.heads, grid.row_blocks)
     return tiles.transpose(1, 0, 2).ravel()
 

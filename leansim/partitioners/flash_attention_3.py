@@ -1,9 +1,9 @@
 """FlashAttention-3's decode schedules: one split count for the call, or one for each request.
 
 `FlashAttention3` is the host's rule, for batches of equal lengths. `FlashAttention3Varlen` is what
-serving runs: the host's count only bounds the counts that a small kernel sets on the device from
-the lengths, and persistent CTAs fetch the work longest first. Not modelled: which heads follow each
-other for the sake of L2.
+serving runs: the host's count is the most that a small kernel gives a request on the device, by the
+lengths, and persistent CTAs fetch the work longest first. Not modelled: which heads follow each other
+for the sake of L2.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def deal(
     length = -(-count // splits[request])
     start = np.minimum(split * length, count)
     stop = np.minimum(start + length, count)
-    return Schedule.from_pieces(
+    return Schedule.from_segments(
         grid,
         (np.arange(len(request)), tile, start, stop),
         len(request),
@@ -192,8 +192,8 @@ def deal(
 class FlashAttention3:
     """One split count for the whole call, from the host's rule or given.
 
-    A split call is a plain grid: row block fastest, then split, head and request. An unsplit one is
-    persistent.
+    CTAs of a split call are issued row block first, then split, head and request; those of an unsplit
+    one are persistent.
     """
 
     num_splits: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -216,9 +216,9 @@ class FlashAttention3:
 class FlashAttention3Varlen:
     """A split count for each request from its own length, the longest work first.
 
-    `num_splits` bounds the counts: given, as by a server that captures CUDA graphs (32 in vLLM), or
-    the host's rule for a batch of one. With a sliding window, and where `sort` is off, requests
-    keep their order.
+    `num_splits` is the most that a request gets: given, as by a server that captures CUDA graphs (32
+    in vLLM), or the host's rule for a batch of one. With a sliding window, and where `sort` is off,
+    requests keep their order.
     """
 
     num_splits: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -226,13 +226,13 @@ class FlashAttention3Varlen:
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut each request into its own number of splits and line them up."""
-        bound = self.num_splits or call_num_splits(grid, batch_size=1)
+        most = self.num_splits or call_num_splits(grid, batch_size=1)
         if grid.batch_size > PREPARED_REQUESTS:
-            bound = 1
+            most = 1
         kv_tiles = -(-grid.context_lens // grid.tile_tokens)
-        splits = dynamic_splits(kv_tiles, grid.row_blocks, grid.heads, grid.num_sms, bound)
-        queue = is_persistent(device.arch, varlen=True, split=bound > 1, causal=False)
+        splits = dynamic_splits(kv_tiles, grid.row_blocks, grid.heads, grid.num_sms, most)
+        queue = is_persistent(device.arch, varlen=True, split=most > 1, causal=False)
         order = np.arange(grid.batch_size)
         if queue and self.sort and not grid.workload.is_local:
             order = longest_first(kv_tiles, splits)
-        return deal(grid, splits, bound, order, "queue" if queue else "grid")
+        return deal(grid, splits, most, order, "queue" if queue else "grid")

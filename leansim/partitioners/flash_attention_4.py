@@ -32,7 +32,7 @@ def num_splits_heuristic(work: int, kv_tiles: int, num_sms: int, max_splits: int
 
 @dataclass(frozen=True)
 class FlashAttention4:
-    """One split count for the whole call, from the host's rule or given, on a plain grid.
+    """One split count for the whole call, from the host's rule or given; no CTA is persistent.
 
     CTAs are issued row block first, then split, then head and request.
     """

@@ -69,9 +69,9 @@ class FlashDecoding:
 
 
 def equal_splits(grid: TileGrid, splits: int) -> Schedule:
-    """Cut each output tile into `splits` runs of `ceil(call tiles / splits)` KV tiles.
+    """Cut each output tile into `splits` segments of `ceil(call tiles / splits)` KV tiles.
 
-    CTAs are issued row block first, then split, then request and head, as FA2's grid is.
+    CTAs are issued row block first, then split, then request and head, as FA2's launch has them.
     """
     borders = split_borders(grid, splits)
     columns = (grid.row_blocks, splits, grid.batch_size * grid.heads)
@@ -82,7 +82,7 @@ def equal_splits(grid: TileGrid, splits: int) -> Schedule:
     first, count = grid.first_kv_tile[tile], grid.num_kv_tiles[tile]
     start = np.clip(borders[split] - first, 0, count)
     stop = np.clip(borders[split + 1] - first, 0, count)
-    return Schedule.from_pieces(
+    return Schedule.from_segments(
         grid,
         (index, tile, start, stop),
         len(index),

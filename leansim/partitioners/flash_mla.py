@@ -1,4 +1,4 @@
-"""FlashMLA: the concatenated KV blocks of the batch cut into equal runs, one for each group of SMs.
+"""FlashMLA: the concatenated KV blocks of the batch cut into equal parts, one for each group of SMs.
 
 Requests keep their order. Each (part, request) pair counts a fixed overhead, so parts with many short
 requests take fewer blocks. Ignores sparse attention and the metadata kernel, which runs once per
@@ -48,7 +48,7 @@ class Metadata:
 
 
 def decoding_metadata(blocks: IntArray, parts: int) -> Metadata:
-    """Cut requests of `blocks` KV blocks each, `[batch]`, into `parts` runs.
+    """Cut requests of `blocks` KV blocks each, `[batch]`, into `parts` parts of equal payload.
 
     A part takes whole requests while they and their overhead fit into what is left of its payload,
     then as much of the next one as fits. Source: FlashMLA, csrc/smxx/decode/get_decoding_sched_meta,
@@ -82,14 +82,14 @@ def decoding_metadata(blocks: IntArray, parts: int) -> Metadata:
 
 @dataclass(frozen=True)
 class FlashMla:
-    """Equal runs of the line of KV blocks, in request order; each CTA has 64 rows of one KV head.
+    """Equal parts of the line of KV blocks, in request order; each CTA has 64 rows of one KV head.
 
     CTAs are issued row block first, then KV head, then part; parts beyond the end of the line are
     launched idle. A KV block is the kernel's KV tile. No sliding window.
     """
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
-        """Give the CTAs of a part its run of blocks."""
+        """Give the CTAs of a part its blocks."""
         if grid.workload.window is not None:
             raise PartitionerError("flash_mla has no sliding window")
         parts = num_sm_parts(grid.num_sms, grid.heads, grid.row_blocks)
@@ -105,7 +105,7 @@ class FlashMla:
         start, stop = np.repeat(start, columns)[order], np.repeat(stop, columns)[order]
         stop = np.minimum(stop, grid.num_kv_tiles[tile])
         partials = np.where(plan.num_splits > 1, plan.num_splits, 0)[grid.request]
-        return Schedule.from_pieces(
+        return Schedule.from_segments(
             grid,
             (cta, tile, start, stop),
             parts * columns,
@@ -116,7 +116,7 @@ class FlashMla:
 
 
 def _requests_of_parts(plan: Metadata, blocks: IntArray) -> tuple[IntArray, ...]:
-    """(part, request, first block, block after the last) of all pieces, part by part."""
+    """(part, request, first block, block after the last) of all splits, part by part."""
     busy = np.flatnonzero(plan.begin_request < len(blocks))
     counts = (plan.end_request - plan.begin_request + 1)[busy]
     part = np.repeat(busy, counts)

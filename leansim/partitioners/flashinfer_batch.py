@@ -1,7 +1,7 @@
 """FlashInfer's BatchAttention: one persistent launch, its work lists dealt by a heap on the host.
 
-Each piece of KV goes to the CTA with the least work so far; all CTAs then meet at a barrier of the
-grid and merge what was split. Ignores batches that mix few and many new tokens, and sliding windows,
+Each split goes to the CTA with the least work so far; all CTAs then meet at a barrier of the
+launch and merge what was split. Ignores batches that mix few and many new tokens, and sliding windows,
 which the plan does not know.
 """
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
-from leansim.partitioners._chunks import chunk_span
-from leansim.partitioners._least_loaded import Pieces, causal_end, deal
+from leansim.partitioners._least_loaded import DealtSplits, causal_end, deal
+from leansim.partitioners._token_splits import split_span
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -29,7 +29,7 @@ def task_of(rows: int) -> int:
 
 
 def kv_limit(total_tokens: int, kv_heads: int, num_ctas: int, tile_rows: int) -> int:
-    """Longest piece of KV, tokens: an even share in steps of 256, at least 128; less for tall tiles."""
+    """Longest split, tokens: an even share in steps of 256, at least 128; less for tall tiles."""
     share = max(1, -(-total_tokens * kv_heads // num_ctas))
     limit = 128 if share <= 128 else -(-share // 256) * 256
     return limit // min(kv_heads, 2) if tile_rows >= 64 else limit
@@ -37,9 +37,9 @@ def kv_limit(total_tokens: int, kv_heads: int, num_ctas: int, tile_rows: int) ->
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """What the host code decides: the longest piece of each task, and who does which piece.
+    """What the host code decides: the longest split of each task, and who does which split.
 
-    `limit` is the longest piece in tokens, `lengths` `[batch * row_tiles]` the tokens that each query
+    `limit` is the longest split in tokens, `lengths` `[batch * row_tiles]` the tokens that each query
     tile reads, `rows` `[batch * row_tiles]` its valid rows.
     """
 
@@ -48,11 +48,11 @@ class BatchPlan:
     limit: int
     lengths: IntArray
     rows: IntArray
-    pieces: Pieces
+    dealt: DealtSplits
 
     @property
     def splits(self) -> IntArray:
-        """Pieces of each query tile and head."""
+        """Splits of each query tile and head."""
         return np.maximum(1, -(-self.lengths // self.limit))
 
     @property
@@ -94,13 +94,13 @@ def batch_plan(
     works = int(np.maximum(1, -(-lengths // limit)).sum()) * kv_heads
     if works > MOST_WORKS:
         raise PartitionerError(f"flashinfer_batch holds at most {MOST_WORKS:,} works, found {works:,}")
-    pieces = deal(lengths, limit, kv_heads, rows_of_tile, num_ctas)
-    return BatchPlan(num_ctas, row_tiles, limit, lengths, np.tile(rows, len(context_lens)), pieces)
+    dealt = deal(lengths, limit, kv_heads, rows_of_tile, num_ctas)
+    return BatchPlan(num_ctas, row_tiles, limit, lengths, np.tile(rows, len(context_lens)), dealt)
 
 
 @dataclass(frozen=True)
 class FlashinferBatch:
-    """Pieces of KV of a common greatest length, each to the least loaded CTA; merged in the launch.
+    """Splits of a common greatest length, each to the least loaded CTA; merged in the launch.
 
     The launch is cooperative: as many CTAs as the plan counts on must fit at once. Query tiles that
     are not split write their output at once. No sliding window.
@@ -120,25 +120,25 @@ class FlashinferBatch:
             grid.num_sms,
             tile_rows=grid.tile_rows,
         )
-        pieces, order = plan.pieces, plan.pieces.by_worker
-        request, row_tile = np.divmod(pieces.item[order], plan.row_tiles)
-        tile = (request * grid.heads + pieces.head[order]) * grid.row_blocks + row_tile
+        dealt, order = plan.dealt, plan.dealt.by_worker
+        request, row_tile = np.divmod(dealt.item[order], plan.row_tiles)
+        tile = (request * grid.heads + dealt.head[order]) * grid.row_blocks + row_tile
         return work_lists(
-            grid, pieces.worker[order], tile, pieces.number[order], plan.limit, plan.num_ctas
+            grid, dealt.worker[order], tile, dealt.number[order], plan.limit, plan.num_ctas
         )
 
 
 def work_lists(
-    grid: TileGrid, cta: IntArray, output_tile: IntArray, piece: IntArray, limit: int, num_ctas: int
+    grid: TileGrid, cta: IntArray, output_tile: IntArray, split: IntArray, limit: int, num_ctas: int
 ) -> Schedule:
-    """Build the schedule of a cooperative launch from pieces sorted by CTA.
+    """Build the schedule of a cooperative launch from splits sorted by CTA.
 
-    Pieces of `limit` tokens move to the nearest KV-tile borders; one that holds none is left out.
+    Splits of `limit` tokens move to the nearest KV-tile borders; one that holds none is left out.
     Raises `PartitionerError` where the CTAs do not all fit at once.
     """
     if num_ctas > grid.slots:
         raise PartitionerError(
             f"a cooperative launch of {num_ctas} CTAs needs as many slots, found {grid.slots}"
         )
-    start, stop = chunk_span(grid, output_tile, piece, limit)
-    return Schedule.from_pieces(grid, (cta, output_tile, start, stop), num_ctas, "kernel")
+    start, stop = split_span(grid, output_tile, split, limit)
+    return Schedule.from_segments(grid, (cta, output_tile, start, stop), num_ctas, "kernel")

@@ -1,7 +1,7 @@
 """FlashInfer's MLA decode: one persistent launch over the latent cache, its work dealt by a heap.
 
 All query heads of a request are rows of query tiles 64 tall; with more than 64 rows two CTAs form a
-cluster that shares each piece of KV. Ignores requests with different numbers of new tokens.
+cluster that shares each split. Ignores requests with different numbers of new tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
-from leansim.partitioners._least_loaded import Pieces, causal_end, deal
+from leansim.partitioners._least_loaded import DealtSplits, causal_end, deal
 from leansim.partitioners.flashinfer_batch import work_lists
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
@@ -24,7 +24,7 @@ _SHORT_LIMITS = ((8, 32), (16, 64), (32, 128), (64, 192))
 
 
 def kv_limit(total_tokens: int, num_clusters: int) -> int:
-    """Longest piece of KV, tokens: an even share in steps of 256, finer below 64 (MLAPlan)."""
+    """Longest split, tokens: an even share in steps of 256, finer below 64 (MLAPlan)."""
     share = max(1, -(-total_tokens // num_clusters))
     for most, limit in _SHORT_LIMITS:
         if share <= most:
@@ -34,16 +34,16 @@ def kv_limit(total_tokens: int, num_clusters: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class MlaPlan:
-    """What the host code decides: clusters, the longest piece in tokens, who does which piece.
+    """What the host code decides: clusters, the longest split in tokens, who does which split.
 
-    Items of `pieces` are query tiles of a whole cluster, `row_tiles` of them for each request.
+    Items of `dealt` are query tiles of a whole cluster, `row_tiles` of them for each request.
     """
 
     cluster_size: int
     num_clusters: int
     row_tiles: int
     limit: int
-    pieces: Pieces
+    dealt: DealtSplits
     split_works: int
 
 
@@ -72,16 +72,16 @@ def mla_plan(
     counts = np.maximum(1, -(-lengths // limit))
     if (works := int(counts.sum())) > MOST_WORKS:
         raise PartitionerError(f"flashinfer_mla holds at most {MOST_WORKS:,} works, found {works:,}")
-    pieces = deal(lengths, limit, 1, cluster_rows, num_clusters)
+    dealt = deal(lengths, limit, 1, cluster_rows, num_clusters)
     split = int(counts[counts > 1].sum())
-    return MlaPlan(cluster_size, num_clusters, ends.shape[1], limit, pieces, split)
+    return MlaPlan(cluster_size, num_clusters, ends.shape[1], limit, dealt, split)
 
 
 @dataclass(frozen=True)
 class FlashinferMla:
-    """Pieces of KV of a common greatest length, each to the least loaded cluster; merged in the launch.
+    """Splits of a common greatest length, each to the least loaded cluster; merged in the launch.
 
-    Both CTAs of a cluster read the piece, for 64 rows each; the second is idle where no rows are left
+    Both CTAs of a cluster read the split, for 64 rows each; the second is idle where no rows are left
     (in the kernel it still reads). One KV head and no sliding window; the launch is cooperative.
     """
 
@@ -101,15 +101,15 @@ class FlashinferMla:
             grid.num_sms,
             tile_rows=grid.tile_rows,
         )
-        pieces, order = plan.pieces, plan.pieces.by_worker
-        request, place = np.divmod(pieces.item[order], plan.row_tiles)
+        dealt, order = plan.dealt, plan.dealt.by_worker
+        request, place = np.divmod(dealt.item[order], plan.row_tiles)
         rank = np.arange(plan.cluster_size)[:, None]
         row_block = (plan.row_tiles - 1 - place) * plan.cluster_size + rank
-        cta = pieces.worker[order] * plan.cluster_size + rank
-        piece = np.broadcast_to(pieces.number[order], cta.shape)
+        cta = dealt.worker[order] * plan.cluster_size + rank
+        split = np.broadcast_to(dealt.number[order], cta.shape)
         has_rows = row_block < grid.row_blocks
         tile = (request * grid.row_blocks + row_block)[has_rows]
-        cta, piece = cta[has_rows], piece[has_rows]
+        cta, split = cta[has_rows], split[has_rows]
         by_cta = np.argsort(cta, kind="stable")
         num_ctas = plan.num_clusters * plan.cluster_size
-        return work_lists(grid, cta[by_cta], tile[by_cta], piece[by_cta], plan.limit, num_ctas)
+        return work_lists(grid, cta[by_cta], tile[by_cta], split[by_cta], plan.limit, num_ctas)

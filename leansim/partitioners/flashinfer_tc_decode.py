@@ -14,8 +14,8 @@ from pydantic import Field
 
 from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
-from leansim.partitioners._chunks import chunked_schedule
-from leansim.partitioners.flashinfer_decode import LEAST_CHUNK_TOKENS, shortest_chunk
+from leansim.partitioners._token_splits import split_schedule
+from leansim.partitioners.flashinfer_decode import LEAST_SPLIT_TOKENS, shortest_split
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -34,21 +34,21 @@ def query_tile_rows(rows: int, head_dim: int) -> int:
 class TcDecodePlan:
     """What the host code decides.
 
-    `split` says whether results go through partials; `chunk_tokens` is the length of a chunk,
-    `chunks` `[batch]` how many each query tile of a request has, `row_tiles` how many query tiles a
+    `merged` says whether results go through partials; `split_tokens` is the length of a split,
+    `splits` `[batch]` how many each query tile of a request has, `row_tiles` how many query tiles a
     request has, `padded_batch` how many CTAs are launched for each KV head.
     """
 
-    split: bool
-    chunk_tokens: int
-    chunks: IntArray
+    merged: bool
+    split_tokens: int
+    splits: IntArray
     row_tiles: int
     padded_batch: int
 
     @property
     def new_batch(self) -> int:
         """CTAs of a KV head that have work."""
-        return self.row_tiles * int(self.chunks.sum())
+        return self.row_tiles * int(self.splits.sum())
 
 
 def tc_decode_plan(
@@ -66,12 +66,12 @@ def tc_decode_plan(
 ) -> TcDecodePlan:
     """Plan requests of `rows` packed query rows, for at most `capacity` CTAs per KV head.
 
-    `window` is how many tokens each new token sees; chunks then count from the first of them, and
-    the plan takes `tile_rows` more for them all. A captured grid holds the most query tiles that so
+    `window` is how many tokens each new token sees; splits then count from the first of them, and
+    the plan takes `tile_rows` more for them all. A captured launch holds the most query tiles that so
     many rows can make, or, where the call is told that all requests are `uniform`, those they do.
     `fixed_split_size` in tokens replaces the search. Source: FlashInfer, include/flashinfer/attention/
     scheduler.cuh, PrefillSplitQOKVIndptr (which counts a fixed split in pages). Raises
-    `PartitionerError` where its check of the grid fails.
+    `PartitionerError` where its check of the launch fails.
     """
     pages = -(-context_lens // page_tokens)
     if window is not None:
@@ -79,35 +79,35 @@ def tc_decode_plan(
     row_tiles = -(-rows // tile_rows)
     longest = int(pages.max())
     if disable_split_kv:
-        chunk, split = longest, False
+        split_pages, merged = longest, False
     elif fixed_split_size is not None:
-        chunk = -(-fixed_split_size // page_tokens)
-        split = longest > chunk
+        split_pages = -(-fixed_split_size // page_tokens)
+        merged = longest > split_pages
     else:
-        least = max(1, LEAST_CHUNK_TOKENS // page_tokens)
-        chunk = shortest_chunk(pages, np.full(len(pages), row_tiles), capacity, least)
-        split = cuda_graph or chunk < longest
-    chunks = -(-pages // chunk)
-    new_batch = row_tiles * int(chunks.sum())
+        least = max(1, LEAST_SPLIT_TOKENS // page_tokens)
+        split_pages = shortest_split(pages, np.full(len(pages), row_tiles), capacity, least)
+        merged = cuda_graph or split_pages < longest
+    splits = -(-pages // split_pages)
+    new_batch = row_tiles * int(splits.sum())
     padded_batch = new_batch
     if cuda_graph:
         tiles = -(-rows * len(pages) // tile_rows) + len(pages) - 1
         padded_batch = max(capacity, row_tiles * len(pages) if uniform else tiles)
         if new_batch > padded_batch:
             raise PartitionerError(
-                f"flashinfer_tc_decode: {new_batch} chunks in a captured grid of {padded_batch}; "
+                f"flashinfer_tc_decode: {new_batch} splits in a captured launch of {padded_batch}; "
                 "a fixed split needs a longer fixed_split_size or cuda_graph false"
             )
-    return TcDecodePlan(split, chunk * page_tokens, chunks, row_tiles, padded_batch)
+    return TcDecodePlan(merged, split_pages * page_tokens, splits, row_tiles, padded_batch)
 
 
 @dataclass(frozen=True)
 class FlashinferTcDecode:
-    """Chunks of equal token count for all requests, sized for two CTAs per SM.
+    """Splits of equal token count for all requests, sized for two CTAs per SM.
 
-    `cuda_graph` plans as for a captured graph: always through partials, and a grid of fixed size whose
+    `cuda_graph` plans as for a captured graph: always through partials, and a fixed count of CTAs whose
     surplus CTAs return at once. `fixed_split_size` cuts every request at multiples of so many tokens
-    whatever the batch; `disable_split_kv` cuts none. CTAs are issued request, query tile, chunk, one
+    whatever the batch; `disable_split_kv` cuts none. CTAs are issued request, query tile, split, one
     KV head after the other.
     """
 
@@ -116,7 +116,7 @@ class FlashinferTcDecode:
     disable_split_kv: bool = False
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
-        """Cut the requests at multiples of the chunk, to the nearest KV tile."""
+        """Cut the requests at multiples of the split length, to the nearest KV tile."""
         workload = grid.workload
         plan = tc_decode_plan(
             grid.context_lens,
@@ -130,5 +130,5 @@ class FlashinferTcDecode:
             fixed_split_size=self.fixed_split_size,
             disable_split_kv=self.disable_split_kv,
         )
-        chunk_tokens = plan.chunk_tokens if plan.split else int(grid.context_lens.max())
-        return chunked_schedule(grid, chunk_tokens, plan.chunks, plan.split, plan.padded_batch)
+        split_tokens = plan.split_tokens if plan.merged else int(grid.context_lens.max())
+        return split_schedule(grid, split_tokens, plan.splits, plan.merged, plan.padded_batch)

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.split_grid import Order, fixed_splits
+from leansim.partitioners.split_launch import Order, fixed_splits
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GRID: Order = ("row_block", "head", "request", "split")
+ISSUE_ORDER: Order = ("row_block", "head", "request", "split")
 MOST_QUERY_TOKENS = 127
 
 
@@ -56,7 +56,7 @@ class FlexDecoding:
             grid,
             splits,
             (border[:, :-1], border[:, 1:]),
-            GRID,
+            ISSUE_ORDER,
             "kernel",
             partials=np.full(grid.num_output_tiles, splits, dtype=np.int64),
         )

@@ -1,7 +1,7 @@
 """AITER's LeanAttention for AMD GPUs: stream-K over (head, request, context), inside each XCD.
 
 An output tile never crosses XCDs when they are remapped: each XCD has its share of the heads and
-of the CTAs. The grid is given; only tiny problems shrink it.
+of the CTAs. The number of CTAs is given; only tiny problems make it smaller.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, small_work_grid
+from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, small_work_ctas
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -34,15 +34,16 @@ class AiterPlan:
 
 
 def aiter_plan(tiles_per_head: int, heads: int, num_programs: int, num_xcds: int = 1) -> AiterPlan:
-    """Grid rule of AITER (lean_atten.py, get_num_splits_and_buffer_sizes, decode).
+    """How many CTAs AITER launches, and what they share.
 
-    `tiles_per_head` counts the KV tiles of one head over the whole batch, `num_programs` is the
-    grid the caller asks for. With several XCDs the same arithmetic is done for one of them; CTAs
-    that do not divide over the XCDs are launched and do nothing.
+    `tiles_per_head` counts the KV tiles of one head over the whole batch, `num_programs` is how many
+    CTAs the caller asks for. With several XCDs the same arithmetic is done for one of them; CTAs that
+    do not divide over the XCDs are launched and do nothing. Source: AITER, lean_atten.py,
+    get_num_splits_and_buffer_sizes, decode.
     """
     total = tiles_per_head * heads // num_xcds
     if total <= num_programs:
-        num_programs = small_work_grid(total, tiles_per_head)
+        num_programs = small_work_ctas(total, tiles_per_head)
     num_ctas = max(1, num_programs)
     return AiterPlan(num_ctas, tiles_per_head, Deal(total, max(1, num_ctas // num_xcds)))
 
@@ -52,7 +53,7 @@ class LeanAiter:
     """AITER's stream-K: heads outermost, requests of a head one after the other.
 
     `num_xcds` remaps CTAs so that an output tile stays in one XCD (1: no remapping).
-    `ctas_per_sm` sizes the grid that AITER is asked for.
+    `ctas_per_sm` says how many CTAs AITER is asked for.
     """
 
     num_xcds: Annotated[int, Field(ge=1)] = 1

@@ -1,7 +1,7 @@
-"""AITER's LeanAttention over a paged KV cache: stream-K with the grid that the caller asks for.
+"""AITER's LeanAttention over a paged KV cache: stream-K with as many CTAs as the caller asks for.
 
 Heads outermost as in `lean_aiter`, but KV heads are counted, nothing is remapped to XCDs, and little
-work does not shrink the grid.
+work makes for no fewer CTAs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def paged_deal(tiles_per_head: int, heads: int, num_programs: int) -> Deal:
 
     `tiles_per_head` counts the KV tiles of one KV head over the whole batch. Raises
     `PartitionerError` where the host code divides by zero: when some CTAs get one KV tile and others
-    none. `lean_atten.py` halves its grid for so little work; the paged variant does not.
+    none. `lean_atten.py` halves its CTAs for so little work; the paged variant does not.
     """
     deal = Deal(tiles_per_head * heads, num_programs)
     if deal.total % num_programs and deal.max_tiles_per_cta == 1:
@@ -39,7 +39,7 @@ def paged_deal(tiles_per_head: int, heads: int, num_programs: int) -> Deal:
 class LeanAiterPaged:
     """Paged stream-K: KV heads outermost, requests of a head one after the other.
 
-    `ctas_per_sm` sizes the grid that AITER is asked for; no more than fit, since CTAs wait for each
+    `ctas_per_sm` says how many CTAs AITER is asked for; no more than fit, since CTAs wait for each
     other.
     """
 

@@ -1,6 +1,6 @@
 """LeanAttention: stream-K over the KV tiles of the whole batch, merged inside the one launch.
 
-Tiles stand in a line (request, head, context) and each CTA takes an equal run. The CTA with the
+Tiles stand in a line (request, head, context) and each CTA takes an equal share. The CTA with the
 first tiles of an output tile is its host: it waits for its peers and merges their partials.
 """
 
@@ -18,7 +18,7 @@ from leansim.partitioners.stream_k import (
     Deal,
     cut,
     merged_in_launch,
-    small_work_grid,
+    small_work_ctas,
 )
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
@@ -26,14 +26,14 @@ from leansim.specs.device import Device
 
 
 def ort_deal(total: int, tiles_per_head: int, heads: int, num_sms: int, ctas_per_sm: int = 2) -> Deal:
-    """Grid rule of the paper authors' CUDA code (lean_api.cc).
+    """How many CTAs the paper authors' CUDA code launches (lean_api.cc).
 
     `total` KV tiles over `heads` output tiles of at most `tiles_per_head` each: up to four tiles
-    per SM the grid is sized for two tiles per CTA, above it is `ctas_per_sm` CTAs on every SM; an
-    output tile is never cut into more than about 32.
+    per SM one for two tiles, above that `ctas_per_sm` on every SM; an output tile is never cut into
+    more than about 32 splits.
     """
     if total <= 4 * num_sms:
-        num_ctas = small_work_grid(total, tiles_per_head)
+        num_ctas = small_work_ctas(total, tiles_per_head)
     else:
         num_ctas = min(ctas_per_sm * num_sms, MAX_SPLITS_PER_HEAD * heads)
     return Deal(total, max(1, min(num_ctas, total)))
@@ -46,8 +46,8 @@ class LeanAttention:
     `lengths` says whose tiles stand in the line: `actual`, each request's own (the prefix-sum order
     of AITER and SGLang; equal to `longest` for equal lengths), or `longest`, every request padded to the
     longest context of the call as in ONNX Runtime, so that ragged batches are not balanced.
-    `ctas_per_sm` overrides how many CTAs per SM the grid aims at: by default those that fit, and
-    never more; ONNX Runtime takes 2 for granted. `num_ctas` fixes the grid instead.
+    `ctas_per_sm` overrides how many CTAs per SM are launched: by default those that fit, and
+    never more; ONNX Runtime takes 2 for granted. `num_ctas` says how many instead.
     """
 
     lengths: Literal["actual", "longest"] = "actual"
@@ -55,7 +55,7 @@ class LeanAttention:
     num_ctas: Annotated[int, Field(ge=1)] | None = None
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
-        """Deal equal runs of the line of tiles."""
+        """Deal equal shares of the line of tiles."""
         if self.lengths == "longest" and grid.workload.window is not None:
             raise PartitionerError("lean_attention with lengths='longest' has no sliding window")
         tiles = grid.num_kv_tiles

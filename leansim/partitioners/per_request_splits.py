@@ -1,7 +1,7 @@
 """Any split count for each request: what a search over split counts, or a server of yours, would run.
 
-No kernel's own rule. Every request is cut into equal runs of its own KV tiles, as FlashAttention-3
-cuts them, and nothing is launched for a run that would be empty.
+No kernel's own rule. Every request is cut into equal segments of its own KV tiles, as FlashAttention-3
+cuts them, and no CTA is launched for a segment that would be empty.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def tiles_of_request(grid: TileGrid) -> IntArray:
     return longest
 
 
-def without_empty_runs(tiles: IntArray, splits: IntArray) -> IntArray:
-    """`[batch]` how many of `splits` equal runs of `ceil(tiles / splits)` KV tiles hold any."""
+def filled_segments(tiles: IntArray, splits: IntArray) -> IntArray:
+    """`[batch]` how many of `splits` equal segments of `ceil(tiles / splits)` KV tiles hold any."""
     splits = np.minimum(splits, tiles)
     filled: IntArray = -(-tiles // -(-tiles // splits))
     return filled
@@ -37,11 +37,11 @@ def without_empty_runs(tiles: IntArray, splits: IntArray) -> IntArray:
 
 @dataclass(frozen=True)
 class PerRequestSplits:
-    """Each request cut into its own number of equal runs; `num_splits` is one count or one each.
+    """Each request cut into its own number of equal segments; `num_splits` is one count or one each.
 
     CTAs are issued row block first, then split, then head, then request: in the order of the batch
-    (`issue`), or the requests with the longest runs first (`longest_first`). Partials are merged by a
-    second `kernel`, which runs if any request is split, or by the `last` CTA of an output tile to
+    (`issue`), or the requests with the longest segments first (`longest_first`). Partials are merged by
+    a second `kernel`, which runs if any request is split, or by the `last` CTA of an output tile to
     arrive, for kernels that have no second one. Unsplit requests write their output at once.
     """
 
@@ -52,7 +52,7 @@ class PerRequestSplits:
     combine: Literal["kernel", "last"] = "kernel"
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
-        """Cut the requests and line their runs up. Raises `PartitionerError` for another batch size."""
+        """Cut the requests and line up their splits. Raises `PartitionerError` for another batch."""
         tiles = tiles_of_request(grid)
         given = self.num_splits
         if isinstance(given, tuple) and len(given) != grid.batch_size:
@@ -60,7 +60,7 @@ class PerRequestSplits:
                 f"per_request_splits: found {len(given)} counts for a batch of {grid.batch_size}, "
                 "wanted one, or one for each request"
             )
-        splits = without_empty_runs(tiles, np.broadcast_to(np.array(given, dtype=np.int64), tiles.shape))
+        splits = filled_segments(tiles, np.broadcast_to(np.array(given, dtype=np.int64), tiles.shape))
         order = np.arange(grid.batch_size)
         if self.order == "longest_first":
             order = np.argsort(-tiles // splits, kind="stable")

@@ -1,6 +1,6 @@
 """SGLang's Triton decode: split counts per request, found by one small kernel per step.
 
-The grid always has the server's most splits; those a request does not use return at once. Ignores
+The server's most splits are always launched; those a request does not use return at once. Ignores
 MLA and its larger cap.
 """
 
@@ -14,12 +14,12 @@ from pydantic import Field
 
 from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
-from leansim.partitioners.split_grid import Order, fixed_splits
+from leansim.partitioners.split_launch import Order, fixed_splits
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GRID: Order = ("request", "row_block", "head", "split")
+ISSUE_ORDER: Order = ("request", "row_block", "head", "split")
 HEADS_PER_CTA = 16
 LEAST_SPLIT_TOKENS = 32
 
@@ -33,9 +33,9 @@ def head_groups(num_q_heads: int, num_kv_heads: int) -> int:
 
 
 def dynamic_splits(kv_lens: IntArray, work: int, num_sms: int, max_kv_splits: int) -> IntArray:
-    """`[requests]` split counts from two chunk lengths that hold for the whole batch.
+    """`[requests]` split counts from two split lengths that hold for the whole batch.
 
-    `kv_lens` `[requests]` are tokens, `work` the requests times head groups. One chunk evens out
+    `kv_lens` `[requests]` are tokens, `work` the requests times head groups. One evens out
     lengths that differ by more than a quarter; the other gives each SM work, and more of it the longer
     the longest request is. Single precision. Source: sglang, get_num_kv_splits_triton.
     """
@@ -60,7 +60,7 @@ class SglangTriton:
     """Equal splits of each request's own length, merged by a second kernel that always runs.
 
     `mode`: `dynamic` counts, `static` (every request `max_kv_splits`), or `deterministic` (one per
-    `split_tile_tokens` of a request, the grid sized by the longest context of the call). With a
+    `split_tile_tokens` of a request, the launch sized by the longest context of the call). With a
     window, what is cut is the last tokens of each context, into as many as the whole context would be
     (sglang 0.5.14, triton_backend.py, forward_decode passes the counts of whole contexts); that they
     may begin inside a KV tile is made up for by the last split.
@@ -88,7 +88,7 @@ class SglangTriton:
         border[np.arange(len(border)), used] = grid.num_kv_tiles
         borders = border[:, :-1], border[:, 1:]
         partials = np.count_nonzero(borders[0] < borders[1], axis=1)
-        return fixed_splits(grid, most, borders, GRID, "kernel", partials=partials)
+        return fixed_splits(grid, most, borders, ISSUE_ORDER, "kernel", partials=partials)
 
     def _counts(self, lens: IntArray, grid: TileGrid, groups: int) -> tuple[IntArray, int]:
         """Split counts per request, and the most that are launched."""

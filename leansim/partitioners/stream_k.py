@@ -1,4 +1,4 @@
-"""Stream-K arithmetic shared by the LeanAttention partitioners: equal runs of a line of KV tiles."""
+"""Stream-K arithmetic that partitioners share: a line of KV tiles, dealt to CTAs in equal shares."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Deal:
         return 1 + (tiles_per_head + most - 3) // (most - 1) if most > 1 else 1
 
 
-def small_work_grid(total: int, tiles_per_head: int) -> int:
+def small_work_ctas(total: int, tiles_per_head: int) -> int:
     """CTAs when there is little work: two tiles each, and at most 32 splits per head."""
     return min((total + 1) // 2, -(-MAX_SPLITS_PER_HEAD * total // max(1, tiles_per_head)))
 
@@ -61,12 +61,12 @@ def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, 
     """
     ends = np.cumsum(tiles)
     # Places to cut, the ends of output tiles marked by their last bit; borders hold 0 already.
-    cuts = np.sort(np.concatenate((2 * borders, 2 * ends + 1)), kind="stable")
-    points = cuts >> 1
+    places = np.sort(np.concatenate((2 * borders, 2 * ends + 1)), kind="stable")
+    points = places >> 1
     last = np.append(np.flatnonzero(changes(points))[1:], len(points)) - 1  # of those at one place
     points = points[last]
     low, high = points[:-1], points[1:]
-    position = np.cumsum(cuts & 1)[last[:-1]]  # output tiles that end no later than it begins
+    position = np.cumsum(places & 1)[last[:-1]]  # output tiles that end no later than it begins
     cta = last[:-1] - position  # and borders, less the first
     begin = (ends - tiles)[position]
     return cta, order[position], low - begin, high - begin
@@ -74,17 +74,17 @@ def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, 
 
 def merged_in_launch(
     grid: TileGrid,
-    pieces: tuple[IntArray, ...],
+    segments: tuple[IntArray, ...],
     num_ctas: int,
     num_splits: int | None = None,
     merger: Literal["host", "last"] = "host",
 ) -> Schedule:
     """Build a schedule whose CTAs merge in the launch, where an output tile has several segments.
 
-    `pieces` are as in `Schedule.from_pieces`.
+    `segments` are as in `Schedule.from_segments`.
     """
-    _, _, start, stop = pieces
+    _, _, start, stop = segments
     split = np.count_nonzero(start < stop) > grid.num_output_tiles
-    return Schedule.from_pieces(
-        grid, pieces, num_ctas, merger if split else "none", num_splits=num_splits
+    return Schedule.from_segments(
+        grid, segments, num_ctas, merger if split else "none", num_splits=num_splits
     )

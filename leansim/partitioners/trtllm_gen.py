@@ -12,12 +12,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from leansim.partitioners.split_grid import Order, even_runs, fixed_splits
+from leansim.partitioners.split_launch import Order, even_segments, fixed_splits
 from leansim.schedule.schedule import Dispatch, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GRID: Order = ("row_block", "split", "head", "request")
+ISSUE_ORDER: Order = ("row_block", "split", "head", "request")
 
 
 def num_ctas_per_kv(
@@ -41,7 +41,7 @@ class TrtllmGen:
     """As many equal splits as there are idle SMs; unsplit tiles go to persistent CTAs.
 
     Splits follow each request's own length, in steps of `step_tokens` unless the instance has its own
-    (that the cut is even and contiguous is assumed: the kernels are binaries). `steps_per_cta` is 1 in
+    (that they are even and contiguous is assumed: the kernels are binaries). `steps_per_cta` is 1 in
     TensorRT-LLM before the factor of two came in.
     """
 
@@ -60,6 +60,6 @@ class TrtllmGen:
             step,
             self.steps_per_cta,
         )
-        borders = even_runs(grid, np.full(work, splits), splits, step)
+        borders = even_segments(grid, np.full(work, splits), splits, step)
         dispatch: Dispatch = "queue" if splits == 1 else "grid"
-        return fixed_splits(grid, splits, borders, GRID, "last", dispatch=dispatch)
+        return fixed_splits(grid, splits, borders, ISSUE_ORDER, "last", dispatch=dispatch)

@@ -14,12 +14,12 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.split_grid import Order, even_runs, fixed_splits
+from leansim.partitioners.split_launch import Order, even_segments, fixed_splits
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GRID: Order = ("split", "row_block", "head", "request")
+ISSUE_ORDER: Order = ("split", "row_block", "head", "request")
 MOST_WAVES = 8
 MOST_SUB_SEQUENCES = 6000
 MOST_QUERY_HEADS = 32
@@ -93,5 +93,5 @@ class TrtllmXqa:
             )
         unit = cta_tile_tokens(device.arch, load.kv_dtype)
         wanted = np.full(grid.num_output_tiles, splits, dtype=np.int64)
-        borders = even_runs(grid, wanted, splits, unit)
-        return fixed_splits(grid, splits, borders, GRID, "last")
+        borders = even_segments(grid, wanted, splits, unit)
+        return fixed_splits(grid, splits, borders, ISSUE_ORDER, "last")

@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.split_grid import Order, fixed_splits, token_borders
+from leansim.partitioners.split_launch import Order, fixed_splits, token_borders
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GRID: Order = ("row_block", "head", "request", "split")
+ISSUE_ORDER: Order = ("row_block", "head", "request", "split")
 PARTITION_TOKENS = 512
 MOST_TOKENS_OF_V1 = 8192
 
@@ -58,7 +58,7 @@ class VllmPagedV1:
                 f"{device.smem_bytes_per_cta_max:,} B"
             )
         none = np.zeros((grid.num_output_tiles, 1), dtype=np.int64)
-        return fixed_splits(grid, 1, (none, grid.num_kv_tiles[:, None]), GRID, "none")
+        return fixed_splits(grid, 1, (none, grid.num_kv_tiles[:, None]), ISSUE_ORDER, "none")
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,4 @@ class VllmPagedV2:
         each = np.full(grid.num_output_tiles, self.partition_tokens, dtype=np.int64)
         partials = -(-grid.context_lens // self.partition_tokens)[grid.request]
         borders = token_borders(grid, each, partitions)
-        return fixed_splits(grid, partitions, borders, GRID, "kernel", partials=partials)
+        return fixed_splits(grid, partitions, borders, ISSUE_ORDER, "kernel", partials=partials)

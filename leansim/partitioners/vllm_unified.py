@@ -12,22 +12,22 @@ import numpy as np
 from pydantic import Field
 
 from leansim.arrays import IntArray
-from leansim.partitioners.split_grid import clipped
+from leansim.partitioners.split_launch import clipped
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-LEAST_2D_GRID = 128
+LEAST_CTAS_OF_2D = 128
 CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 
 
 def most_sequences_of_3d(num_kv_heads: int, capture_sizes: tuple[int, ...] = CAPTURE_SIZES) -> int:
-    """Largest batch that runs the 3D kernel: what leaves the 2D grid below 128 CTAs.
+    """Largest batch that runs the 3D kernel: what leaves the 2D kernel below 128 CTAs.
 
     Moved to the nearest batch size that CUDA graphs are captured for; none without graphs. Source:
     vllm, v1/attention/backends/triton_attn.py, TritonAttentionMetadataBuilder.
     """
-    threshold = LEAST_2D_GRID // num_kv_heads
+    threshold = LEAST_CTAS_OF_2D // num_kv_heads
     return min(capture_sizes, key=lambda size: abs(size - threshold)) if capture_sizes else threshold
 
 
@@ -41,7 +41,7 @@ def decode_tile_tokens(head_dim: int, window: int | None, kv_dtype: str) -> int:
 
 
 def query_blocks(grid: TileGrid) -> tuple[IntArray, int]:
-    """`[requests]` first block index of each request, and how many the grid has.
+    """`[requests]` first block index of each request, and how many are launched.
 
     The host does not know the query lengths and launches one block more per request than whole blocks
     of new tokens would need; a request that has no use for it leaves it empty. Source: vllm,
@@ -59,7 +59,7 @@ def query_blocks(grid: TileGrid) -> tuple[IntArray, int]:
 
 @dataclass(frozen=True)
 class VllmUnified:
-    """Segments of equal whole tiles of each request's own length; the grid ignores the SM count.
+    """Segments of equal whole tiles of each request's own length; the SM count is ignored.
 
     Segments past the end return; those a window leaves without tokens write an empty partial that is
     read back. `cuda_graph` says whether the batch limit of the 3D kernel is moved to a captured size;
@@ -91,7 +91,7 @@ class VllmUnified:
         place = first[grid.request] + grid.row_block + blocks * grid.head
         cta = place[:, None] + blocks * grid.heads * number
         order = np.argsort(cta.ravel())
-        return Schedule.from_pieces(
+        return Schedule.from_segments(
             grid,
             (cta.ravel()[order], order // splits, start.ravel()[order], stop.ravel()[order]),
             blocks * grid.heads * splits,

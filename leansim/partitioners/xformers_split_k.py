@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.split_grid import Order, fixed_splits, token_borders
+from leansim.partitioners.split_launch import Order, fixed_splits, token_borders
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
-GRID: Order = ("row_block", "head", "request", "split")
+ISSUE_ORDER: Order = ("row_block", "head", "request", "split")
 MOST_SPLITS = 64
 
 
@@ -34,8 +34,8 @@ def split_k(
         return 1
     work = batch_size * heads_per_kv_head
     splits = max(context_len, 1024) // work
-    least_chunk = 64 if context_len <= 512 and work <= 64 else 128
-    while splits > context_len / least_chunk:
+    least_tokens = 64 if context_len <= 512 and work <= 64 else 128
+    while splits > context_len / least_tokens:
         splits //= 2
     return max(1, min(splits, MOST_SPLITS))
 
@@ -64,4 +64,4 @@ class XformersSplitK:
         share = np.full(grid.num_output_tiles, -(-load.call_context_len // splits), dtype=np.int64)
         partials = np.full(grid.num_output_tiles, splits, dtype=np.int64) if splits > 1 else None
         borders = token_borders(grid, share, splits)
-        return fixed_splits(grid, splits, borders, GRID, "kernel", partials=partials)
+        return fixed_splits(grid, splits, borders, ISSUE_ORDER, "kernel", partials=partials)

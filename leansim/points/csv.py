@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from leansim.errors import ConfigError, LeansimError, Problem
-from leansim.files.csv import read_csv
+from leansim.files.csv import CsvRow, read_csv
 from leansim.points.point import PLAN_COLUMNS, check_columns
+from leansim.tables import Row
 
 _Item = TypeVar("_Item")
 _Found = TypeVar("_Found")
-Row = dict[str, str]
 # A column of points, beside their fields: whose harness their latencies are to contain.
 HARNESS = "harness"
 _MOST_PROBLEMS = 50
 
 
 @dataclass(frozen=True)
-class PointTable:
+class CsvPoints:
     """Rows of a CSV as they stand, and the line of each; `rows` are their cells that mean something."""
 
     source: str
     columns: tuple[str, ...]
     lines: tuple[int, ...]
-    records: tuple[Mapping[str, str], ...]
-    rows: tuple[Row, ...]
+    records: tuple[CsvRow, ...]
+    rows: tuple[CsvRow, ...]
 
     def checked(self, outcomes: Iterable[_Found | LeansimError]) -> list[_Found]:
         """What was found out about each row.
@@ -47,7 +47,7 @@ class PointTable:
 
     def joined(
         self, outcomes: Iterable[Mapping[str, Any] | LeansimError], added: Sequence[str]
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """Put outcomes beside the rows, in `added` columns. Raises `ConfigError` as `checked`."""
         columns = dict.fromkeys([*self.columns, *added])
         rows = [
@@ -57,18 +57,18 @@ class PointTable:
         return [{column: row.get(column) for column in columns} for row in rows]
 
 
-def read_points(file: str | Path, also: Sequence[str] = ()) -> PointTable:
+def read_points(file: str | Path, also: Sequence[str] = ()) -> CsvPoints:
     """Read a CSV of points (columns: see `Point`, and partitioner options, and those in `also`).
 
     Raises `ConfigError` for a file that cannot be read as such. Columns that mean nothing here are
     carried along, and named on standard error; so are those that an earlier plan or prediction added.
     """
-    return point_table(str(file), *read_csv(str(file)), also)
+    return csv_points(str(file), *read_csv(str(file)), also)
 
 
-def point_table(
-    source: str, columns: Sequence[str], numbered: Sequence[tuple[int, Row]], also: Sequence[str] = ()
-) -> PointTable:
+def csv_points(
+    source: str, columns: Sequence[str], numbered: Sequence[tuple[int, CsvRow]], also: Sequence[str] = ()
+) -> CsvPoints:
     """The points of a CSV that has been read; see `read_points`. Raises `ConfigError`."""
     found = _results(columns)
     foreign = found + check_columns([name for name in columns if name not in (*also, *found)], source)
@@ -78,7 +78,7 @@ def point_table(
     rows = records
     if foreign:
         rows = tuple({key: row[key] for key in row if key not in foreign} for row in records)
-    return PointTable(source, tuple(columns), lines, records, rows)
+    return CsvPoints(source, tuple(columns), lines, records, rows)
 
 
 def _results(columns: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ def _as_axis_of_lists(value: Any) -> Any:
     return value if nested else [value]
 
 
-class GridConfig(Spec):
+class PointGrid(Spec):
     """A grid of points: what a run or sweep file says beside its axes, and what they expand to."""
 
     name: str = Field(description="names the results")
@@ -66,7 +66,7 @@ class GridConfig(Spec):
         """Axes with more than one value."""
         return [name for name, values in self.axes.items() if len(values) > 1]
 
-    def with_baseline(self, name: str) -> GridConfig:
+    def with_baseline(self, name: str) -> PointGrid:
         """The same grid, with speedups measured against another kernel. Raises `ConfigError`."""
         grid = self.model_copy(update={"baseline": name})
         if problems := _baseline_problems(grid, Document("arguments", {}, {})):
@@ -129,13 +129,13 @@ def _axis_fields() -> dict[str, Any]:
     return fields
 
 
-Grid = create_model("Grid", __base__=GridConfig, **_axis_fields())
-Grid.__doc__ = "A run or sweep file. Every field of a point is an axis: one value, or a list of them."
+GridFile = create_model("GridFile", __base__=PointGrid, **_axis_fields())
+GridFile.__doc__ = "A run or sweep file. Every field of a point is an axis: a value, or a list of them."
 
 
 def schema() -> dict[str, Any]:
     """JSON Schema of run and sweep files, for editors."""
-    return Grid.model_json_schema(by_alias=True)
+    return GridFile.model_json_schema(by_alias=True)
 
 
 def _rows(axes: Mapping[str, Sequence[Any]], group: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -148,13 +148,13 @@ def _by_alias(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {Point.model_fields[name].alias or name: value for name, value in given.items()}
 
 
-def load(path: str | Path, settings: Sequence[str] = ()) -> GridConfig:
+def load(path: str | Path, settings: Sequence[str] = ()) -> PointGrid:
     """Read a run or sweep file, with `key=value` settings laid over it. Raises `ConfigError`."""
     document = read(catalog.find_config(str(path)))
     return build(document, settings)
 
 
-def build(document: Document, settings: Sequence[str] = ()) -> GridConfig:
+def build(document: Document, settings: Sequence[str] = ()) -> PointGrid:
     """Validate a parsed file: its shape, and the names it uses, all problems together."""
     data = document.data
     if settings and isinstance(data, dict):
@@ -165,7 +165,7 @@ def build(document: Document, settings: Sequence[str] = ()) -> GridConfig:
     laid = replace(document, data=data)
     problems = _name_problems(laid) if isinstance(data, dict) else []
     try:
-        grid: GridConfig = catalog.validate(Grid, laid)
+        grid: PointGrid = catalog.validate(GridFile, laid)
     except ConfigError as error:
         raise ConfigError(error.source, [*error.problems, *problems]) from None
     problems = problems or _baseline_problems(grid, laid)
@@ -174,7 +174,7 @@ def build(document: Document, settings: Sequence[str] = ()) -> GridConfig:
     return grid
 
 
-def _baseline_problems(grid: GridConfig, document: Document) -> list[Problem]:
+def _baseline_problems(grid: PointGrid, document: Document) -> list[Problem]:
     """A baseline that is none of the grid's kernels, and parts of batch sizes."""
     problems = []
     policies = sorted({point.policy for point in grid.points()}) if grid.baseline else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leansim.points.point import Cell, Resolved, plan_row
+from leansim.points.point import Resolved, plan_row
 from leansim.schedule.schedule import Schedule
 from leansim.tables import Answers, Row, Tabled
 
@@ -16,7 +16,7 @@ class Plan(Tabled):
     """What a point's partitioner makes of it; `row` is what `leansim plan` adds to a point."""
 
     resolved: Resolved
-    row: dict[str, Cell]
+    row: Row
 
     @property
     def schedule(self) -> Schedule:
@@ -30,7 +30,7 @@ class Plan(Tabled):
         """
         return Plan(replace(self.resolved), self.row)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The schedule in one row."""
         schedule, point = self.schedule, self.resolved.point
         per_request = schedule.splits_of_request.tolist()
@@ -54,11 +54,11 @@ class Plan(Tabled):
             }
         ]
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         """The same row, for programs."""
         return self.rows()
 
-    def segments(self) -> list[dict[str, Any]]:
+    def segments(self) -> list[Row]:
         """One row per segment: its CTA, output tile, and KV tiles from `start` up to `stop`."""
         point = self.resolved.point
         return [
@@ -73,11 +73,11 @@ class Plans(Answers[Plan]):
 
     given: tuple[Mapping[str, Any], ...] = ()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row per point: of a CSV, its row with what planning adds."""
         return self.records() if self.given else super().rows()
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         """The same, for programs."""
         if not self.given:
             return super().records()

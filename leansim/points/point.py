@@ -31,7 +31,7 @@ from leansim.points.keys import result_key
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
-from leansim.specs.base import Count, DType, Positive, Spec, TokenCount
+from leansim.specs.base import Count, DType, LaunchMode, Positive, Spec, TokenCount
 from leansim.specs.device import Device
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.instance import Instance, instance_of
@@ -39,7 +39,8 @@ from leansim.specs.kernel import Kernel, PartitionerChoice, PartitionerSpec
 from leansim.specs.model import Model
 from leansim.specs.overrides import overridden
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
-from leansim.specs.workload import Cache, Launch, Workload, lognormal_lens
+from leansim.specs.workload import Cache, Workload, lognormal_lens
+from leansim.tables import Row
 
 
 def _split_lengths(value: Any) -> Any:
@@ -97,7 +98,7 @@ class Point(Spec):
     kv_dtype: DType = Field("bfloat16", description="dtype of K and V")
     page_tokens: Count = Field(16, description="tokens per page of the KV cache")
     cache: Cache = Field("cold", description="whether KV is in L2 from a replay (warm)")
-    launch: Launch = Field("graph", description="how kernels are launched")
+    launch: LaunchMode = Field("graph", description="how kernels are launched")
 
     num_sms: Count | None = Field(None, description="SMs, instead of the device's")
     overrides: dict[str, Any] = Field(
@@ -300,10 +301,9 @@ def _context_lens(point: Point) -> list[int]:
 
 
 PLAN_COLUMNS = ("num_splits", "num_ctas", "num_waves", "ctas_per_sm")
-Cell = str | int | float | None
 
 
-def plan_row(resolved: Resolved) -> dict[str, Cell]:
+def plan_row(resolved: Resolved) -> Row:
     """What a plan adds to a point: splits, CTAs launched, waves, CTAs per SM."""
     schedule = resolved.schedule
     return {

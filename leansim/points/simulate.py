@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Points that go through a stage together: enough for its code to be in the processor's caches from
 # the second on, few enough for what they hold to stay there too (a fifth of the time of a point).
 _TOGETHER = 32
-# Query rows of all of them, which bounds their output tiles: some 30 MB of phases.
+# Query rows of all of them, which limits their output tiles: some 30 MB of phases.
 _ROWS_TOGETHER = 2**17
 # What comes of numbers that no clock or memory could hold.
 _TOO_MUCH = (OverflowError, MemoryError, FloatingPointError)

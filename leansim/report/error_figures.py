@@ -25,9 +25,9 @@ _MOST_POINTS = 4000
 _LARGEST = 1.0
 
 
-def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+def draw(validated: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw every figure of a validation as PNG into a folder, and return the paths."""
-    done = table[table["refused"] == ""]
+    done = validated[validated["refused"] == ""]
     figures = {
         "predicted_measured": scatter(done),
         **{f"error_over_{axis}": error_over(done, axis) for axis in _AXES},

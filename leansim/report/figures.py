@@ -46,15 +46,17 @@ _X_LABELS = {
 }
 
 
-def line_figure(table: pd.DataFrame, axis: str, value: str, title: str, baseline: str | None) -> Figure:
+def line_figure(
+    results: pd.DataFrame, axis: str, value: str, title: str, baseline: str | None
+) -> Figure:
     """Draw one value over one axis: a panel per device, a line per kernel.
 
     `value` is `latency_s`, `sm_busy_fraction`, or `speedup`, which wants a `baseline`.
     """
     from matplotlib.lines import Line2D
 
-    compared = compare(table, (axis,), baseline)
-    styles = {k: v for k, v in styles_of(table).items() if (compared.table["policy"] == k).any()}
+    compared = compare(results, (axis,), baseline)
+    styles = {k: v for k, v in styles_of(results).items() if (compared.table["policy"] == k).any()}
     lines, shaded = _statistics(compared, axis, value)
     handles: list[Artist] = [
         Line2D([], [], label=plain(f"{policy} (baseline)"), color=style.colour)
@@ -62,14 +64,14 @@ def line_figure(table: pd.DataFrame, axis: str, value: str, title: str, baseline
         else Line2D([], [], label=plain(policy), **style.line())
         for policy, style in styles.items()
     ]
-    wide = 5.0 if table["device"].nunique() < 3 else 4.2
-    sheet = Sheet(table, (wide, 4.2), handles)
+    wide = 5.0 if results["device"].nunique() < 3 else 4.2
+    sheet = Sheet(results, (wide, 4.2), handles)
     for device, panel in sheet.panels():
         for policy, style in styles.items():
             mine = lines[(lines["device"] == device) & (lines["policy"] == policy)]
             if not mine.empty:
                 _line(panel, mine.set_index(axis), style, policy == baseline)
-    sheet.name_panels(table, compared, baseline)
+    sheet.name_panels(results, compared, baseline)
     _scale_x(sheet.axes, np.array(sorted(compared.table[axis].unique()), dtype=float), axis, wide)
     _scale_y(sheet.axes[0], lines, value)
     sheet.label(_X_LABELS.get(axis, axis), _value_label(value, baseline))
@@ -181,17 +183,17 @@ def _subject(value: str, baseline: str | None) -> str:
     return subjects.get(value, f"speedup over {baseline}")
 
 
-def winner_map(table: pd.DataFrame, x_axis: str, y_axis: str, title: str) -> Figure:
+def winner_map(results: pd.DataFrame, x_axis: str, y_axis: str, title: str) -> Figure:
     """Colour each cell of two axes by the fastest kernel; the number is the second's time over its."""
     from matplotlib.patches import Patch
 
-    compared = compare(table, (x_axis, y_axis))
-    styles = {k: v for k, v in styles_of(table).items() if (compared.table["policy"] == k).any()}
+    compared = compare(results, (x_axis, y_axis))
+    styles = {k: v for k, v in styles_of(results).items() if (compared.table["policy"] == k).any()}
     x, y = (np.array(sorted(compared.table[axis].unique())) for axis in (x_axis, y_axis))
     size = [min(max(10 / max(len(v), 1), 0.05), most) for v, most in ((x, 0.6), (y, 0.42))]
     handles: list[Artist] = [Patch(label=plain(k), **style.patch()) for k, style in styles.items()]
     tie = Patch(facecolor=_TIE_COLOUR, label=f"tie (lead under {TIE:.1%})")
-    sheet = Sheet(table, (max(1.6, size[0] * len(x)) + 0.9, size[1] * len(y) + 1.1), [*handles, tie])
+    sheet = Sheet(results, (max(1.6, size[0] * len(x)) + 0.9, size[1] * len(y) + 1.1), [*handles, tie])
     room = size[0] >= 0.4 and size[1] >= 0.2
     leads: list[float | None] = []
     for device, panel in sheet.panels():
@@ -202,7 +204,7 @@ def winner_map(table: pd.DataFrame, x_axis: str, y_axis: str, title: str) -> Fig
             _cell(panel, at, None if lead is not None and lead < 1 + TIE else styles[policy], lead, room)
         panel.set_xlim(-0.5, len(x) - 0.5)
         panel.set_ylim(-0.5, len(y) - 0.5)
-    sheet.name_panels(table, compared)
+    sheet.name_panels(results, compared)
     _name_cells(sheet.axes, (x, x_axis, size[0]), (y, y_axis, size[1]))
     sheet.label(_X_LABELS.get(x_axis, x_axis), _X_LABELS.get(y_axis, y_axis))
     numbers = _meaning(leads) if room else []
@@ -218,9 +220,9 @@ def _meaning(leads: Sequence[float | None]) -> list[str]:
     return [text for text, there in found.items() if there]
 
 
-def _winners(table: pd.DataFrame, x: str, y: str) -> Iterator[tuple[float, float, str, float | None]]:
+def _winners(results: pd.DataFrame, x: str, y: str) -> Iterator[tuple[float, float, str, float | None]]:
     """Each cell, its fastest kernel, and the second's time over the fastest's if there is a second."""
-    logs = table.assign(log=np.log(table["latency_s"])).groupby([x, y, "policy"])["log"].mean()
+    logs = results.assign(log=np.log(results["latency_s"])).groupby([x, y, "policy"])["log"].mean()
     cells = logs.unstack()
     for i, (at_x, at_y) in enumerate(cells.index.to_list()):
         order = cells.iloc[i].dropna().sort_values()

@@ -47,10 +47,10 @@ def plot(folder: str | Path, baseline: str | None = None) -> list[Path]:
     return drawn
 
 
-def _why_nothing(table: pd.DataFrame) -> str:
-    if finished(table).empty:
+def _why_nothing(results: pd.DataFrame) -> str:
+    if finished(results).empty:
         return "every point was refused"
-    names = [*varying(table), *(["kernel"] if table["policy"].nunique() > 1 else [])]
+    names = [*varying(results), *(["kernel"] if results["policy"].nunique() > 1 else [])]
     if not names:
         return "there is one point"
     return f"no numeric axis has two values or more; what varies is {', '.join(names)}"

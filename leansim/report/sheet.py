@@ -53,10 +53,10 @@ class Style:
         return {"facecolor": self.colour, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0.5}
 
 
-def styles_of(table: pd.DataFrame) -> dict[str, Style]:
+def styles_of(results: pd.DataFrame) -> dict[str, Style]:
     """A style for each kernel; the first are drawn wider, so that equal lines all show."""
     styles = {}
-    for i, policy in enumerate(dict.fromkeys(table["policy"])):
+    for i, policy in enumerate(dict.fromkeys(results["policy"])):
         turn, at = (i // len(COLOURS)) % len(_DASHES), i % len(COLOURS)
         width = max(1.2, 2.1 - 0.25 * i)
         styles[policy] = Style(COLOURS[at], _MARKERS[turn][at], _DASHES[turn], _HATCHES[turn], width)
@@ -67,11 +67,11 @@ class Sheet:
     """A figure with a panel per device, one legend beside them, a title above and notes below."""
 
     def __init__(
-        self, table: pd.DataFrame, panel: tuple[float, float], handles: Sequence[Artist]
+        self, results: pd.DataFrame, panel: tuple[float, float], handles: Sequence[Artist]
     ) -> None:
         from matplotlib.figure import Figure
 
-        self.devices = list(dict.fromkeys(table["device"]))
+        self.devices = list(dict.fromkeys(results["device"]))
         n = len(self.devices)
         self.columns = n if n <= 3 else math.ceil(math.sqrt(n))
         rows = math.ceil(n / self.columns)
@@ -92,16 +92,16 @@ class Sheet:
         return zip(self.devices, self.axes, strict=True)
 
     def name_panels(
-        self, table: pd.DataFrame, compared: Comparison, baseline: str | None = None
+        self, results: pd.DataFrame, compared: Comparison, baseline: str | None = None
     ) -> None:
         """Title panels with their devices, and say which kernels are not there, or why none is."""
         width = max((self.width - self.beside) / self.columns - 1.0, 1.2)
         for device, panel in self.panels():
             shown = set(compared.table.loc[compared.table["device"] == device, "policy"])
-            asked = dict.fromkeys(table.loc[table["device"] == device, "policy"])
+            asked = dict.fromkeys(results.loc[results["device"] == device, "policy"])
             title = wrapped(device, 11, width)
             if not shown:
-                text = wrapped(_why_empty(table, device, baseline), 10, width)
+                text = wrapped(_why_empty(results, device, baseline), 10, width)
                 where = panel.transAxes
                 panel.text(0.5, 0.5, text, transform=where, ha="center", va="center", color="dimgray")
             elif missing := [policy for policy in asked if policy not in shown]:
@@ -163,8 +163,8 @@ def wrapped(text: str, size: float, width: float) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _why_empty(table: pd.DataFrame, device: str, baseline: str | None) -> str:
-    mine = finished(table[table["device"] == device])
+def _why_empty(results: pd.DataFrame, device: str, baseline: str | None) -> str:
+    mine = finished(results[results["device"] == device])
     if mine.empty:
         return "no results"
     if baseline is not None and baseline not in set(mine["policy"]):

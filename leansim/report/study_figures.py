@@ -25,12 +25,12 @@ _MARKERS = "os^vDP*X"
 _DARKEST = 3.0  # a regret that is drawn as dark as any
 
 
-def regret_figure(table: pd.DataFrame, policy: str, axes: tuple[str, str], title: str) -> Figure:
+def regret_figure(results: pd.DataFrame, policy: str, axes: tuple[str, str], title: str) -> Figure:
     """Draw one policy's regret over two axes: a panel per device, darker where it loses more.
 
     The number in a cell is the geometric mean of the regrets of the points there.
     """
-    mine = table[table["policy"] == policy]
+    mine = results[results["policy"] == policy]
     compared = compare(mine, axes)
     x, y = (np.array(sorted(compared.table[axis].unique())) for axis in axes)
     wide, high = (max(most * min(1.0, 12 / max(len(v), 1)), 0.3) for v, most in ((x, 0.55), (y, 0.4)))

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from leansim.files.writing import write_together
-from leansim.points.grid import GridConfig
+from leansim.points.grid import PointGrid
 from leansim.sweeps.sweep import manifest
 from leansim.tables import Tabled, render
 
 
 def write_study(
     folder: Path,
-    config: GridConfig,
+    config: PointGrid,
     found: Tabled,
 ) -> list[Path]:
     """Write `results.csv`, `table.md` (a table per section) and `manifest.json`; return the paths."""

@@ -32,42 +32,42 @@ Section = tuple[str, list[dict[str, Any]], str]
 _BAND_NAMES = tuple(name for _, name in BANDS)
 
 
-def printed(table: pd.DataFrame, worst: int) -> str:
+def printed(validated: pd.DataFrame, worst: int) -> str:
     """Everything that `leansim validate` says."""
     parts = [
         "\n\n".join(text for text in (title, render(rows, "table"), note) if text)
-        for title, rows, note in sections(table, worst)
+        for title, rows, note in sections(validated, worst)
     ]
-    return "\n\n".join([*parts, *(["\n".join(refusals(table))] if any(refusals(table)) else [])])
+    return "\n\n".join([*parts, *(["\n".join(refusals(validated))] if any(refusals(validated)) else [])])
 
 
 def write_validation(
-    table: pd.DataFrame, folder: Path, worst: int, what: str, predictions: bool = True
+    validated: pd.DataFrame, folder: Path, worst: int, what: str, predictions: bool = True
 ) -> list[Path]:
     """Write predictions, error tables, figures and RESULTS.md into a folder; return the paths.
 
     `what` is the command that RESULTS.md says it was written by.
     """
     frames = {
-        "kinds": kind_table(table),
-        "errors": error_table(table),
-        "worst": worst_rows(table, max(worst, 50)),
-        "ranking": ranking(table),
-        "comparison": comparison_sample(table),
+        "kinds": kind_table(validated),
+        "errors": error_table(validated),
+        "worst": worst_rows(validated, max(worst, 50)),
+        "ranking": ranking(validated),
+        "comparison": comparison_sample(validated),
     }
     written = []
     if predictions:
-        write_whole(path := folder / "predictions.parquet", table.to_parquet)
+        write_whole(path := folder / "predictions.parquet", validated.to_parquet)
         written.append(path)
     for name, frame in frames.items():
         write_whole(path := folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
         written.append(path)
-    figures = draw(table, folder)
-    write_whole(path := folder / "RESULTS.md", results(table, worst, what, figures))
+    figures = draw(validated, folder)
+    write_whole(path := folder / "RESULTS.md", results(validated, worst, what, figures))
     return [*written, *figures, path]
 
 
-def results(table: pd.DataFrame, worst: int, what: str, figures: Sequence[Path]) -> str:
+def results(validated: pd.DataFrame, worst: int, what: str, figures: Sequence[Path]) -> str:
     """RESULTS.md: what was compared, every table, and the figures."""
     lines = [
         "# Predictions against measured latencies",
@@ -76,17 +76,17 @@ def results(table: pd.DataFrame, worst: int, what: str, figures: Sequence[Path])
         "An error is predicted over measured, less one; bias is its mean, the rest is of its size.",
         "",
     ]
-    for title, rows, note in sections(table, worst):
+    for title, rows, note in sections(validated, worst):
         lines += [f"## {title}", "", render(rows, "md"), "", *([note, ""] if note else [])]
-    if told := list(refusals(table)):
+    if told := list(refusals(validated)):
         lines += ["## Rows left out", "", *(f"- {sentence}" for sentence in told), ""]
     lines += [f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in figures]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def sections(table: pd.DataFrame, worst: int) -> list[Section]:
+def sections(validated: pd.DataFrame, worst: int) -> list[Section]:
     """Title, rows and a note of each part: errors, ranking, comparison with other tools, worst rows."""
-    errors = error_table(table)
+    errors = error_table(validated)
     labels = ("table", "kernel", "kind")
     rows = [
         {
@@ -94,7 +94,7 @@ def sections(table: pd.DataFrame, worst: int) -> list[Section]:
             **_figures(row),
             **{f"bias {band}": _signed(row[f"bias {band}"]) for band in _BAND_NAMES},
         }
-        for row in _records(kind_table(table))
+        for row in _records(kind_table(validated))
     ]
     *few, last = map(str, PLAIN_HEAD_DIMS)
     note = f"`plain`: 16-bit KV, no window, head dim {', '.join(few)} or {last}."
@@ -105,12 +105,12 @@ def sections(table: pd.DataFrame, worst: int) -> list[Section]:
             for row in _records(mine)
         ]
         found.append((f"{name}, {kernel}, by regime", rows, ""))
-    if len(ranked := ranking(table)):
+    if len(ranked := ranking(validated)):
         shares = ("right", "always_split")
         rows = [{**row, **{name: _percent(row[name]) for name in shares}} for row in _records(ranked)]
         title = "Is split or unsplit faster? Pairs of rows whose times are more than 10% apart"
         found.append((title, rows, "`always_split`: how often the split schedule was faster."))
-    found += _comparison(table)
+    found += _comparison(validated)
     if worst:
         rows = [
             {
@@ -119,15 +119,15 @@ def sections(table: pd.DataFrame, worst: int) -> list[Section]:
                 "predicted_us": f"{row['predicted_us']:.1f}",
                 "error": f"{row['error']:+.0%}",
             }
-            for row in _records(worst_rows(table, worst))
+            for row in _records(worst_rows(validated, worst))
         ]
         found.append(("Worst rows", rows, ""))
     return found
 
 
-def _comparison(table: pd.DataFrame) -> list[Section]:
+def _comparison(validated: pd.DataFrame) -> list[Section]:
     """Rows like those that other tools were compared on, and those tools beside them."""
-    like = comparison_sample(table)
+    like = comparison_sample(validated)
     if like.empty:
         return []
     found = errors_of(like["error"])

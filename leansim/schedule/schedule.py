@@ -25,7 +25,7 @@ IN_LAUNCH: tuple[CombineKind, ...] = ("host", "last")
 
 
 def changes(values: IntArray) -> BoolArray:
-    """Where each run of equal values starts."""
+    """Where a value differs from the one before it; the first does."""
     starts = np.empty(len(values), dtype=np.bool_)
     starts[0] = True
     np.not_equal(values[1:], values[:-1], out=starts[1:])
@@ -84,10 +84,10 @@ class Schedule:
             self._check_progress()
 
     @classmethod
-    def from_pieces(
+    def from_segments(
         cls,
         grid: TileGrid,
-        pieces: tuple[IntArray, ...],
+        segments: tuple[IntArray, ...],
         num_ctas: int,
         combine: CombineKind,
         *,
@@ -95,15 +95,15 @@ class Schedule:
         partials: IntArray | None = None,
         dispatch: Dispatch = "grid",
     ) -> Schedule:
-        """Build a schedule from what each CTA was to do, where some of it may come to nothing.
+        """Build a schedule from segments of which some may be empty.
 
-        `pieces` are (cta, output_tile, start, stop), `[n]` each, sorted by CTA. A piece that does not
+        `segments` are (cta, output_tile, start, stop), `[n]` each, sorted by CTA. One that does not
         start below its stop is left out; CTAs that are left with none are launched and declared empty.
         """
-        cta, output_tile, start, stop = pieces
+        cta, output_tile, start, stop = segments
         filled = start < stop
         if not filled.all():
-            cta, output_tile, start, stop = (column[filled] for column in pieces)
+            cta, output_tile, start, stop = (column[filled] for column in segments)
         busy = int(np.count_nonzero(changes(cta))) if len(cta) else 0
         return cls(
             grid, cta, output_tile, start, stop, num_ctas, combine,

@@ -64,7 +64,7 @@ class TileGrid:
 
     @property
     def heads(self) -> int:
-        """Heads the grid counts."""
+        """Heads that have output tiles of their own."""
         return self.workload.num_kv_heads if self.packed else self.workload.num_q_heads
 
     @cached_property

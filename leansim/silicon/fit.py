@@ -45,7 +45,7 @@ Specs = dict[tuple[str, str], Any]
 # Relative errors below this count as squares, larger ones as lengths: outliers do not steer the fit.
 _F_SCALE = 0.05
 # A constant is tried at a fiftieth of its range, or more, from where it stands: rounding of times
-# and changes of bound make smaller steps noisy.
+# and changes of what limits a schedule make smaller steps noisy.
 _STEP = 0.02
 _MOST_EVALUATIONS = 40
 _KEPT = 64

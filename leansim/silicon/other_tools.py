@@ -40,7 +40,7 @@ def sample() -> Sample:
     return catalog.validate(Sample, read(FOLDER / "sample.yaml"))
 
 
-def comparison_sample(table: pd.DataFrame, rows: int | None = None) -> pd.DataFrame:
+def comparison_sample(validated: pd.DataFrame, rows: int | None = None) -> pd.DataFrame:
     """Rows of a validation that are like the tools', chosen by hash among those with a prediction.
 
     `rows` in all, by default as many as the tools were run on.
@@ -48,10 +48,10 @@ def comparison_sample(table: pd.DataFrame, rows: int | None = None) -> pd.DataFr
     import pandas as pd
 
     like = sample()
-    kept = table["table"].isin(like.tables) & ~table["fit"] & (table["refused"] == "")
+    kept = validated["table"].isin(like.tables) & ~validated["fit"] & (validated["refused"] == "")
     for column, values in like.where.items():
-        kept &= table[column].isin(values)
-    found = table[kept]
+        kept &= validated[column].isin(values)
+    found = validated[kept]
     shapes = [",".join(map(str, shape)) for shape in found[["table", *SHAPE]].itertuples(index=False)]
     hashes = [digest(f"{like.seed},{shape}") for shape in shapes]
     order = pd.Series(hashes, index=found.index, dtype=object).sort_values()

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from leansim.errors import ConfigError, Problem
-from leansim.files.csv import read_csv
-from leansim.points.csv import HARNESS, PointTable, Row, outcomes, point_table, read_points
+from leansim.files.csv import CsvRow, read_csv
+from leansim.points.csv import HARNESS, CsvPoints, csv_points, outcomes, read_points
 from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
 from leansim.silicon import rows as schema
 from leansim.specs.harness import Calls
@@ -89,21 +89,21 @@ def own_rows(file: str | Path, device: str | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    table, time, left_out = _read(str(file), device)
-    found = table.checked(outcomes(lambda row: _measured(row, table.source, time), table.rows))
-    others = [name for name in table.columns if name not in schema.ROW_COLUMNS]
-    said = pd.DataFrame(table.records, columns=others)
+    given, time, left_out = _read(str(file), device)
+    found = given.checked(outcomes(lambda row: _measured(row, given.source, time), given.rows))
+    others = [name for name in given.columns if name not in schema.ROW_COLUMNS]
+    said = pd.DataFrame(given.records, columns=others)
     rows = pd.DataFrame(found, columns=list(schema.ROW_COLUMNS)).join(said)
     rows.attrs["left_out"] = left_out
     return rows
 
 
-def read_measured(file: str | Path) -> PointTable:
+def read_measured(file: str | Path) -> CsvPoints:
     """Read a CSV of points, measured or to be measured, as it stands. Raises `ConfigError`."""
     return read_points(file, also=_BESIDE)
 
 
-def point_cells(row: Mapping[str, str]) -> Row:
+def point_fields(row: Mapping[str, str]) -> CsvRow:
     """What of a row describes the point."""
     return {key: row[key] for key in row if key not in _BESIDE}
 
@@ -114,10 +114,10 @@ def shape_of(row: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in cells.items() if value)
 
 
-def _measured(row: Row, source: str, time: _Time) -> dict[str, Any]:
+def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
     """A row of the schema. Raises a `LeansimError` for what is no time, no point or no harness."""
     measured_s = _seconds(row[time.column], source, time)
-    point = point_from_row(point_cells(row), source)
+    point = point_from_row(point_fields(row), source)
     load = resolve(point).workload
     calls = Calls.of(point.kernel, load)
     longest = max(load.context_lens)
@@ -158,14 +158,14 @@ def _seconds(text: str, source: str, time: _Time) -> float:
     return found / time.per_second
 
 
-def _read(source: str, device: str | None) -> tuple[PointTable, _Time, dict[str, int]]:
+def _read(source: str, device: str | None) -> tuple[CsvPoints, _Time, dict[str, int]]:
     """The file as points with a time, and how many rows were left out, by reason."""
     columns, numbered = read_csv(source)
     missing = sorted(FLASHINFER_COLUMNS - set(columns))
     if not missing:
         return _flashinfer_points(source, numbered, device)
     if MEASURED in columns and "device" in columns:
-        return point_table(source, columns, numbered, _BESIDE), _OURS, {}
+        return csv_points(source, columns, numbered, _BESIDE), _OURS, {}
     if len(missing) >= len(FLASHINFER_COLUMNS) / 2:  # nothing like FlashInfer's
         missing = sorted({MEASURED, "device"} - set(columns))
     wanted = (
@@ -176,8 +176,8 @@ def _read(source: str, device: str | None) -> tuple[PointTable, _Time, dict[str,
 
 
 def _flashinfer_points(
-    source: str, numbered: list[tuple[int, Row]], device: str | None
-) -> tuple[PointTable, _Time, dict[str, int]]:
+    source: str, numbered: list[tuple[int, CsvRow]], device: str | None
+) -> tuple[CsvPoints, _Time, dict[str, int]]:
     """What FlashInfer's benchmark wrote, as points."""
     if device is None:
         wanted = "wanted --device: FlashInfer's benchmark does not say what it ran on"
@@ -193,8 +193,8 @@ def _flashinfer_points(
     if not rows:
         reasons = "; ".join(left_out)
         raise ConfigError(source, [Problem("file", reasons, "wanted rows of plain paged decode", 1, 1)])
-    table = PointTable(source, tuple(rows[0]), tuple(lines), tuple(rows), tuple(rows))
-    return table, _FLASHINFERS, left_out
+    given = CsvPoints(source, tuple(rows[0]), tuple(lines), tuple(rows), tuple(rows))
+    return given, _FLASHINFERS, left_out
 
 
 def _backend(row: Mapping[str, str]) -> str:
@@ -214,7 +214,7 @@ def _unusable(row: Mapping[str, str]) -> str:
     return ""
 
 
-def _flashinfer_point(row: Mapping[str, str], device: str) -> Row:
+def _flashinfer_point(row: Mapping[str, str], device: str) -> CsvRow:
     """A row of FlashInfer's benchmark as a point and its time: L2 was flushed between calls."""
     return {
         "device": device,

@@ -48,7 +48,7 @@ class Target:
 
 
 def target_of(text: str) -> Target:
-    """Find the place of a constant: where a kernel's or table's chain of `base` files defines it.
+    """Find a constant's place: the file that says it, a kernel's or table's own or its nearest base's.
 
     A device's is its own, whatever file it is based on. Raises `UnknownNameError` for what does not
     exist, is no constant, or decides schedules.
@@ -68,7 +68,7 @@ def target_of(text: str) -> Target:
     return Target(kind, home, tuple(keys))
 
 
-def chain(kernel: str) -> list[str]:
+def with_bases(kernel: str) -> list[str]:
     """A kernel and the kernels it is based on, nearest first."""
     names = [kernel]
     while (base := _file("kernel", names[-1]).get("base")) is not None:
@@ -77,12 +77,12 @@ def chain(kernel: str) -> list[str]:
 
 
 def defining(kernel: str, keys: Sequence[str]) -> str | None:
-    """The kernel of a chain whose file says what a number is, or None.
+    """Of a kernel and those it is based on, the nearest whose file says what a number is, or None.
 
     A file lays some groups of numbers over its base's; others it has whole or not at all.
     """
     depth = 2 if keys[0] in Kernel.groups() else 1
-    for name in chain(kernel):
+    for name in with_bases(kernel):
         said: Any = _file("kernel", name)
         for key in keys[:depth]:
             said = said.get(key) if isinstance(said, dict) else None
@@ -123,7 +123,7 @@ def applies(target: Target, kernel: str, device: str) -> bool:
     """Whether a constant of a kernel or device changes what a kernel takes on a device."""
     if target.kind == "device":
         return target.name == device
-    if target.kind != "kernel" or target.name not in chain(kernel):
+    if target.kind != "kernel" or target.name not in with_bases(kernel):
         return False
     archs = {catalog.device(name).arch for name in catalog.names("device")}
     other_arch = target.keys[-1] in archs - {catalog.device(device).arch}

@@ -64,12 +64,12 @@ def validate(
         raise StoreError(f"found no row that can be predicted; the first: {found[0]['refused']}")
     columns = ["kernel_s", "refused", *_PREDICTED]
     known = rows.drop(columns=["point", *columns], errors="ignore").reset_index(drop=True)
-    table = known.join(pd.DataFrame(found, columns=columns))
-    table["harness_s"] = Harnesses(rows).seconds()
-    table["predicted_s"] = table["kernel_s"] + table["harness_s"]
-    table["error"] = table["predicted_s"] / table["measured_s"] - 1.0
-    table.attrs = dict(rows.attrs)
-    return with_regimes(table)
+    validated = known.join(pd.DataFrame(found, columns=columns))
+    validated["harness_s"] = Harnesses(rows).seconds()
+    validated["predicted_s"] = validated["kernel_s"] + validated["harness_s"]
+    validated["error"] = validated["predicted_s"] / validated["measured_s"] - 1.0
+    validated.attrs = dict(rows.attrs)
+    return with_regimes(validated)
 
 
 def validate_points(
@@ -91,18 +91,20 @@ def validate_points(
     return validate(kept, jobs, progress)
 
 
-def with_regimes(table: pd.DataFrame) -> pd.DataFrame:
+def with_regimes(validated: pd.DataFrame) -> pd.DataFrame:
     """Add the columns of `REGIMES` that are not there."""
     import numpy as np
 
-    groups = table["num_q_heads"] // table["num_kv_heads"]
-    resident = table["device"].map({name: _resident_bytes(name) for name in table["device"].unique()})
-    inside = table["kv_bytes"].to_numpy() / resident.to_numpy(dtype=float)
-    inside = np.where(table["cache"] == "cold", np.inf, inside)  # not as a replay leaves it
-    return table.assign(
-        band=_binned(table["measured_s"].to_numpy(), BANDS),
+    groups = validated["num_q_heads"] // validated["num_kv_heads"]
+    resident = validated["device"].map(
+        {name: _resident_bytes(name) for name in validated["device"].unique()}
+    )
+    inside = validated["kv_bytes"].to_numpy() / resident.to_numpy(dtype=float)
+    inside = np.where(validated["cache"] == "cold", np.inf, inside)  # not as a replay leaves it
+    return validated.assign(
+        band=_binned(validated["measured_s"].to_numpy(), BANDS),
         group=_binned(groups.to_numpy(), _GROUPS),
-        split=np.where(table["num_splits"].fillna(1).to_numpy() > 1, "split", "unsplit"),
+        split=np.where(validated["num_splits"].fillna(1).to_numpy() > 1, "split", "unsplit"),
         l2=np.where(inside <= 1, "all", np.where(inside < 2, "part", "none")),
     )
 
@@ -131,11 +133,11 @@ def errors_of(errors: pd.Series[float]) -> dict[str, Any]:
     }
 
 
-def error_table(table: pd.DataFrame, regimes: Sequence[str] = tuple(REGIMES)) -> pd.DataFrame:
+def error_table(validated: pd.DataFrame, regimes: Sequence[str] = tuple(REGIMES)) -> pd.DataFrame:
     """Errors per table and kernel: over all rows, and by each regime that has several values."""
     import pandas as pd
 
-    done = table[table["refused"] == ""]
+    done = validated[validated["refused"] == ""]
     rows = []
     for (name, kernel), mine in done.groupby(["table", "kernel"], sort=True):
         head = {"table": name, "device": mine["device"].iloc[0], "kernel": kernel}
@@ -153,14 +155,16 @@ KINDS = ("plain", "other head dim", "8-bit KV", "window", "8-bit KV, window")
 PLAIN_HEAD_DIMS = (64, 128, 256)
 
 
-def kind_table(table: pd.DataFrame, plain_head_dims: Sequence[int] = PLAIN_HEAD_DIMS) -> pd.DataFrame:
+def kind_table(
+    validated: pd.DataFrame, plain_head_dims: Sequence[int] = PLAIN_HEAD_DIMS
+) -> pd.DataFrame:
     """Errors per table, kernel and kind of row, with the bias of each latency band.
 
     `plain` rows are what most people run: 16-bit KV, no window, and a plain head dim.
     """
     import pandas as pd
 
-    done = table[table["refused"] == ""]
+    done = validated[validated["refused"] == ""]
     small, windowed = done["kv_dtype"] == "fp8", done["window"] > 0
     kind = pd.Series("plain", index=done.index)
     kind[~done["head_dim"].isin(plain_head_dims)] = "other head dim"
@@ -184,9 +188,9 @@ def _in_order(regime: str, values: pd.Series[Any]) -> list[Any]:
     return [name for _, name in bins if name in present] if bins else sorted(present)
 
 
-def worst_rows(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
+def worst_rows(validated: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     """The rows that the model is furthest from, by ratio, with their schedules."""
-    done = table[table["refused"] == ""]
+    done = validated[validated["refused"] == ""]
     ratio = done["predicted_s"] / done["measured_s"]
     far = ratio.where(ratio > 1, 1 / ratio).sort_values(ascending=False)
     columns = ["table", "kernel", *SHAPE, "num_splits", "num_ctas", "bound"]
@@ -200,7 +204,7 @@ def worst_rows(table: pd.DataFrame, most: int = 20) -> pd.DataFrame:
     )
 
 
-def ranking(table: pd.DataFrame) -> pd.DataFrame:
+def ranking(validated: pd.DataFrame) -> pd.DataFrame:
     """How often the model says rightly whether the split or the unsplit schedule is faster.
 
     Pairs are rows of one table and kernel that read the same KV (equal batch, KV heads, head dim,
@@ -209,7 +213,7 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    done = table[table["refused"] == ""]
+    done = validated[validated["refused"] == ""]
     keys = ["table", "kernel", *(name for name in SHAPE if name != "num_q_heads")]
     few = ["num_q_heads", "measured_s", "predicted_s"]
     parts = {name: done.loc[done["split"] == name, [*keys, *few]] for name in ("split", "unsplit")}
@@ -232,11 +236,11 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["table", "kernel", "pairs", "right", "always_split"])
 
 
-def refusals(table: pd.DataFrame) -> Iterator[str]:
+def refusals(validated: pd.DataFrame) -> Iterator[str]:
     """Sentences on rows left out of the tables and rows that have no prediction."""
-    for name, reasons in table.attrs.get("left_out", {}).items():
+    for name, reasons in validated.attrs.get("left_out", {}).items():
         for reason, count in reasons.items():
             yield f"{name}: {count:,} rows left out: {reason}"
-    refused = table[table["refused"] != ""]
+    refused = validated[validated["refused"] != ""]
     for (name, reason), mine in refused.groupby(["table", "refused"]):
         yield f"{name}: {len(mine):,} rows without a prediction: {reason}"

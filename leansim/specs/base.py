@@ -22,6 +22,9 @@ DType = Literal["float32", "float16", "bfloat16", "fp8"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1}
 DTYPES: tuple[str, ...] = get_args(DType)
 
+# How kernels are issued: replayed in a CUDA graph, one by one, or with programmatic dependent launch.
+LaunchMode = Literal["graph", "stream", "pdl"]
+
 SourceLabel = Literal["datasheet", "measured", "counted", "fitted", "assumed"]
 SOURCE_LABELS: tuple[str, ...] = get_args(SourceLabel)
 

@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from leansim.specs.base import Count, Fraction, Positive, SourcedSpec
+from leansim.specs.base import Count, Fraction, LaunchMode, Positive, SourcedSpec
 
 Vendor = Literal["nvidia", "amd"]
-LaunchMode = Literal["graph", "stream", "pdl"]
 
 
 class Device(SourcedSpec):

@@ -15,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
-from leansim.specs.base import DTYPE_BYTES, Count, DType, NotNegative, Positive, SourcedSpec, Spec
-from leansim.specs.workload import Cache, Launch, Workload
+from leansim.specs.base import (
+    DTYPE_BYTES,
+    Count,
+    DType,
+    LaunchMode,
+    NotNegative,
+    Positive,
+    SourcedSpec,
+    Spec,
+)
+from leansim.specs.workload import Cache, Workload
 
 Range = tuple[Count, Count]
 IntLike = npt.NDArray[np.int64] | int
@@ -60,7 +69,7 @@ class Calls:
 
 
 class When(Spec):
-    """Which calls a term belongs to: those that meet every bound, of what is named."""
+    """Which calls a term belongs to: those within every limit that is named."""
 
     kernels: tuple[str, ...] | None = None
     kv_dtypes: tuple[DType, ...] | None = None
@@ -222,7 +231,7 @@ class MeasuredTable(SourcedSpec):
     page_tokens: Count
     told_context_len: Count | None = None
     q_dtype: str = "bfloat16"
-    launch: Launch = "graph"
+    launch: LaunchMode = "graph"
     cache: Cache = "warm"
     harness: tuple[HarnessTerm, ...]
     exclude: tuple[Exclusion, ...] = ()

@@ -28,8 +28,8 @@ from leansim.errors import (
 )
 
 Lengths = NDArray[np.int64]
-Cells = dict[str, tuple[Any, int]]  # column name -> (value, its column in the line, from 1)
-Rows = Iterator[tuple[int, Cells | Problem]]  # (line, what stands there)
+Fields = dict[str, tuple[Any, int]]  # column name -> (value, its column in the line, from 1)
+Rows = Iterator[tuple[int, Fields | Problem]]  # (line, what stands there)
 
 BUILTIN_FOLDER = Path(__file__).parent.parent / "data" / "traces"
 MOST_TOKENS = 2**40
@@ -124,7 +124,7 @@ def _read(path: Path) -> Trace:
     if first.startswith("{"):
         columns, rows = _json_keys(path, first_line, first), _json_rows(lines)
     else:
-        columns, rows = [name for name, _ in _cells(first)], _csv_rows(lines)
+        columns, rows = [name for name, _ in _fields(first)], _csv_rows(lines)
     schema = _recognised(path, columns, first_line)
     lengths = _lengths(path, schema, rows)
     if not len(lengths):
@@ -196,29 +196,29 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in numbered if line and not line.startswith("#")]
 
 
-def _cells(line: str) -> list[tuple[str, int]]:
+def _fields(line: str) -> list[tuple[str, int]]:
     """Return (text, column from 1) of the fields of a CSV line; columns suppose no quotes."""
-    cells, column = [], 1
+    fields, column = [], 1
     try:
         texts = next(csv.reader([line]))
     except csv.Error:  # such as a field longer than the csv module takes
         texts = line.split(",")
     for text in texts:
-        cells.append((text.strip(), column))
+        fields.append((text.strip(), column))
         column += len(text) + 1
-    return cells
+    return fields
 
 
 def _csv_rows(lines: Sequence[tuple[int, str]]) -> Rows:
     """Yield the rows under a header."""
-    header = [name for name, _ in _cells(lines[0][1])]
+    header = [name for name, _ in _fields(lines[0][1])]
     for number, line in lines[1:]:
-        cells = _cells(line)
-        if len(cells) == len(header):
-            yield number, dict(zip(header, cells, strict=True))
+        fields = _fields(line)
+        if len(fields) == len(header):
+            yield number, dict(zip(header, fields, strict=True))
         else:
             wanted = f"wanted {len(header)}, as in the header"
-            yield number, Problem("row", f"{len(cells)} fields", wanted, number, 1)
+            yield number, Problem("row", f"{len(fields)} fields", wanted, number, 1)
 
 
 def _json_rows(lines: Iterable[tuple[int, str]]) -> Rows:
@@ -239,10 +239,10 @@ def _json_rows(lines: Iterable[tuple[int, str]]) -> Rows:
 
 def _json_keys(path: Path, number: int, line: str) -> list[str]:
     """Return the keys of the first object of a JSONL file. Raises `ConfigError`."""
-    _, cells = next(_json_rows([(number, line)]))
-    if isinstance(cells, Problem):
-        raise ConfigError(str(path), [cells])
-    return list(cells)
+    _, fields = next(_json_rows([(number, line)]))
+    if isinstance(fields, Problem):
+        raise ConfigError(str(path), [fields])
+    return list(fields)
 
 
 def _recognised(path: Path, columns: list[str], line: int) -> Schema:
@@ -285,15 +285,15 @@ def _lengths(path: Path, schema: Schema, rows: Rows) -> Lengths:
     """Return [request, (input, output)] in tokens. Raises `ConfigError` with the first mistakes."""
     lengths: list[tuple[int, ...]] = []
     problems: list[Problem] = []
-    for number, cells in rows:
-        if isinstance(cells, Problem):
-            problems.append(cells)
+    for number, fields in rows:
+        if isinstance(fields, Problem):
+            problems.append(fields)
             continue
-        row = [_tokens(key, cells, number) for key in schema.keys]
+        row = [_tokens(key, fields, number) for key in schema.keys]
         bad = [value for value in row if isinstance(value, Problem)]
         good = [value for value in row if isinstance(value, int)]
         if not bad and not any(good):
-            where, column = " + ".join(schema.keys), cells[schema.input_key][1]
+            where, column = " + ".join(schema.keys), fields[schema.input_key][1]
             bad = [Problem(where, "0", "wanted at least 1 token", number, column)]
         problems += bad
         lengths.append((*good, 0)[:2])
@@ -307,12 +307,12 @@ def _lengths(path: Path, schema: Schema, rows: Rows) -> Lengths:
     return np.array(lengths, dtype=np.int64).reshape(-1, 2)
 
 
-def _tokens(key: str, cells: Cells, line: int) -> int | Problem:
+def _tokens(key: str, fields: Fields, line: int) -> int | Problem:
     """Return one length, or what is wrong with it."""
-    if key not in cells:
-        wanted = f"wanted it in every row{suggestion(key, cells)}"
+    if key not in fields:
+        wanted = f"wanted it in every row{suggestion(key, fields)}"
         return Problem(key, "no such key", wanted, line, 1)
-    value, column = cells[key]
+    value, column = fields[key]
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         value = int(value)
     if type(value) is not int or not 0 <= value <= MOST_TOKENS:

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from leansim.errors import WorkloadError, suggestion
-from leansim.specs.base import DTYPE_BYTES, DTYPES
+from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
 
 Cache = Literal["cold", "warm"]
-Launch = Literal["graph", "stream", "pdl"]
 MOST_TOKENS = 2**40
 
 
@@ -45,7 +44,7 @@ class Workload:
     max_context_len: int | None = None
     latent_kv: bool = False
     cache: Cache = "cold"
-    launch: Launch = "graph"
+    launch: LaunchMode = "graph"
     label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +77,7 @@ class Workload:
             "q_dtype": DTYPES,
             "kv_dtype": DTYPES,
             "cache": get_args(Cache),
-            "launch": get_args(Launch),
+            "launch": get_args(LaunchMode),
         }
         return [
             f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(values)}"

@@ -41,7 +41,7 @@ class Bench:
         return self.resolved.partitioner
 
     def splits(self, counts: int | tuple[int, ...], longest_first: bool = False) -> PerRequestSplits:
-        """A cut into one number of runs, or one for each request, merged as the kernel can."""
+        """One split count, or one for each request, merged as the kernel can."""
         return PerRequestSplits(
             counts,
             "longest_first" if longest_first else "issue",

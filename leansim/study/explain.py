@@ -23,7 +23,7 @@ _MOST_GROUPS, _MOST_NAMES = 4, 2
 _SHOWN_SHARE = 0.03
 _SPENT = {
     "launch": "placing CTAs",
-    "ramp": "starting runs",
+    "ramp": "starting segments",
     "stream": "streaming KV",
     "write": "writing results",
     "wait": "waiting for other CTAs' partials",
@@ -37,7 +37,7 @@ _LIMITS = {
     "wait": "waiting for partials is what limits it",
     "combine": "merging partials is what limits it",
     "cta": "what one CTA can stream is what limits it",
-    "overhead": "starting CTAs and runs is what limits it",
+    "overhead": "starting CTAs and segments is what limits it",
 }
 
 
@@ -206,10 +206,10 @@ def _about_lean(bench: Bench, found: Oracle, lean: Simulation | None) -> str:
     ratio = lean.result.latency_s / best.latency_s
     time = _us(lean.result.latency_s)
     if abs(ratio - 1) < TIE:
-        return f"LeanAttention's equal runs take {time}, as long as the best split counts."
+        return f"LeanAttention's equal shares take {time}, as long as the best split counts."
     if ratio < 1:
         return (
-            f"LeanAttention's equal runs take {time}: {_faster(1 / ratio)} than the best split counts."
+            f"LeanAttention's equal shares take {time}: {_faster(1 / ratio)} than the best split counts."
         )
     reason = why_slower(facts_of(lean), facts_of(bench.simulation(best.partitioner)))
     return f"LeanAttention loses here: {time}, {_slower(ratio)} than {_splits(best)}; {reason}."

@@ -1,7 +1,7 @@
 """Which split rules are batch-invariant, checked exactly, and what invariance costs.
 
 Invariant is a rule that cuts and merges a request alike alone and in every batch tried. What a
-kernel may change besides the cut, such as its tile, is not looked at.
+kernel may change besides the segments, such as its tile, is not looked at.
 """
 
 from __future__ import annotations

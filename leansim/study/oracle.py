@@ -18,8 +18,8 @@ from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
 from leansim.partitioners.per_request_splits import (
     PerRequestSplits,
+    filled_segments,
     tiles_of_request,
-    without_empty_runs,
 )
 from leansim.partitioners.registry import Partitioner
 from leansim.points.point import Point, Resolved, resolve
@@ -32,7 +32,7 @@ from leansim.timing.bound import Bound
 UNIFORM, PER_REQUEST = "best uniform", "best per request"
 BUDGET = 200  # simulations of the search over per-request counts
 _MOST_WAVES = 128
-_ALL_COUNTS = 4096  # counts and run lengths up to here are all candidates; beyond, one in a hundred
+_ALL_COUNTS = 4096  # counts and segment lengths up to here are all candidates; beyond, one in a hundred
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def oracle(
     """Search the best split counts of a point's workload and run split rules beside them.
 
     `rules` names partitioners or kernels whose rule is meant (none: every known one); the point's own
-    is always run. `max_splits` bounds what the search tries, `budget` its simulations of ragged
+    is always run. `max_splits` limits what the search tries, `budget` its simulations of ragged
     batches. Raises a `LeansimError` where the kernel cannot run the workload.
     """
     bench = Bench(resolve(point), engine)
@@ -248,8 +248,8 @@ def distinct_counts(tiles: IntArray, max_splits: int | None = None) -> list[int]
     Above 4,096 about one in a hundred.
     """
     counts = _candidates(min(int(tiles.max()), max_splits or int(tiles.max())))
-    cuts = without_empty_runs(np.unique(tiles), counts[:, None])
-    new = np.r_[True, np.any(cuts[1:] != cuts[:-1], axis=1)]
+    segments = filled_segments(np.unique(tiles), counts[:, None])
+    new = np.r_[True, np.any(segments[1:] != segments[:-1], axis=1)]
     chosen: list[int] = counts[new].tolist()
     return chosen
 
@@ -262,13 +262,13 @@ def useful_counts(bench: Bench, max_splits: int | None = None) -> list[int]:
     tiles = tiles_of_request(bench.grid)
     counts = np.array(distinct_counts(tiles, max_splits))
     lengths, requests = np.unique(tiles, return_counts=True)
-    runs = without_empty_runs(lengths, counts[:, None]) @ requests
-    chosen: list[int] = counts[runs <= max(_most_runs(bench), len(tiles))].tolist()
+    segments = filled_segments(lengths, counts[:, None]) @ requests
+    chosen: list[int] = counts[segments <= max(_most_segments(bench), len(tiles))].tolist()
     return chosen
 
 
-def _most_runs(bench: Bench) -> int:
-    """Runs of a head and row block, over all requests, that make `_MOST_WAVES`."""
+def _most_segments(bench: Bench) -> int:
+    """Segments of a head and row block, over all requests, that make `_MOST_WAVES`."""
     return _MOST_WAVES * bench.grid.slots // (bench.grid.heads * bench.grid.row_blocks)
 
 
@@ -288,7 +288,7 @@ def best_per_request(
 ) -> PerRequestSplits:
     """The best counts of a ragged batch found with about `budget` simulations.
 
-    First runs of one length for all requests, every length searched as counts are; then, from those
+    First segments of one length for all requests, every length searched as counts are; then, from those
     and from the best single count, in either order of issue, a local search. The same every time.
     """
     grid, tiles = bench.grid, tiles_of_request(bench.grid)
@@ -299,8 +299,8 @@ def best_per_request(
         return _counts(bench, np.minimum(-(-tiles // length), limit), longest_first=False)
 
     lengths = _candidates(int(tiles.max()))
-    runs = np.array([np.minimum(-(-tiles // length), limit).sum() for length in lengths.tolist()])
-    useful: list[int] = lengths[runs <= max(_most_runs(bench), len(tiles))].tolist()
+    segments = np.array([np.minimum(-(-tiles // length), limit).sum() for length in lengths.tolist()])
+    useful: list[int] = lengths[segments <= max(_most_segments(bench), len(tiles))].tolist()
     guess = max(1, -(-grid.total_kv_tiles // grid.slots))
     length = cheapest(useful, lambda n, below: bench.latency_s(of_length(n), below), guess)
     starts = [of_length(length), _counts(bench, np.minimum(uniform, limit), longest_first=False)]
@@ -318,33 +318,38 @@ def _counts(bench: Bench, counts: IntArray, longest_first: bool) -> PerRequestSp
     return bench.splits(tuple(np.maximum(1, counts).tolist()), longest_first)
 
 
-def _reordered(cut: PerRequestSplits) -> PerRequestSplits:
-    other = "issue" if cut.order == "longest_first" else "longest_first"
-    return PerRequestSplits(cut.num_splits, other, cut.combine)  # type: ignore[arg-type]
+def _reordered(choice: PerRequestSplits) -> PerRequestSplits:
+    other = "issue" if choice.order == "longest_first" else "longest_first"
+    return PerRequestSplits(choice.num_splits, other, choice.combine)  # type: ignore[arg-type]
 
 
 def _improved(
-    bench: Bench, cut: PerRequestSplits, tiles: IntArray, limit: IntArray, last: int
+    bench: Bench, choice: PerRequestSplits, tiles: IntArray, limit: IntArray, last: int
 ) -> PerRequestSplits | None:
     """The first neighbour that is faster, or None."""
-    latency = bench.latency_s(cut)
-    counts = np.array(cut.num_splits)
+    latency = bench.latency_s(choice)
+    counts = np.array(choice.num_splits)
     for changed in _neighbours(counts, tiles, limit):
         if bench.simulations >= last:
             return None
-        other = _counts(bench, changed, cut.order == "longest_first")
+        other = _counts(bench, changed, choice.order == "longest_first")
         if bench.latency_s(other, below=latency) < latency:
             return other
     return None
 
 
 def _neighbours(counts: IntArray, tiles: IntArray, limit: IntArray) -> Iterator[IntArray]:
-    """Counts with the requests of longest, or shortest, runs cut finer or coarser: 1, 2, 4, ... such."""
-    run = -(-tiles // counts)
-    by_run, by_length = np.lexsort((-tiles, -run)), np.argsort(-tiles, kind="stable")
+    """Counts with 1, 2, 4, ... requests, of longest or shortest segments, split finer or coarser."""
+    segment = -(-tiles // counts)
+    by_segment, by_length = np.lexsort((-tiles, -segment)), np.argsort(-tiles, kind="stable")
     most = len(counts)
     sizes = [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
-    for order, finer in ((by_run, True), (by_length, True), (by_run[::-1], False), (by_length, False)):
+    for order, finer in (
+        (by_segment, True),
+        (by_length, True),
+        (by_segment[::-1], False),
+        (by_length, False),
+    ):
         for size in sizes:
             some = order[:size]
             for changed in _steps(counts[some], finer):

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from leansim.errors import LeansimError
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, Resolved, resolve
 from leansim.points.table import results_table
 from leansim.specs.kernel import Kernel
@@ -28,13 +28,12 @@ from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import Rule
 from leansim.sweeps.compare import TIE, finished, varying
 from leansim.sweeps.spreading import Progress, spread
-from leansim.tables import Tabled
+from leansim.tables import Row, Tabled
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Cell = tuple[Point, ...]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class RegretMap(Tabled):
     policy's latency over the least of the cell, whatever kernel that is of.
     """
 
-    config: GridConfig
+    config: PointGrid
     frame: pd.DataFrame
     most_shown: int = 20
 
@@ -56,8 +55,8 @@ class RegretMap(Tabled):
 
     def records(self) -> list[Row]:
         """One flat record per policy and cell; refused ones have an error and None for numbers."""
-        table = self.table.convert_dtypes()  # whole numbers stay whole beside missing ones
-        known = table.astype(object).where(table.notna(), None)
+        results = self.table.convert_dtypes()  # whole numbers stay whole beside missing ones
+        known = results.astype(object).where(results.notna(), None)
         return [{str(key): value for key, value in row.items()} for row in known.to_dict("records")]
 
     def rows(self) -> list[Row]:
@@ -121,7 +120,7 @@ class RegretMap(Tabled):
 
 
 def regret(
-    config: str | Path | GridConfig,
+    config: str | Path | PointGrid,
     settings: Sequence[str] = (),
     jobs: int | None = None,
     budget: int = BUDGET,
@@ -133,13 +132,13 @@ def regret(
     stored on the way: an interrupted run starts anew. Raises `WorkerError`, or `LeansimError` if
     every policy of every cell was refused.
     """
-    grid = config if isinstance(config, GridConfig) else load(config, settings)
+    grid = config if isinstance(config, PointGrid) else load(config, settings)
     cells = list(cells_of(grid.points()))
     rows = list(itertools.chain(*spread(partial(cell_rows, budget=budget), cells, jobs, progress)))
-    table = results_table([point for cell in cells for point in cell], rows)
-    if table["error"].notna().all():
-        raise LeansimError(f"every point was refused; the first: {table['error'].iloc[0]}")
-    return RegretMap(grid, table)
+    results = results_table([point for cell in cells for point in cell], rows)
+    if results["error"].notna().all():
+        raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
+    return RegretMap(grid, results)
 
 
 def cells_of(points: Sequence[Point]) -> Iterator[Cell]:

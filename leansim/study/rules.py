@@ -111,7 +111,7 @@ def own_rule(resolved: Resolved) -> Rule:
 def told(partitioner: Partitioner, count: int) -> Partitioner | None:
     """A partitioner told to use a number of splits, or None if it takes no such option.
 
-    For some it is a bound on counts that follow from the lengths. Raises `PartitionerError` for a
+    For some it is the most of counts that follow from the lengths. Raises `PartitionerError` for a
     count that the partitioner refuses.
     """
     option = getattr(partitioner, "split_count_option", "num_splits")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 EXHAUSTIVE = 64  # values up to which every one is tried
-_NEAR = 16  # how far from the guess the grid is fine: a sixteenth of it to sixteen times
-_FINE, _COARSE = 1.05, 1.25  # ratios between neighbours of the grid
-_BASINS = 3  # low places of the grid that are looked into
+_NEAR = 16  # how far from the guess steps are fine: a sixteenth of it to sixteen times
+_FINE, _COARSE = 1.05, 1.25  # ratios between neighbouring steps
+_BASINS = 3  # low places that are looked into
 _CLOSE = 6  # values between two known ones that are all tried
 
 Cost = Callable[[int, float], float]
@@ -18,10 +18,10 @@ def cheapest(values: Sequence[int], cost: Cost, guess: int, exhaustive: int = EX
     """The value of least cost, the smallest of equals; `values` rise.
 
     `cost(value, below)` may answer infinity for any value that does not cost less than `below`. Up to
-    `exhaustive` values all are tried. Of more, a geometric grid is, finest about the guess; then what
-    lies between its three cheapest and their neighbours, again and again until the cheapest has both
-    its neighbours tried: exact where costs between two values of the grid are no lower than beside
-    its three lowest. The guess is tried first, so that most others can be ruled out.
+    `exhaustive` values, all are tried. Of more, first those at steps of a fixed ratio, finest about the
+    guess; then what lies between the three cheapest and their neighbours, again and again until the
+    cheapest has both its neighbours tried. So the answer is exact where costs between two steps are no
+    lower than beside the three lowest. The guess is tried before all others, so that it rules most out.
     """
     known: dict[int, float] = {}
 

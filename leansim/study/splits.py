@@ -26,8 +26,9 @@ KNEE = 0.05  # the knee is the fewest splits within this share of the best
 class SplitCurve(Tabled):
     """Latency, s, at each of the counts tried, and the rules that were run on the same kernel.
 
-    `own` says whether the counts were told to the point's own partitioner, for some of which they
-    are bounds; else every request is cut into as many runs of its own (`per_request_splits`).
+    `own` says whether the counts were told to the point's own partitioner, which may take one for the
+    most that a request gets; else every request is cut into as many segments of its own
+    (`per_request_splits`).
     """
 
     resolved: Resolved
@@ -101,7 +102,7 @@ class SplitCurve(Tabled):
         """What was varied, the best count and the knee, in a sentence."""
         point = self.resolved.point
         rule = own_rule(self.resolved).name
-        how = f"told to {rule}" if self.own else "runs of every request's own tiles"
+        how = f"told to {rule}" if self.own else "segments of every request's own tiles"
         knee = self.latencies_s[self.counts.index(self.knee)]
         return (
             f"{point.device} {point.policy}: {self.best} splits are best ({self.best_s * 1e6:.2f} us; "
@@ -118,8 +119,8 @@ def split_curve(
     """Simulate a point at many split counts, and every split rule on the same kernel.
 
     `counts` are tried as given; by default those of `oracle.best_uniform`: all if they are at most 64,
-    else a geometric grid, refined about its best. Raises a `LeansimError`
-    where the kernel cannot run the workload.
+    else steps of a fixed ratio, refined about the best of them. Raises a `LeansimError` where the
+    kernel cannot run the workload.
     """
     bench = Bench(resolve(point), engine)
     own = heeds_count(bench.resolved)

@@ -38,43 +38,43 @@ def _ordered_columns() -> list[str]:
     return [field.alias or name for name, field in Point.model_fields.items()]
 
 
-def varying(table: pd.DataFrame) -> list[str]:
+def varying(results: pd.DataFrame) -> list[str]:
     """Columns in which the points differ, kernel and partitioner aside."""
-    columns = [c for c in _ordered_columns() if c in table and c not in ("kernel", "partitioner")]
-    return [column for column in columns if table[column].nunique(dropna=False) > 1]
+    columns = [c for c in _ordered_columns() if c in results and c not in ("kernel", "partitioner")]
+    return [column for column in columns if results[column].nunique(dropna=False) > 1]
 
 
-def _ids(table: pd.DataFrame, columns: Sequence[str]) -> pd.Series[int]:
+def _ids(results: pd.DataFrame, columns: Sequence[str]) -> pd.Series[int]:
     import pandas as pd
 
     if not columns:
-        return pd.Series(0, index=table.index)
-    return table.groupby(list(columns), dropna=False, sort=False).ngroup()
+        return pd.Series(0, index=results.index)
+    return results.groupby(list(columns), dropna=False, sort=False).ngroup()
 
 
-def with_speedup(table: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def with_speedup(results: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """Add `speedup`: the baseline's latency over the row's, at the same point but for the kernel.
 
     Rows without it, and at points where the baseline has no result, are left out.
     """
-    table = finished(table)
-    ids = _ids(table, varying(table))
-    base = table.assign(point=ids)[table["policy"] == baseline].drop_duplicates("point")
+    results = finished(results)
+    ids = _ids(results, varying(results))
+    base = results.assign(point=ids)[results["policy"] == baseline].drop_duplicates("point")
     base_s = ids.map(base.set_index("point")["latency_s"])
-    joined = table.assign(baseline_s=base_s, speedup=base_s / table["latency_s"])
+    joined = results.assign(baseline_s=base_s, speedup=base_s / results["latency_s"])
     return joined.dropna(subset="speedup")
 
 
-def has_speedup(table: pd.DataFrame, baseline: str) -> bool:
+def has_speedup(results: pd.DataFrame, baseline: str) -> bool:
     """Whether any other kernel has a result at a point where the baseline has one."""
-    return bool((with_speedup(table, baseline)["policy"] != baseline).any())
+    return bool((with_speedup(results, baseline)["policy"] != baseline).any())
 
 
-def finished(table: pd.DataFrame) -> pd.DataFrame:
+def finished(results: pd.DataFrame) -> pd.DataFrame:
     """Rows that have numbers: those that no kernel or device refused."""
-    if "latency_s" not in table:
-        return table.iloc[:0].assign(latency_s=np.nan)
-    return table[table["error"].isna()] if "error" in table else table
+    if "latency_s" not in results:
+        return results.iloc[:0].assign(latency_s=np.nan)
+    return results[results["error"].isna()] if "error" in results else results
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,56 +105,56 @@ class Comparison:
         return notes
 
 
-def compare(table: pd.DataFrame, places: Sequence[str], baseline: str | None = None) -> Comparison:
+def compare(results: pd.DataFrame, places: Sequence[str], baseline: str | None = None) -> Comparison:
     """Keep what can be compared at each device and place, with `speedup` where there is a baseline.
 
     A kernel without any result at a place does not count there. Fields that each kernel has a value
     of its own of, zipped with it, do not tell points apart; without a baseline, that is.
     """
-    columns = varying(table)
+    columns = varying(results)
     if baseline is None:
-        per_kernel = table.groupby("policy")
+        per_kernel = results.groupby("policy")
         columns = [c for c in columns if c == "device" or per_kernel[c].nunique(dropna=False).max() > 1]
-    ids = _ids(table, columns)
+    ids = _ids(results, columns)
     asked = [place for place in places if place in _ordered_columns()]
-    placed = table[asked].notna().all(axis=1)
-    done = finished(table) if baseline is None else with_speedup(table, baseline)
+    placed = results[asked].notna().all(axis=1)
+    done = finished(results) if baseline is None else with_speedup(results, baseline)
     done = done.assign(point=ids.loc[done.index]).dropna(subset=list(places))
     by = ["device", *places]
     at_place = done.groupby(by)["policy"].transform("nunique")
     at_point = done.groupby([*by, "point"])["policy"].transform("nunique")
     shared = done[at_place == at_point]
-    here = table["device"].isin(shared["device"])
+    here = results["device"].isin(shared["device"])
     points, unplaced = ids[here & placed].nunique(), ids[here & ~placed].nunique()
     left_out = points - shared["point"].nunique()
     return Comparison(shared, tuple(places), left_out, points, unplaced)
 
 
-def axes_of(table: pd.DataFrame) -> list[str]:
+def axes_of(results: pd.DataFrame) -> list[str]:
     """Numeric axes with two values or more for some kernel on some device, the usual ones first.
 
     Of axes that change together, the first; for `context_scale`, the mean length it comes to where
     that is one number.
     """
-    table = finished(table)
-    if table.empty:
+    results = finished(results)
+    if results.empty:
         return []
     names = dict.fromkeys((*_FIRST_AXES, *_ordered_columns()))
     found: list[str] = []
     for name in names:
-        if name == "seed" or name not in table or not _numeric(table[name].dropna()):
+        if name == "seed" or name not in results or not _numeric(results[name].dropna()):
             continue
-        if table.groupby(["device", "policy"])[name].nunique().max() < 2:
+        if results.groupby(["device", "policy"])[name].nunique().max() < 2:
             continue
         found.append(name)
-    return [x_column(table, name) for name in leading(table, found)]
+    return [x_column(results, name) for name in leading(results, found)]
 
 
-def leading(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
+def leading(results: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]:
     """Columns with those after them that change together with them, as zipped axes do."""
     found: dict[str, list[str]] = {}
     for column in columns:
-        first = next((one for one in found if _one_to_one(table, column, one)), None)
+        first = next((one for one in found if _one_to_one(results, column, one)), None)
         if first is None:
             found[column] = []
         else:
@@ -162,54 +162,54 @@ def leading(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, list[str]]
     return found
 
 
-def x_column(table: pd.DataFrame, axis: str) -> str:
+def x_column(results: pd.DataFrame, axis: str) -> str:
     """The column to draw an axis over: for `context_scale`, mean lengths if they are the same thing."""
-    same = axis == "context_scale" and _one_to_one(finished(table), axis, "mean_context_len")
+    same = axis == "context_scale" and _one_to_one(finished(results), axis, "mean_context_len")
     return "mean_context_len" if same else axis
 
 
-def _one_to_one(table: pd.DataFrame, one: str, other: str) -> bool:
-    pairs = table[[one, other]].drop_duplicates()
+def _one_to_one(results: pd.DataFrame, one: str, other: str) -> bool:
+    pairs = results[[one, other]].drop_duplicates()
     return len(pairs) == pairs[one].nunique(dropna=False) == pairs[other].nunique(dropna=False)
 
 
-def _over(table: pd.DataFrame, places: Sequence[str], mean: str) -> str:
+def _over(results: pd.DataFrame, places: Sequence[str], mean: str) -> str:
     """Name the fields that points at one place differ in, those that change together as one."""
-    inside = table.groupby(["device", "policy", *places])
-    hidden = [c for c in varying(table) if c not in ("device", *places)]
+    inside = results.groupby(["device", "policy", *places])
+    hidden = [c for c in varying(results) if c not in ("device", *places)]
     hidden = [c for c in hidden if inside[c].nunique(dropna=False).max() > 1]
     if "mean_context_len" in places:
         hidden = [c for c in hidden if c != "context_scale"]
-    told = leading(table, hidden)
+    told = leading(results, hidden)
     texts = [
-        f"{span(table, column)}" + (f" (with {', '.join(others)})" if others else "")
+        f"{span(results, column)}" + (f" (with {', '.join(others)})" if others else "")
         for column, others in told.items()
     ]
     return f"{mean} over {', '.join(texts)}" if texts else "one point each"
 
 
-def _changing_with(table: pd.DataFrame, places: Sequence[str]) -> str | None:
+def _changing_with(results: pd.DataFrame, places: Sequence[str]) -> str | None:
     """Name the fields that are not averaged over and yet differ from place to place, or by kernel."""
     known = {"device", *places, *(("context_scale",) if "mean_context_len" in places else ())}
     along = []
-    for column in varying(table):
+    for column in varying(results):
         if column in known:
             continue
-        if table.groupby(["device", *places])[column].nunique(dropna=False).max() == 1:
-            with_it = next((place for place in places if _one_to_one(table, column, place)), None)
+        if results.groupby(["device", *places])[column].nunique(dropna=False).max() == 1:
+            with_it = next((place for place in places if _one_to_one(results, column, place)), None)
             if with_it is not None:
                 along.append(f"{column} changes with {with_it}")
-            elif table.groupby("device")[column].nunique(dropna=False).max() == 1:
+            elif results.groupby("device")[column].nunique(dropna=False).max() == 1:
                 along.append(f"{column} differs by device")
-        elif table.groupby("policy")[column].nunique(dropna=False).max() == 1:
+        elif results.groupby("policy")[column].nunique(dropna=False).max() == 1:
             along.append(f"{column} differs by kernel")
     return "; ".join(along) or None
 
 
-def span(table: pd.DataFrame, column: str) -> str:
+def span(results: pd.DataFrame, column: str) -> str:
     """Name a field and its values: from least to greatest, or what they are if they are few."""
-    values = list(dict.fromkeys(table[column].dropna()))
-    absent = " or none" if table[column].isna().any() else ""
+    values = list(dict.fromkeys(results[column].dropna()))
+    absent = " or none" if results[column].isna().any() else ""
     if _numeric(values):
         few = sorted(values) if len(values) == 1 else (min(values), max(values))
         return f"{column} {'-'.join(ticks(few, column))}{absent}"

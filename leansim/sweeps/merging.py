@@ -10,7 +10,7 @@ from typing import Any
 from leansim import __version__
 from leansim.errors import StoreError
 from leansim.files.strict_yaml import Document
-from leansim.points.grid import Grid, GridConfig
+from leansim.points.grid import GridFile, PointGrid
 from leansim.points.point import Point
 from leansim.points.table import results_table
 from leansim.specs import catalog
@@ -52,16 +52,16 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
         merged.describe(manifest(grid))
         for store in stores:
             merged.adopt(store)
-        table = results_table(points, merged.rows(keys))
-        write_results(target, grid, table)
-    return Sweep(target, table, 0, len(table), int(table["error"].notna().sum()))
+        results = results_table(points, merged.rows(keys))
+        write_results(target, grid, results)
+    return Sweep(target, results, 0, len(results), int(results["error"].notna().sum()))
 
 
 def _is_store(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file()
 
 
-def _common_grid(stores: Sequence[Store], target: Path) -> GridConfig:
+def _common_grid(stores: Sequence[Store], target: Path) -> PointGrid:
     """The sweep that all stores are parts of. Raises `StoreError`."""
     first = _described(stores[0])
     if first["model_version"] != __version__:
@@ -73,7 +73,7 @@ def _common_grid(stores: Sequence[Store], target: Path) -> GridConfig:
         with Store(target) as merged:
             if merged.description() is not None:
                 _same_sweep(merged, first, stores[0].path)
-    grid: GridConfig = catalog.validate(Grid, Document(str(stores[0].path), first["config"], {}))
+    grid: PointGrid = catalog.validate(GridFile, Document(str(stores[0].path), first["config"], {}))
     return grid
 
 

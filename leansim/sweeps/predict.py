@@ -10,7 +10,8 @@ from functools import lru_cache, partial
 from typing import Any
 
 from leansim.errors import LeansimError, UnknownNameError
-from leansim.points.csv import HARNESS, Row, outcomes
+from leansim.files.csv import CsvRow
+from leansim.points.csv import HARNESS, outcomes
 from leansim.points.point import Point, Resolved, point_from_row
 from leansim.points.simulate import Simulation, attempted, simulate, simulate_each
 from leansim.results.metrics import limiting, time_shares
@@ -58,7 +59,7 @@ def predict(points: Iterable[Point], jobs: int | None = None, harness: str = "")
     return _spread(partial(_predicted, harness=harness), list(points), jobs)
 
 
-def predict_rows(rows: Sequence[Row], source: str, jobs: int | None = None) -> Iterator[Outcome]:
+def predict_rows(rows: Sequence[CsvRow], source: str, jobs: int | None = None) -> Iterator[Outcome]:
     """Predict the points that rows of a CSV describe; workers read them too.
 
     A row's `harness` is as in `predict`.
@@ -151,12 +152,12 @@ def _predicted(points: Sequence[Point], harness: str) -> list[Outcome]:
     return _outcomes(points, itertools.repeat(harness))
 
 
-def _predicted_rows(rows: Sequence[Row], source: str) -> list[Outcome]:
+def _predicted_rows(rows: Sequence[CsvRow], source: str) -> list[Outcome]:
     points = attempted(partial(_point_of, source=source), rows)
     return _outcomes(points, ((row.get(HARNESS) or "").strip() for row in rows))
 
 
-def _point_of(row: Row, source: str) -> Point:
+def _point_of(row: CsvRow, source: str) -> Point:
     fields = {key: value for key, value in row.items() if key != HARNESS} if HARNESS in row else row
     return point_from_row(fields, source)
 

@@ -27,7 +27,7 @@ PREDICTION_COLUMNS = (
 )
 
 
-def prediction_cells(prediction: Prediction) -> dict[str, Any]:
+def prediction_row(prediction: Prediction) -> dict[str, Any]:
     """A prediction as the cells of a row, `PREDICTION_COLUMNS`."""
     cells = {
         **vars(prediction),
@@ -83,4 +83,4 @@ class Predictions(Tabled, Sequence[Outcome]):
 
 
 def _cells(found: Outcome) -> dict[str, Any]:
-    return {"error": str(found)} if isinstance(found, LeansimError) else prediction_cells(found)
+    return {"error": str(found)} if isinstance(found, LeansimError) else prediction_row(found)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.simulate import Simulation, simulate
 from leansim.points.table import results_table
 from leansim.tables import Row, Tabled
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Run(Tabled):
     """Several kernels on one workload, on one or more devices, and the curve asked for with it."""
 
-    config: GridConfig
+    config: PointGrid
     simulations: tuple[Simulation, ...]
     curve: tuple[Simulation, ...]
 
@@ -52,7 +52,7 @@ class Run(Tabled):
             table["speedup"] = [self.speedup(simulation) for simulation in self.simulations]
         return table
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row per kernel and device: the numbers a person compares first."""
         rows = []
         for simulation in self.simulations:
@@ -63,7 +63,7 @@ class Run(Tabled):
             rows.append({**head, **added, **row})
         return rows
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Row]:
         """One flat record per kernel and device: the fields given, metrics, `speedup` or None."""
         return [
             {**record, "speedup": self.speedup(simulation)}
@@ -103,7 +103,7 @@ def _verdict(device: str, simulations: Sequence[Simulation]) -> str:
 
 
 def run(
-    config: str | Path | GridConfig,
+    config: str | Path | PointGrid,
     settings: Sequence[str] = (),
     baseline: str | None = None,
     engine: Engine = "auto",
@@ -114,7 +114,7 @@ def run(
     measured against, instead of the file's. Raises `ConfigError` for a file that makes no sense or
     varies the workload: that is a sweep. Raises another `LeansimError` where a kernel refuses it.
     """
-    if isinstance(config, GridConfig):
+    if isinstance(config, PointGrid):
         grid = config if baseline is None else config.with_baseline(baseline)
     else:
         grid = load(config, [*([f"baseline={baseline}"] if baseline else []), *settings])

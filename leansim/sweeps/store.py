@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from leansim.errors import StoreError
+from leansim.tables import Row
 
 FILE_NAME = "points.sqlite"
 LAYOUT = 1
@@ -30,8 +31,6 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS sweep (content TEXT NOT NULL)",
 )
-
-Row = dict[str, Any]
 
 
 class Store:

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 _USUAL = ("device", "batch_size", "context_len", "context_scale", "num_q_heads", "head_dim", "trace")
 
 
-def speedup_summary(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
+def speedup_summary(results: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """One row per (group, kernel, baseline): statistics of baseline latency over kernel latency.
 
-    `table` is a sweep's results; `by` names columns to group by. A row is over the points that both
+    `results` is a sweep's results; `by` names columns to group by. A row is over the points that both
     kernels finished, `points` of them, with the same overrides. `mean` is arithmetic, as papers
     report it; `geomean` beside it does not reward large ratios. `lost` is the share of points
     where the kernel is more than 0.5% slower. `best_at` and `worst_at` name the extreme points.
     """
     import pandas as pd
 
-    table = finished(table)
-    policies = list(dict.fromkeys(table["policy"]))
-    columns = dict.fromkeys((*_USUAL, *leading(table, varying(table))))
-    told = [column for column in columns if column in table and column not in by]
+    results = finished(results)
+    policies = list(dict.fromkeys(results["policy"]))
+    columns = dict.fromkeys((*_USUAL, *leading(results, varying(results))))
+    told = [column for column in columns if column in results and column not in by]
     rows = []
     for baseline in policies:
-        faster = with_speedup(table, baseline)
+        faster = with_speedup(results, baseline)
         faster = faster[faster["policy"] != baseline]
         for key, group in faster.groupby([*by, "policy"], sort=False, dropna=False):
             names = dict(zip((*by, "kernel"), key, strict=True))

@@ -24,15 +24,15 @@ from leansim import __version__
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.files.writing import write_together
-from leansim.points.grid import GridConfig, load
+from leansim.points.grid import PointGrid, load
 from leansim.points.keys import plugin_versions
 from leansim.points.point import Point
 from leansim.points.table import results_table
 from leansim.sweeps import cluster, executors
 from leansim.sweeps.compare import finished
 from leansim.sweeps.executors import Chunk, Executor, Finished, point_key, using
-from leansim.sweeps.store import FILE_NAME, Row, Store
-from leansim.tables import Shown
+from leansim.sweeps.store import FILE_NAME, Store
+from leansim.tables import Row, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class Sweep(Shown):
     refused: int
     failed: int = 0
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """One row per device and kernel: points, refused ones, latency from least to greatest."""
         rows = []
         for (device, policy), mine in self.table.groupby(["device", "policy"], sort=False):
@@ -113,7 +113,7 @@ class Shard:
 
 
 def sweep(
-    config: str | Path | GridConfig,
+    config: str | Path | PointGrid,
     out: str | Path,
     settings: Sequence[str] = (),
     jobs: int | None = None,
@@ -135,7 +135,7 @@ def sweep(
     one that kills its worker. `progress` is told of points done and of all, first before any is
     simulated. Raises `WorkerError`, `StoreError`, or `LeansimError` if the whole grid was refused.
     """
-    grid = config if isinstance(config, GridConfig) else load(config, settings)
+    grid = config if isinstance(config, PointGrid) else load(config, settings)
     points, folder = grid.points(), Path(out)
     if shard is not None:
         part = Shard.parse(shard) if isinstance(shard, str) else shard
@@ -155,17 +155,17 @@ def sweep(
         try:
             work.run(execute)
         finally:
-            table = results_table(points, work.rows(keys))
-            write_results(folder, grid, table, time.perf_counter() - began)
-    if shard is None and not table.empty and table["error"].notna().all():
-        raise LeansimError(f"every point was refused; the first: {table['error'].iloc[0]}")
-    return _summary(folder, table, work)
+            results = results_table(points, work.rows(keys))
+            write_results(folder, grid, results, time.perf_counter() - began)
+    if shard is None and not results.empty and results["error"].notna().all():
+        raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
+    return _summary(folder, results, work)
 
 
-def _summary(folder: Path, table: pd.DataFrame, work: _Work) -> Sweep:
-    errors, failed = int(table["error"].notna().sum()), len(work.failures)
-    reused = len(table) - work.simulated - failed
-    return Sweep(folder, table, work.simulated, reused, errors - failed, failed)
+def _summary(folder: Path, results: pd.DataFrame, work: _Work) -> Sweep:
+    errors, failed = int(results["error"].notna().sum()), len(work.failures)
+    reused = len(results) - work.simulated - failed
+    return Sweep(folder, results, work.simulated, reused, errors - failed, failed)
 
 
 def _executor(points: int, jobs: int | None, scheduler: str | None) -> Executor:
@@ -246,21 +246,21 @@ class _Work:
 
 
 def write_results(
-    folder: Path, grid: GridConfig, table: pd.DataFrame, seconds: float | None = None
+    folder: Path, grid: PointGrid, results: pd.DataFrame, seconds: float | None = None
 ) -> None:
     """Write results and manifest, whole or not at all; nothing where there is no result."""
-    if table.empty:
+    if results.empty:
         return
     write_together(
         {
-            folder / RESULTS: lambda part: table.to_parquet(part, index=False),
-            folder / "results.csv": lambda part: table.to_csv(part, index=False),
+            folder / RESULTS: lambda part: results.to_parquet(part, index=False),
+            folder / "results.csv": lambda part: results.to_csv(part, index=False),
             folder / MANIFEST: json.dumps(manifest(grid, seconds), indent=2) + "\n",
         }
     )
 
 
-def manifest(grid: GridConfig, seconds: float | None = None) -> dict[str, Any]:
+def manifest(grid: PointGrid, seconds: float | None = None) -> dict[str, Any]:
     """What made a set of results: the resolved config, versions, commit, seeds."""
     return {
         "config": grid.model_dump(mode="json", by_alias=True, exclude_none=True),

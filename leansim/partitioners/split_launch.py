@@ -1,4 +1,4 @@
-"""Grids with a fixed number of splits per output tile, which most serving kernels launch.
+"""Launches of a fixed number of splits per output tile, as most serving kernels have them.
 
 One CTA per output tile and split, in the order of the kernel's block indices; splits that get no
 KV tiles are launched all the same and declared empty.
@@ -39,7 +39,7 @@ def fixed_splits(
     partials: IntArray | None = None,
     dispatch: Dispatch = "grid",
 ) -> Schedule:
-    """Build the schedule of a grid that launches `splits` CTAs for every output tile.
+    """Build the schedule of a launch of `splits` CTAs for every output tile.
 
     `borders` are the starts and stops of the splits, `[output tiles, splits]` each, in KV tiles
     counted from the tile's first; a split whose start is not below its stop is empty. `partials` is
@@ -48,7 +48,7 @@ def fixed_splits(
     order = issue_order(grid, splits, fastest_first)
     start, stop = (border.ravel()[order] for border in borders)
     split = np.count_nonzero(start < stop) > grid.num_output_tiles
-    return Schedule.from_pieces(
+    return Schedule.from_segments(
         grid,
         (np.arange(len(order)), order // splits, start, stop),
         len(order),
@@ -79,19 +79,19 @@ def token_borders(grid: TileGrid, tokens: IntArray, splits: int) -> tuple[IntArr
     return clipped(grid, number * length, (number + 1) * length)
 
 
-def even_runs(
+def even_segments(
     grid: TileGrid, splits: IntArray, most: int, unit_tokens: int
 ) -> tuple[IntArray, IntArray]:
-    """Starts and stops of as equal runs as whole units allow: the first splits take one unit more.
+    """Starts and stops of segments as equal as whole units allow: the first take one unit more.
 
     A unit is `unit_tokens` of the context, never less than a KV tile; `splits` says per output tile,
-    `[output tiles]`, into how many runs its units are cut, at most `most`. Runs beyond are empty.
+    `[output tiles]`, into how many segments its units are cut, at most `most`; those beyond are empty.
     """
     unit = max(1, unit_tokens // grid.tile_tokens)
     first = grid.first_kv_tile // unit
     units = -(-(grid.first_kv_tile + grid.num_kv_tiles) // unit) - first
-    runs = np.maximum(1, np.minimum(splits, units))[:, None]
-    whole, extra = units[:, None] // runs, units[:, None] % runs
-    number = np.minimum(np.arange(most + 1, dtype=np.int64), runs)
+    counts = np.maximum(1, np.minimum(splits, units))[:, None]
+    whole, extra = units[:, None] // counts, units[:, None] % counts
+    number = np.minimum(np.arange(most + 1, dtype=np.int64), counts)
     border = first[:, None] + number * whole + np.minimum(number, extra)
     return clipped(grid, border[:, :-1] * unit, border[:, 1:] * unit)
