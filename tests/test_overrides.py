@@ -9,6 +9,9 @@ import pytest
 from leansim.errors import ConfigError, LeansimError, PairingError, UnknownNameError
 from leansim.points.point import Resolved, point, resolve
 from leansim.points.simulate import simulate
+from leansim.specs import catalog
+from leansim.specs.kernel import Kernel
+from leansim.specs.overrides import overridden
 
 CALL = {"device": "h100_sxm", "batch_size": 4, "context_len": 4096, "num_q_heads": 32,
         "num_kv_heads": 8, "head_dim": 128}  # fmt: skip
@@ -16,6 +19,10 @@ CALL = {"device": "h100_sxm", "batch_size": 4, "context_len": 4096, "num_q_heads
 
 def changed(kernel: str, **numbers: Any) -> Resolved:
     return resolve(point(**CALL, kernel=kernel, overrides=numbers))
+
+
+def kernel_with(kernel: str, **changes: Any) -> Kernel:
+    return overridden(catalog.kernel(kernel), {key.replace("__", "."): v for key, v in changes.items()})
 
 
 def test_a_number_lies_over_what_tiles_say_of_it() -> None:
@@ -74,3 +81,37 @@ def test_what_does_not_exist_is_named(path: str, complaint: str) -> None:
 def test_an_impossible_number_is_refused() -> None:
     with pytest.raises(LeansimError, match="less than or equal to 1"):
         changed("fa2", **{"kernel.compute.mma_efficiency.sm_90": 2.0})
+
+
+def test_a_choice_takes_the_place_of_numbers_and_of_their_sources() -> None:
+    kernel = kernel_with("sglang_triton", tiles__loop={"name": "pipelined", "stages": 1})
+    assert {kernel.loop(tile)[0] for tile in kernel.tiles} == {"pipelined"}
+    kernel = kernel_with("sglang_fa3", tiles__loop="pipelined")
+    assert {kernel.loop(tile)[0] for tile in kernel.tiles} == {"pipelined"}
+    assert "tiles.loop" not in kernel.sources
+
+
+@pytest.mark.parametrize("path", ["tiles.whole_pages", "ctas.self_contained", "merge.shared"])
+def test_what_is_so_can_be_taken_back(path: str) -> None:
+    kernel = overridden(catalog.kernel("trtllm_xqa"), {path: False})
+    assert path not in kernel.sources
+
+
+def test_a_number_can_become_none() -> None:
+    assert kernel_with("trtllm_gen", merge__grain_bytes=None).merge.grain_bytes is None
+    kernel = kernel_with("trtllm_xqa", start__query=None)
+    assert all(kernel.mechanism(tile, "start").query is None for tile in kernel.tiles)
+    assert not any(key.startswith("tiles.start.query") for key in kernel.sources)
+
+
+def test_a_number_of_what_some_instances_have_changes_in_these_alone() -> None:
+    kernel = kernel_with("trtllm_xqa", start__query__clk=0)
+    queries = [kernel.mechanism(tile, "start").query for tile in kernel.tiles]
+    assert {query.clk for query in queries if query is not None} == {0}
+    assert queries.count(None) == [tile.start.get("query") for tile in kernel.tiles].count(None) > 0
+
+
+def test_numbers_given_as_text_keep_their_source() -> None:
+    kernel = kernel_with("fa2", compute__mma_efficiency="0.5", tiles__whole_pages=False)
+    assert kernel.compute.mma_efficiency == 0.5
+    assert kernel.sources["compute.mma_efficiency"].startswith("assumed: overridden")

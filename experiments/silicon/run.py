@@ -10,12 +10,11 @@ here, and the summaries in docs/accuracy.md and the README.
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import pandas as pd
 
-from leansim.files.writing import write_whole
+from leansim.files.writing import write_between
 from leansim.report.validation_report import sections, write_validation
 from leansim.silicon.tables import table_rows
 from leansim.silicon.validate import kind_table, validate
@@ -27,7 +26,6 @@ ROOT = HERE.parent.parent
 ACCURACY, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"
 # Parts of RESULTS.md that docs/accuracy.md repeats.
 SUMMARY = ("Error of predicted latency", "Is split or unsplit faster", "Beside other tools")
-_BLOCK = re.compile(r"(<!-- (errors|accuracy) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -46,8 +44,8 @@ def main() -> None:
         if title.startswith(SUMMARY)
     ]
     text = f"Written by `{what}`; do not edit.\n\n" + "\n".join(parts)
-    fill(ACCURACY, text)
-    fill(README, plain_rows(kind_table(table)))
+    write_between(ACCURACY, "errors", text)
+    write_between(README, "accuracy", plain_rows(kind_table(table)))
 
 
 def plain_rows(kinds: pd.DataFrame) -> str:
@@ -62,12 +60,7 @@ def plain_rows(kinds: pd.DataFrame) -> str:
         }
         for row in kinds[kinds["kind"] == "plain"].itertuples()
     ]
-    return render(rows, "md") + "\n"
-
-
-def fill(file: Path, text: str) -> None:
-    """Replace what stands between the marks of a page."""
-    write_whole(file, _BLOCK.sub(lambda block: f"{block[1]}{text}{block[3]}", file.read_text()))
+    return render(rows, "md")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ What is written goes to a file beside it first, which then takes its place.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,20 @@ def write_whole(path: Path, content: Content) -> None:
         raise ConfigError("command line", [Problem("--out", f"the folder {path}", "wanted a file")])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_together({path: content})
+
+
+def write_between(path: Path, mark: str, text: str) -> None:
+    """Replace what stands in a page between `<!-- mark -->` and `<!-- /mark -->`, each on its line.
+
+    Raises `ConfigError` where the page has no such marks.
+    """
+    page = path.read_text(encoding="utf-8")
+    block = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    filled, count = block.subn(lambda found: f"{found[1]}{text.strip()}\n{found[2]}", page)
+    if not count:
+        wanted = f"wanted <!-- {mark} --> and <!-- /{mark} -->"
+        raise ConfigError(str(path), [Problem("marks", "none of that name", wanted)])
+    write_whole(path, filled)
 
 
 def write_together(files: Mapping[Path, Content]) -> None:

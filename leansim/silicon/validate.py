@@ -155,20 +155,31 @@ KINDS = ("plain", "other head dim", "8-bit KV", "window", "8-bit KV, window")
 PLAIN_HEAD_DIMS = (64, 128, 256)
 
 
-def kind_table(
-    validated: pd.DataFrame, plain_head_dims: Sequence[int] = PLAIN_HEAD_DIMS
-) -> pd.DataFrame:
-    """Errors per table, kernel and kind of row, with the bias of each latency band.
+def kinds_of(rows: pd.DataFrame, plain_head_dims: Sequence[int] = PLAIN_HEAD_DIMS) -> pd.Series[Any]:
+    """Which of `KINDS` each row is.
 
     `plain` rows are what most people run: 16-bit KV, no window, and a plain head dim.
     """
     import pandas as pd
 
-    done = validated[validated["refused"] == ""]
-    small, windowed = done["kv_dtype"] == "fp8", done["window"] > 0
-    kind = pd.Series("plain", index=done.index)
-    kind[~done["head_dim"].isin(plain_head_dims)] = "other head dim"
+    small, windowed = rows["kv_dtype"] == "fp8", rows["window"] > 0
+    kind = pd.Series("plain", index=rows.index)
+    kind[~rows["head_dim"].isin(plain_head_dims)] = "other head dim"
     kind[small], kind[windowed], kind[small & windowed] = KINDS[2:]
+    return kind
+
+
+def kind_table(
+    validated: pd.DataFrame, plain_head_dims: Sequence[int] = PLAIN_HEAD_DIMS
+) -> pd.DataFrame:
+    """Errors per table, kernel and kind of row, with the bias of each latency band.
+
+    Kinds are those of `kinds_of`.
+    """
+    import pandas as pd
+
+    done = validated[validated["refused"] == ""]
+    kind = kinds_of(done, plain_head_dims)
     rows = []
     for (name, kernel), mine in done.groupby(["table", "kernel"], sort=True):
         for label in KINDS:

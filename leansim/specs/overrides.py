@@ -7,12 +7,13 @@ mechanism's number lies over what a tile says, one of `tiles` without a position
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 from leansim.errors import UnknownNameError
 from leansim.files.strict_yaml import Document
-from leansim.specs.base import SourcedSpec, sourced_anew
+from leansim.specs.base import SourcedSpec, numbers, sourced_anew
 from leansim.specs.catalog import validate
 from leansim.specs.kernel import MECHANISMS, Kernel, Tile
 
@@ -29,8 +30,8 @@ def overridden(spec: _Spec, changes: Mapping[str, Any]) -> _Spec:
         return spec
     data = spec.model_dump(mode="python", exclude_unset=True)
     kind = type(spec).__name__.lower()
-    for path, value in changes.items():
-        way = path.split(".")
+    for path, text in changes.items():
+        way, value = path.split("."), _number_of(text)
         known = sorted(type(spec).model_fields)
         if way[0] not in known:
             raise UnknownNameError(f"{kind} number", way[0], known)
@@ -41,7 +42,23 @@ def overridden(spec: _Spec, changes: Mapping[str, Any]) -> _Spec:
             places = {path}
         for place in places if way[0] not in type(spec).unsourced() else ():
             data["sources"] = sourced_anew(data["sources"], place, _SOURCE)
+        if not numbers(value):
+            data["sources"] = _of_numbers(data)
     return validate(type(spec), Document(f"{kind} override", data, {}))
+
+
+def _number_of(text: Any) -> Any:
+    """A number that was given as text; other values pass through."""
+    with contextlib.suppress(ValueError):
+        return float(text) if isinstance(text, str) else text
+    return text
+
+
+def _of_numbers(data: Mapping[str, Any]) -> dict[str, str]:
+    """The sources that still have numbers: a choice, or nothing, may have taken the place of some."""
+    paths = [path for path, _ in numbers(data)]
+    known = {".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+    return {key: text for key, text in data["sources"].items() if key in known}
 
 
 def _put(data: MutableMapping[str, Any], way: Sequence[str], value: Any, kind: str) -> None:
@@ -67,8 +84,18 @@ def _put_in_kernel(data: dict[str, Any], kernel: Kernel, way: list[str], value: 
             known = dict.fromkeys([*kernel.loops, *(kernel.loop(tile)[0] for tile in kernel.tiles)])
             raise UnknownNameError("tile loop of the kernel", way[1], known)
         return places
+    if places and not _describes(kernel, way[:-1]):
+        return places
     _put(data, way, value, "kernel")
     return {*places, ".".join(way)}
+
+
+def _describes(kernel: Kernel, way: Sequence[str]) -> bool:
+    """Whether the kernel itself has what a number is of, such as a query read in parts."""
+    part: Any = kernel
+    for name in way:
+        part = part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+    return part is not None
 
 
 def _put_in_some_tiles(data: dict[str, Any], way: list[str], value: Any) -> set[str]:
