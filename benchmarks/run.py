@@ -61,7 +61,7 @@ def best(work: Callable[[], Any], repeats: int = 7) -> float:
 def programmed(what: Point) -> Program:
     """Plan and price a point."""
     item = resolve(what)
-    return lower(item.schedule, item.kernel, item.device)
+    return lower(item.schedule, item.instance, item.device)
 
 
 def whole(what: Point) -> Callable[[], Any]:
@@ -232,13 +232,13 @@ def stages(count: int = 400) -> list[dict[str, Any]]:
     for row in silicon_style(count):
         what = point(**row)
         item = resolve(what)
-        program = lower(item.schedule, item.kernel, item.device)
+        program = lower(item.schedule, item.instance, item.device)
         result = execute(program)
         sizes.append(program.num_phases)
         for name, work in {
             "read and look up": lambda: resolve(point(**row)),  # noqa: B023 - run at once
             "schedule": lambda: resolve(what).schedule,  # noqa: B023
-            "price": lambda: lower(item.schedule, item.kernel, item.device),  # noqa: B023
+            "price": lambda: lower(item.schedule, item.instance, item.device),  # noqa: B023
             "execute": lambda: execute(program),  # noqa: B023
             "measure": lambda: time_shares(result),  # noqa: B023
         }.items():
