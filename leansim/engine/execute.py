@@ -11,6 +11,7 @@ import os
 import sys
 from functools import cache
 from importlib.util import find_spec
+from time import perf_counter
 from typing import Literal, get_args
 
 from leansim.engine.program import Program
@@ -20,8 +21,9 @@ from leansim.errors import UnknownNameError
 Engine = Literal["auto", "numba", "simpy"]
 ENGINE_VARIABLE = "LEANSIM_ENGINE"
 _COMPILED = "leansim.engine.numba_engine"
-# Events that the reference executes while Numba and the compiled code are loaded, some 0.5 s.
-_WORTH_LOADING = 100_000
+# What loading Numba and the compiled code takes, s, and an event of the reference before one was timed.
+_LOADING_S = 0.4
+_EVENT_S = 4e-6
 
 
 def check_engine(engine: str) -> None:
@@ -45,15 +47,18 @@ class _Chooser:
     """
 
     def __init__(self) -> None:
-        self.events_left = _WORTH_LOADING
+        self.left_s, self.event_s = _LOADING_S, _EVENT_S
 
     def engine_for(self, program: Program) -> str:
         """Name the engine to execute a program with."""
-        if _COMPILED not in sys.modules:
-            self.events_left -= program.num_events
-            if self.events_left >= 0:
-                return "simpy"
-        return "numba"
+        if _COMPILED in sys.modules or program.num_events * self.event_s > self.left_s:
+            return "numba"
+        return "simpy"
+
+    def took(self, program: Program, seconds: float) -> None:
+        """Learn how long the reference worked."""
+        self.left_s -= seconds
+        self.event_s = seconds / program.num_events
 
 
 _auto = _Chooser()
@@ -80,4 +85,7 @@ def execute(program: Program, engine: Engine = "auto") -> Result:
         return numba_engine.execute(program)
     from leansim.engine import simpy_engine
 
-    return simpy_engine.execute(program)
+    began = perf_counter()
+    result = simpy_engine.execute(program)
+    _auto.took(program, perf_counter() - began)
+    return result
