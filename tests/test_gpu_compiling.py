@@ -113,7 +113,7 @@ for kernel in ("triton_flash_decoding", "triton_lean"):
                          num_q_heads=8, num_kv_heads=1, head_dim=128))
     drawn = inputs.draw(torch, item.workload, "cpu", 0)
     run = Compiled(tools, item.schedule, item.kernel, item.device, drawn)
-    print(kernel, run.fit.metadata.shared, run.fit.metadata.maxnreg)
+    print(kernel, run.resources.metadata.shared, run.resources.metadata.maxnreg)
     if len(run.work.merged_rows):
         named = execution._keywords(launching.combine_meta(item.grid, item.kernel))
         given = (run.partial_o, run.partial_lse, run.out, run.lists["merged_rows"])
