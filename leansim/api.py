@@ -176,12 +176,12 @@ def predict(
         if not _is_csv(points):
             chosen = _points(points)
             asked = [p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in chosen]
-            return Predictions(tuple(asked), tuple(predict_points(chosen, jobs, harness)))
+            return Predictions(tuple(predict_points(chosen, jobs, harness)), tuple(asked))
         given = read_points(str(points), also=(HARNESS,))
         rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in given.rows]
         found = tuple(predict_rows(rows, given.source, jobs))
         described = (one if isinstance(one, LeansimError) else prediction_row(one) for one in found)
-        return Predictions(tuple(given.joined(described, PREDICTION_COLUMNS)), found)
+        return Predictions(found, tuple(given.joined(described, PREDICTION_COLUMNS)))
 
 
 # -- studies -----------------------------------------------------------------------------------

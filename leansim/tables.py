@@ -124,27 +124,33 @@ class Tabled(Shown):
         return render(self.records(), form) if form in ("json", "csv") else self.shown(form)
 
 
+_Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer", bound=Tabled)
 
 
 @dataclass(frozen=True, eq=False)
-class Answers(Tabled, Sequence[_Answer]):
-    """One answer per point, in order: a sequence of them, and one table of all."""
+class Listed(Tabled, Sequence[_Item]):
+    """A sequence of what came of each point, in order."""
 
-    answers: tuple[_Answer, ...]
+    answers: tuple[_Item, ...]
 
     def __len__(self) -> int:
         return len(self.answers)
 
-    def __iter__(self) -> Iterator[_Answer]:
+    def __iter__(self) -> Iterator[_Item]:
         return iter(self.answers)
 
     @overload
-    def __getitem__(self, index: int) -> _Answer: ...
+    def __getitem__(self, index: int) -> _Item: ...
     @overload
-    def __getitem__(self, index: slice) -> tuple[_Answer, ...]: ...
-    def __getitem__(self, index: int | slice) -> _Answer | tuple[_Answer, ...]:
+    def __getitem__(self, index: slice) -> tuple[_Item, ...]: ...
+    def __getitem__(self, index: int | slice) -> _Item | tuple[_Item, ...]:
         return self.answers[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Listed[_Answer]):
+    """One answer per point, and one table of all."""
 
     def rows(self) -> list[Row]:
         """Rows of all answers under each other."""

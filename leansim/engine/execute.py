@@ -39,8 +39,8 @@ def _default(wanted: str) -> str:
     return "simpy" if wanted == "auto" and not find_spec("numba") else wanted
 
 
-class _Chooser:
-    """Loads the compiled engine once the reference has worked as long as loading it takes.
+class _Auto:
+    """Executes with the compiled engine once the reference has worked as long as loading it takes.
 
     A single small point is then answered at once, and nobody waits more than twice as long as with
     either engine alone (the ski rental problem).
@@ -49,19 +49,32 @@ class _Chooser:
     def __init__(self) -> None:
         self.left_s, self.event_s = _LOADING_S, _EVENT_S
 
-    def engine_for(self, program: Program) -> str:
-        """Name the engine to execute a program with."""
+    def execute(self, program: Program) -> Result:
+        """Execute a program, and learn how long the reference worked."""
         if _COMPILED in sys.modules or program.num_events * self.event_s > self.left_s:
-            return "numba"
-        return "simpy"
-
-    def took(self, program: Program, seconds: float) -> None:
-        """Learn how long the reference worked."""
+            return _with_numba(program)
+        began = perf_counter()
+        result = _with_simpy(program)
+        seconds = perf_counter() - began
         self.left_s -= seconds
         self.event_s = seconds / program.num_events
+        return result
 
 
-_auto = _Chooser()
+def _with_numba(program: Program) -> Result:
+    from leansim.engine import numba_engine
+
+    return numba_engine.execute(program)
+
+
+def _with_simpy(program: Program) -> Result:
+    from leansim.engine import simpy_engine
+
+    return simpy_engine.execute(program)
+
+
+_auto = _Auto()
+_EXECUTE = {"auto": _auto.execute, "numba": _with_numba, "simpy": _with_simpy}
 
 
 def load() -> None:
@@ -77,15 +90,4 @@ def execute(program: Program, engine: Engine = "auto") -> Result:
     enough to do, else `simpy`. Raises `UnknownNameError` for an engine that is not there.
     """
     name = _default(os.environ.get(ENGINE_VARIABLE, "auto") if engine == "auto" else engine)
-    if name == "auto":
-        name = _auto.engine_for(program)
-    if name == "numba":
-        from leansim.engine import numba_engine
-
-        return numba_engine.execute(program)
-    from leansim.engine import simpy_engine
-
-    began = perf_counter()
-    result = simpy_engine.execute(program)
-    _auto.took(program, perf_counter() - began)
-    return result
+    return _EXECUTE[name](program)

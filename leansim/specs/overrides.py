@@ -79,13 +79,11 @@ def _put_in_kernel(data: dict[str, Any], kernel: Kernel, way: list[str], value: 
     if way[0] == "tiles" and len(way) > 1:
         return _put_in_some_tiles(data, way[1:], value)
     places = _put_over_tiles(data, kernel, way, value)
-    if way[0] == "loops" and len(way) > 2 and way[1] not in kernel.loops:
-        if not places:
-            known = dict.fromkeys([*kernel.loops, *(kernel.loop(tile)[0] for tile in kernel.tiles)])
-            raise UnknownNameError("tile loop of the kernel", way[1], known)
-        return places
     if places and not _describes(kernel, way[:-1]):
         return places
+    if way[0] == "loops" and len(way) > 2 and way[1] not in kernel.loops:
+        known = dict.fromkeys([*kernel.loops, *(kernel.loop(tile)[0] for tile in kernel.tiles)])
+        raise UnknownNameError("tile loop of the kernel", way[1], known)
     _put(data, way, value, "kernel")
     return {*places, ".".join(way)}
 
@@ -117,17 +115,16 @@ def _put_in_some_tiles(data: dict[str, Any], way: list[str], value: Any) -> set[
 
 def _put_over_tiles(data: dict[str, Any], kernel: Kernel, way: list[str], value: Any) -> set[str]:
     """Lay a mechanism's number over what tiles say of it."""
-    places = set()
+    places: set[str] = set()
     tiles = [dict(tile) for tile in data["tiles"]]
+    of_loop = way[0] == "loops" and len(way) > 2
+    if not of_loop and (way[0] not in MECHANISMS or len(way) < 2):
+        return places
+    mine = ["loop", *way[2:]] if of_loop else way
+    only_here = of_loop and way[1] not in kernel.loops
     for tile, spec in zip(tiles, kernel.tiles, strict=True):
-        mine = list(way)
-        if way[0] == "loops":
-            if len(way) < 3 or kernel.loop(spec)[0] != way[1]:
-                continue
-            mine = ["loop", *way[2:]]
-        elif way[0] not in MECHANISMS or len(way) < 2:
+        if of_loop and kernel.loop(spec)[0] != way[1]:
             continue
-        only_here = way[0] == "loops" and way[1] not in kernel.loops
         if only_here or mine[1] in getattr(spec, mine[0]):
             _put(tile, mine, value, "kernel")
             places.add(".".join(["tiles", *mine]))

@@ -5,13 +5,13 @@ Predictions are in seconds; rows of tables and files are in microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from leansim.errors import LeansimError
 from leansim.sweeps.predict import Outcome, Prediction
-from leansim.tables import Tabled
+from leansim.tables import Listed
 
 # What a prediction adds to a row of points.
 PREDICTION_COLUMNS = (
@@ -41,27 +41,13 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Predictions(Tabled, Sequence[Outcome]):
+class Predictions(Listed[Outcome]):
     """A prediction per point, in order, or the error that stood in its way.
 
     `described` are the points as they were given, each a mapping of its fields.
     """
 
     described: tuple[Mapping[str, Any], ...]
-    outcomes: tuple[Outcome, ...]
-
-    def __len__(self) -> int:
-        return len(self.outcomes)
-
-    def __iter__(self) -> Iterator[Outcome]:
-        return iter(self.outcomes)
-
-    @overload
-    def __getitem__(self, index: int) -> Outcome: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Outcome, ...]: ...
-    def __getitem__(self, index: int | slice) -> Outcome | tuple[Outcome, ...]:
-        return self.outcomes[index]
 
     def rows(self) -> list[dict[str, Any]]:
         """The records."""
@@ -71,12 +57,12 @@ class Predictions(Tabled, Sequence[Outcome]):
         """The fields of each point, then its prediction, times in microseconds; or an `error`."""
         return [
             {**fields, **_cells(found)}
-            for fields, found in zip(self.described, self.outcomes, strict=True)
+            for fields, found in zip(self.described, self.answers, strict=True)
         ]
 
     def notes(self) -> list[str]:
         """How many points lie outside what was held against silicon."""
-        known = [found for found in self.outcomes if not isinstance(found, LeansimError)]
+        known = [found for found in self.answers if not isinstance(found, LeansimError)]
         outside = sum(found.extrapolated for found in known)
         where = "outside what was held against silicon for their kernel and device (extrapolated)"
         return [f"{outside} of {len(known)} points lie {where}"] if outside else []
