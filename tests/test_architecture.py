@@ -58,6 +58,7 @@ CONFINED = {
 }
 MOST_MODULES = 8  # beside the packages
 MOST_LINES = 400
+MOST_OPTIONAL_FIELDS = 12
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -139,6 +140,50 @@ def test_there_are_few_modules_beside_the_packages() -> None:
 def test_a_file_answers_one_question(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES, f"{lines} lines"
+
+
+def optional_fields(source: str) -> dict[str, list[str]]:
+    """Fields with a default that each class of a file declares itself, those it inherits left out."""
+    return {
+        node.name: [
+            line.target.id
+            for line in node.body
+            if isinstance(line, ast.AnnAssign)
+            and isinstance(line.target, ast.Name)
+            and line.value is not None
+            and not ast.unparse(line.annotation).startswith("ClassVar")
+            and not _is_required(line.value)
+        ]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def _is_required(value: ast.expr) -> bool:
+    """Whether `Field(...)` is given no default: none in its place, nor by name."""
+    if not (isinstance(value, ast.Call) and ast.unparse(value.func) == "Field"):
+        return False
+    return not value.args and not {"default", "default_factory"} & {word.arg for word in value.keywords}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_class_declares_few_optional_fields(path: Path) -> None:
+    """More of them are several things that may be absent together: a class each, then composed."""
+    for name, fields in optional_fields(path.read_text(encoding="utf-8")).items():
+        assert len(fields) <= MOST_OPTIONAL_FIELDS, f"{name}: {', '.join(fields)}"
+
+
+def test_the_reader_of_fields_knows_which_are_optional() -> None:
+    source = """
+class Point(Parts):
+    kind: ClassVar[str] = "point"
+    device: str = Field(description="needed")
+    name: str
+    model: str | None = Field(None, description="optional")
+    overrides: dict = Field(default_factory=dict)
+    seed: int = 0
+"""
+    assert optional_fields(source) == {"Point": ["model", "overrides", "seed"]}
 
 
 @pytest.mark.parametrize("package", sorted({path.parent for path in FILES} - {PACKAGE}))

@@ -28,7 +28,9 @@ from leansim.timing.loops import registry as loops
 _PACKAGE = __name__.partition(".")[0]
 # Packages that turn a point into numbers, and the rest of what does.
 MODEL = ("specs", "schedule", "partitioners", "timing", "engine", "results")
-MODEL_FILES = ("points/point.py", "points/simulate.py")
+MODEL_FILES = tuple(
+    f"points/{name}.py" for name in ("policy", "batch", "shape", "call", "point", "simulate")
+)
 PLUGINS = (partitioners.PLUGINS, loops.PLUGINS)
 _SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))
 

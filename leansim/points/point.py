@@ -10,108 +10,42 @@ import inspect
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from leansim.errors import (
-    ConfigError,
-    FaultError,
-    LeansimError,
-    PartitionerError,
-    Problem,
-    UnknownNameError,
-    WorkloadError,
-    suggestion,
-)
+from leansim.errors import ConfigError, FaultError, LeansimError, Problem, UnknownNameError, suggestion
 from leansim.files.strict_yaml import Document
-from leansim.partitioners.registry import Partitioner, make, partitioners
+from leansim.partitioners.registry import Partitioner, partitioners
+from leansim.points.batch import BatchFields, context_lens_of
+from leansim.points.call import CallFields, call_of
 from leansim.points.keys import result_key
+from leansim.points.policy import PolicyFields, kernel_of, partitioner_of
+from leansim.points.shape import ShapeFields, shape_of
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
-from leansim.specs.base import Count, DType, LaunchMode, Positive, Spec, TokenCount
+from leansim.specs.base import Count
 from leansim.specs.device import Device
-from leansim.specs.hf_config import read_hf_config
 from leansim.specs.instance import Instance, instance_of
-from leansim.specs.kernel import Kernel, PartitionerChoice, PartitionerSpec
-from leansim.specs.model import Model
+from leansim.specs.kernel import Kernel
 from leansim.specs.overrides import overridden
-from leansim.specs.traces import find_trace, read_trace, sample_in_flight
-from leansim.specs.workload import Cache, Workload, lognormal_lens
+from leansim.specs.workload import Workload
 from leansim.tables import Row
 
 
-def _split_lengths(value: Any) -> Any:
-    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+# Fields of the last part come first: device, kernel, ... overrides, as help and tables list them.
+class Point(CallFields, ShapeFields, BatchFields, PolicyFields):
+    """A device, a kernel and a workload, in one flat vocabulary.
 
-
-Lengths = Annotated[tuple[TokenCount, ...], Field(min_length=1), BeforeValidator(_split_lengths)]
-
-
-class Point(Spec):
-    """A device, a kernel and a workload.
-
-    The batch is given as `batch_size` and `context_len` (with `context_len_cv`, lengths drawn from
-    a log-normal of that mean and coefficient of variation), as `context_lens`, or as `trace` and
-    `batch_size` (requests in flight, drawn with `seed`). `context_scale` multiplies every length.
-    The attention shape is given by heads and head dim, by `model`, or by a Hugging Face
-    `model_config` file; `tensor_parallel` divides it. `overrides` changes any number of the device
-    or kernel, as in `device.num_sms`.
+    Each part says in which ways its fields may be given. `overrides` changes any number of the device or
+    kernel, as in `device.num_sms`.
     """
-
-    device: str = Field(description="a GPU in configs/devices, or a path to its YAML")
-    kernel: str = Field(description="a kernel in configs/kernels, or kernel+partitioner")
-    partitioner: PartitionerChoice | None = Field(None, description="instead of the kernel's own")
-
-    batch_size: Annotated[Count, Field(le=2**20)] | None = Field(
-        None, description="requests in the batch"
-    )
-    context_len: TokenCount | None = Field(None, description="KV tokens of each request (32k, 1M)")
-    context_len_cv: Annotated[Positive, Field(le=100)] | None = Field(
-        None, description="log-normal spread of context_len"
-    )
-    context_lens: Lengths | None = Field(None, description="KV tokens of each request")
-    trace: str | None = Field(None, description="a built-in trace or a trace file to draw requests from")
-    seed: int = Field(0, ge=0, description="seed of the drawn requests")
-    context_scale: Annotated[Positive, Field(le=2**30)] = Field(
-        1.0, description="multiplies every context length"
-    )
-    max_context_len: TokenCount | None = Field(None, description="longest context the call is told of")
-
-    model: str | None = Field(None, description="a model in configs/models")
-    hf_config: str | None = Field(
-        None, alias="model_config", description="path to a Hugging Face config.json"
-    )
-    tensor_parallel: Count = Field(1, description="GPUs the heads are divided over")
-    num_q_heads: Count | None = Field(None, description="query heads")
-    num_kv_heads: Count | None = Field(None, description="KV heads")
-    head_dim: Count | None = Field(None, description="head dimension")
-    head_dim_v: Count | None = Field(None, description="head dimension of V, if another")
-    latent_kv: bool | None = Field(
-        None, description="whether V is the leading part of K (MLA's latent KV cache)"
-    )
-    query_len: Count = Field(1, description="new tokens per request")
-    window: TokenCount | None = Field(None, description="sliding window")
-    q_dtype: DType = Field("bfloat16", description="dtype of Q and of the output")
-    kv_dtype: DType = Field("bfloat16", description="dtype of K and V")
-    page_tokens: Count = Field(16, description="tokens per page of the KV cache")
-    cache: Cache = Field("cold", description="whether KV is in L2 from a replay (warm)")
-    launch: LaunchMode = Field("graph", description="how kernels are launched")
 
     num_sms: Count | None = Field(None, description="SMs, instead of the device's")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="device.* and kernel.* numbers to change"
     )
-
-    @property
-    def policy(self) -> str:
-        """Kernel and, where it is not the kernel's own, partitioner: the label of a table row."""
-        if self.partitioner is None:
-            return self.kernel
-        options = ", ".join(f"{k}={v}" for k, v in sorted(self.partitioner.options.items()))
-        return f"{self.kernel}+{self.partitioner.name}" + (f"({options})" if options else "")
 
 
 POINT_KEYS: dict[str, str] = {field.alias or name: name for name, field in Point.model_fields.items()}
@@ -194,19 +128,8 @@ def validated(fields: dict[str, Any], source: str) -> Point:
 
 def resolve(point: Point) -> Resolved:
     """Look up a point's names and build its workload. Raises a named `LeansimError`."""
-    kernel_name, _, partitioner_name = point.kernel.partition("+")
-    device, kernel = _overridden(point, catalog.device(point.device), catalog.kernel(kernel_name))
-    chosen = point.partitioner
-    if chosen is not None and partitioner_name:
-        found = f"kernel {point.kernel!r} and partitioner {chosen.name!r}"
-        raise PartitionerError(f"found {found}; wanted a partitioner in one place")
-    if chosen is None:
-        chosen = PartitionerSpec(name=partitioner_name) if partitioner_name else kernel.partitioner
-    elif chosen.name == kernel.partitioner.name:
-        chosen = PartitionerSpec(
-            name=chosen.name, options={**kernel.partitioner.options, **chosen.options}
-        )
-    partitioner = make(chosen.name, chosen.options)
+    device, kernel = _overridden(point, catalog.device(point.device), kernel_of(point))
+    partitioner = partitioner_of(point, kernel)
     return Resolved(point, device, kernel, workload_of(point), partitioner)
 
 
@@ -225,79 +148,14 @@ def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, K
 
 def workload_of(point: Point) -> Workload:
     """Build a point's workload. Raises `WorkloadError` for missing or contradictory fields."""
-    shape = _shape(point)
-    if point.context_len_cv is not None and point.context_len is None:
-        raise WorkloadError("workload: context_len_cv spreads context_len; wanted context_len")
-    lens = _context_lens(point)
-    if point.context_scale != 1.0:
-        lens = [max(1, round(n * point.context_scale)) for n in lens]
+    shape = shape_of(point)
     return Workload(
-        context_lens=tuple(lens),
-        query_len=point.query_len,
-        q_dtype=point.q_dtype,
-        kv_dtype=point.kv_dtype,
-        page_tokens=point.page_tokens,
+        context_lens=context_lens_of(point),
         max_context_len=point.max_context_len,
-        cache=point.cache,
-        launch=point.launch,
         label=point.trace or "",
         **shape,
+        **call_of(point),
     )
-
-
-def _shape(point: Point) -> dict[str, Any]:
-    """Heads, head dims and window: the model's, with what the point itself says on top."""
-    if point.model is not None and point.hf_config is not None:
-        raise WorkloadError("workload: give model or model_config, not both")
-    model: Model | None = None
-    if point.hf_config is not None:
-        model = read_hf_config(Path(point.hf_config))
-    elif point.model is not None:
-        model = catalog.model(point.model)
-    shape: dict[str, Any] = dict.fromkeys(
-        ("num_q_heads", "num_kv_heads", "head_dim", "head_dim_v", "window", "latent_kv")
-    )
-    if model is not None:
-        share = model.divided(point.tensor_parallel)
-        shape |= {name: getattr(share, name) for name in shape}
-    elif point.tensor_parallel != 1:
-        raise WorkloadError("workload: tensor_parallel divides a model; give model or model_config")
-    shape |= {name: getattr(point, name) for name in shape if getattr(point, name) is not None}
-    needed = ("num_q_heads", "num_kv_heads", "head_dim")
-    if missing := [name for name in needed if shape[name] is None]:
-        raise WorkloadError(f"workload: wanted {', '.join(missing)}, or a model")
-    return shape | {"latent_kv": bool(shape["latent_kv"])}
-
-
-def _context_lens(point: Point) -> list[int]:
-    ways = {
-        "context_len": point.context_len,
-        "context_lens": point.context_lens,
-        "trace": point.trace,
-    }
-    given = [name for name, value in ways.items() if value is not None]
-    if len(given) != 1:
-        found = " and ".join(given) or "none of them"
-        raise WorkloadError(
-            f"workload: wanted one of context_len, context_lens and trace, found {found}"
-        )
-    if point.context_lens is not None:
-        if point.batch_size not in (None, len(point.context_lens)):
-            raise WorkloadError(
-                f"workload: batch_size is {point.batch_size}, "
-                f"but context_lens has {len(point.context_lens)} requests"
-            )
-        return list(point.context_lens)
-    if point.batch_size is None:
-        raise WorkloadError(f"workload: wanted batch_size beside {given[0]}")
-    if point.trace is not None:
-        trace = read_trace(find_trace(point.trace))
-        lens: list[int] = sample_in_flight(trace, point.batch_size, point.seed).tolist()
-        return lens
-    assert point.context_len is not None
-    if point.context_len_cv is None:
-        return [point.context_len] * point.batch_size
-    return lognormal_lens(point.context_len, point.context_len_cv, point.batch_size, point.seed)
 
 
 PLAN_COLUMNS = ("num_splits", "num_ctas", "num_waves", "ctas_per_sm")
