@@ -337,7 +337,7 @@ def validate(
     missing tables.
     """
     from leansim.silicon import validate as validation
-    from leansim.silicon.tables import table_rows
+    from leansim.silicon.published import table_rows
 
     names = _names(tables)
     if points is None:

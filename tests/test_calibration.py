@@ -18,8 +18,8 @@ from leansim.files.writing import write_together, write_whole
 from leansim.files.yaml_edit import edited, short
 from leansim.silicon.calibration import MOST_PER_PAIR, Calibration, CalibrationConfig, read_calibration
 from leansim.silicon.fit import calibrate, edits, fit_rows, write
+from leansim.silicon.published import FILE_COLUMNS, RENAMED, measured_rows, table_rows
 from leansim.silicon.rows import SHAPE, calls_of, digest
-from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows, table_rows
 from leansim.silicon.targets import (
     applies,
     changed,

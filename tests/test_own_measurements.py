@@ -10,8 +10,8 @@ import leansim
 from leansim.errors import ConfigError, LeansimError, StoreError
 from leansim.points.point import workload_of
 from leansim.silicon.own import own_rows
+from leansim.silicon.published import table_rows
 from leansim.silicon.rows import ROW_COLUMNS, Harnesses
-from leansim.silicon.tables import table_rows
 from leansim.silicon.validate import error_table, refusals, validate_points
 from leansim.specs import catalog
 from leansim.specs.harness import Calls

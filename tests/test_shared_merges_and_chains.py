@@ -19,7 +19,7 @@ from leansim.engine.sharing import sm_limits
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.schedule.schedule import Schedule
-from leansim.silicon.tables import measured_rows
+from leansim.silicon.published import measured_rows
 from leansim.specs import catalog
 from leansim.specs.harness import Calls, HarnessTerm
 from leansim.specs.instance import Instance, LoopNumbers

@@ -15,10 +15,10 @@ import leansim
 from leansim.errors import ConfigError, StoreError
 from leansim.files.strict_yaml import Document
 from leansim.points.point import workload_of
-from leansim.silicon import tables as measurements
+from leansim.silicon import published
 from leansim.silicon.other_tools import comparison_sample, errors_of_tools
+from leansim.silicon.published import FILE_COLUMNS, measured_rows, table_rows
 from leansim.silicon.rows import ROW_COLUMNS, SHAPE, calls_of, covered, digest
-from leansim.silicon.tables import FILE_COLUMNS, measured_rows, table_rows
 from leansim.silicon.validate import errors_of, ranking, validate, worst_rows
 from leansim.specs import catalog
 from leansim.specs.harness import Calls, HarnessTerm, MeasuredTable
@@ -231,14 +231,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 
 def test_missing_tables_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurements, "installed", lambda: False)
+    monkeypatch.setattr(published, "installed", lambda: False)
     with pytest.raises(StoreError, match=r"pip install 'leansim-attention\[silicon\]'"):
         measured_rows(catalog.table("a100_sxm_vllm"))
     with pytest.raises(StoreError, match="found no sample"):
         table_rows((), data=Path(__file__).parent)
 
 
-@pytest.mark.skipif(not measurements.installed(), reason="wants the extra `silicon`")
+@pytest.mark.skipif(not published.installed(), reason="wants the extra `silicon`")
 @pytest.mark.parametrize("name", catalog.names("table"))
 def test_descriptions_fit_the_installed_tables(name: str) -> None:
     table = catalog.table(name)

@@ -24,8 +24,8 @@ from leansim.errors import UnknownNameError
 from leansim.files.strict_yaml import read
 from leansim.files.writing import write_between, write_whole
 from leansim.points.point import Point, Resolved, resolve
+from leansim.silicon.published import table_rows
 from leansim.silicon.rows import Harnesses
-from leansim.silicon.tables import table_rows
 from leansim.silicon.validate import KINDS, kinds_of, validate
 from leansim.specs import catalog
 from leansim.specs.base import Spec

@@ -16,7 +16,7 @@ import pandas as pd
 
 from leansim.files.writing import write_between
 from leansim.report.validation_report import sections, write_validation
-from leansim.silicon.tables import table_rows
+from leansim.silicon.published import table_rows
 from leansim.silicon.validate import kind_table, validate
 from leansim.sweeps.progress import Progress
 from leansim.tables import render

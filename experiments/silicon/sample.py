@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from leansim.files.writing import write_whole
-from leansim.silicon.tables import FILE_COLUMNS, RENAMED, measured_rows
+from leansim.silicon.published import FILE_COLUMNS, RENAMED, measured_rows
 from leansim.specs import catalog
 
 HERE = Path(__file__).resolve().parent

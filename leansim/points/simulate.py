@@ -13,7 +13,7 @@ from leansim.engine.program import Program
 from leansim.engine.result import Result
 from leansim.errors import OutOfRangeError
 from leansim.points.point import Point, Resolved, plan_row, resolve
-from leansim.points.table import results_table
+from leansim.points.results_table import results_table
 from leansim.results.metrics import Metrics, summarise
 from leansim.schedule.schedule import Schedule
 from leansim.tables import Tabled

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leansim.files.writing import write_together, write_whole
+from leansim.points.results_table import results_table
 from leansim.points.simulate import Simulation
-from leansim.points.table import results_table
 from leansim.report.figures import line_figure
 from leansim.report.sheet import save
 from leansim.results.perfetto import write_trace

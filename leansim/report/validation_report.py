@@ -14,7 +14,7 @@ from leansim.files.writing import write_whole
 from leansim.report.error_figures import draw
 from leansim.silicon.fit import Fit
 from leansim.silicon.other_tools import comparison_sample, errors_of_tools, sample
-from leansim.silicon.tables import installed_version
+from leansim.silicon.published import installed_version
 from leansim.silicon.validate import (
     BANDS,
     PLAIN_HEAD_DIMS,

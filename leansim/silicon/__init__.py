@@ -1,6 +1,6 @@
 """Held against measurements, and fitted to them.
 
 Imports sweeps and below.
-Begin with rows.py, the schema of a measured row, which tables.py and own.py read; validate.py gives
+Begin with rows.py, the schema of a measured row, which published.py and own.py read; validate.py gives
 errors, fit.py calibrates.
 """

@@ -26,8 +26,8 @@ from leansim.files.yaml_edit import edited, short
 from leansim.points.point import Point, Resolved, resolve
 from leansim.silicon.calibration import Calibration, FitRows
 from leansim.silicon.own import own_rows
+from leansim.silicon.published import measured_rows
 from leansim.silicon.rows import ROW_COLUMNS, Harnesses, in_hash_order, matching, of_split
-from leansim.silicon.tables import measured_rows
 from leansim.silicon.targets import Target, applies, changed, in_harness, value_at
 from leansim.specs import catalog
 from leansim.specs.base import numbers, source_key

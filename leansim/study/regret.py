@@ -20,7 +20,7 @@ import numpy as np
 from leansim.errors import LeansimError
 from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, Resolved, resolve
-from leansim.points.table import results_table
+from leansim.points.results_table import results_table
 from leansim.specs.kernel import Kernel
 from leansim.study.bench import Bench
 from leansim.study.oracle import BUDGET, Oracle, Policy, search

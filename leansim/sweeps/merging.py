@@ -12,7 +12,7 @@ from leansim.errors import StoreError
 from leansim.files.strict_yaml import Document
 from leansim.points.grid import GridFile, PointGrid
 from leansim.points.point import Point
-from leansim.points.table import results_table
+from leansim.points.results_table import results_table
 from leansim.specs import catalog
 from leansim.sweeps.executors import point_key
 from leansim.sweeps.store import FILE_NAME, Store

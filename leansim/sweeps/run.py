@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
 from leansim.points.grid import PointGrid, load
+from leansim.points.results_table import results_table
 from leansim.points.simulate import Simulation, simulate
-from leansim.points.table import results_table
 from leansim.tables import Row, Tabled
 
 if TYPE_CHECKING:

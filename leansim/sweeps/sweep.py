@@ -27,7 +27,7 @@ from leansim.files.writing import write_together
 from leansim.points.grid import PointGrid, load
 from leansim.points.keys import plugin_versions
 from leansim.points.point import Point
-from leansim.points.table import results_table
+from leansim.points.results_table import results_table
 from leansim.sweeps import cluster, executors
 from leansim.sweeps.compare import finished
 from leansim.sweeps.executors import Chunk, Executor, Finished, point_key, using

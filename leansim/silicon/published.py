@@ -1,4 +1,4 @@
-"""Reads NVIDIA's tables of measured latencies, as installed or as samples of them, into rows."""
+"""Reads published measurements into rows: NVIDIA's tables, as installed, or samples of them."""
 
 from __future__ import annotations
 
