@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -195,6 +196,13 @@ def test_a_folder_says_what_it_answers_and_where_to_begin(package: Path) -> None
     assert len(tree.body) == 1
     assert "Imports " in said
     assert "Begin with " in said
+
+
+def test_the_map_in_the_docs_has_every_folder() -> None:
+    page = (PACKAGE.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+    order = re.findall(r"^\| \[(\w+)\]\(\.\./leansim/\1\) \|", page, flags=re.MULTILINE)
+    assert sorted(order) == sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    assert order == sorted(order, key=lambda name: RANK[name]), "those that it imports come first"
 
 
 @pytest.mark.parametrize("module", MODULES)

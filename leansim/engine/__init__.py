@@ -2,5 +2,5 @@
 
 Nothing here knows what attention is.
 Imports errors, arrays.
-Begin with program.py is what runs, result.py what comes of it, execute.py chooses the engine.
+Begin with program.py, which is what runs; result.py is what comes of it, execute.py chooses the engine.
 """

@@ -1,4 +1,4 @@
-"""What a result says: metrics, and timelines for Perfetto.
+"""What one run says: metrics, and timelines for Perfetto; `report` writes for people.
 
 Imports engine, schedule, timing and below.
 Begin with metrics.py, one pure function for each number.

@@ -1,5 +1,5 @@
-"""How a workload is cut into tiles, and which CTA does which of them.
+"""How a workload is cut into tiles, and which CTA does which; `partitioners` decide it.
 
 Imports specs and below.
-Begin with tiling.py cuts; schedule.py is what every partitioner makes and everything else reads.
+Begin with tiling.py, which cuts; schedule.py is what every partitioner makes and everything else reads.
 """

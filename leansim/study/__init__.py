@@ -1,5 +1,5 @@
-"""Which schedule to ship: split choices held against the best one found.
+"""Which schedule to ship: split choices held against the best that search finds, in the model.
 
 Imports sweeps and below.
-Begin with oracle.py searches one point; regret.py a grid of them.
+Begin with oracle.py, which searches one point; regret.py searches a grid of them.
 """
