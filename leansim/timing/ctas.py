@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray
+from leansim.arrays import BoolArray, IntArray, Ints
 from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.specs.device import Device
@@ -79,6 +79,7 @@ def idle_partials(schedule: Schedule, instance: Instance) -> IntArray | None:
     return schedule.num_ctas // schedule.grid.num_output_tiles - schedule.segments_of_tile
 
 
-def store_ps(size: IntArray, device: Device) -> IntArray:
+def store_ps(size: Ints, device: Device) -> Ints:
     """Time to issue stores: their bytes at the SM's rate. Nobody waits for them to land."""
-    return rounded_ps(size / device.sm_load_bytes_per_s)
+    seconds = size / device.sm_load_bytes_per_s
+    return picoseconds(seconds) if isinstance(seconds, float) else rounded_ps(seconds)
