@@ -33,9 +33,10 @@ def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArr
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)
-        request = schedule.grid.request[schedule.output_tile[changes(schedule.cta)]]
-        scanned = (np.cumsum(changes(request)) - 1) // instance.ctas.scan_requests
-        if scanned[-1] and len(scanned) == schedule.num_ctas:
+        begins = changes(schedule.grid.request[schedule.output_tile[changes(schedule.cta)]])
+        together = instance.ctas.scan_requests
+        if np.count_nonzero(begins) > together and len(begins) == schedule.num_ctas:
+            scanned = (np.cumsum(begins) - 1) // together
             scanned[slots:] -= scanned[:-slots].copy()
             # A kernel built for splits looks up how many each request has as well.
             looks = 2 if schedule.combine == "kernel" else 1

@@ -273,7 +273,7 @@ class _Places:
         """Two phases per segment, three where it merges, and one before them per CTA."""
         merges: BoolArray = schedule.merges
         one_each = schedule.num_segments == schedule.num_ctas and not schedule.num_empty_ctas
-        if one_each and not merges.any():
+        if one_each and not np.count_nonzero(merges):
             border = np.arange(0, 3 * schedule.num_ctas + 1, 3)
             launch, stream, write = (slice(first, None, 3) for first in range(3))
             return cls(launch, stream, border[:0], write, border, 3 * schedule.num_ctas)

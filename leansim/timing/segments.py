@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from leansim.arrays import BoolArray, FloatArray, Floats, IntArray, at_least, at_most
+from leansim.arrays import BoolArray, FloatArray, Floats, IntArray, Ints, at_least, at_most
 from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
@@ -67,7 +67,7 @@ class _Starts:
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
         if prices.masks:
             edge_s = prices.loop.fill_s(prices.edge, loaded)
-            if not np.array_equal(edge_s, fill_s):
+            if np.count_nonzero(np.not_equal(edge_s, fill_s)):
                 parts = (of_segments(schedule, part) for part in (edge_s, fill_s))
                 fill_s = np.where(_ends_at_an_edge(schedule), *parts)
         before_s: Any = prologue_s(schedule.grid, instance, device, fill_s) - start.loading_s
@@ -93,7 +93,7 @@ def first_loaded(schedule: Schedule) -> Floats:
         return 1.0
     begin, end = grid.loaded_of_ends
     share: FloatArray = end if from_end else begin
-    if schedule.num_segments == grid.num_output_tiles:
+    if _is_whole(schedule):
         one = float(share.flat[0])
         return one if (share == one).all() else share
     to_first = schedule.stop if from_end else schedule.start + 1
@@ -175,6 +175,11 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     return positive
 
 
+def _is_whole(schedule: Schedule) -> bool:
+    """Whether each segment is all of an output tile."""
+    return schedule.num_segments == schedule.grid.num_output_tiles
+
+
 def _at_end(schedule: Schedule) -> BoolArray:
     """Which segments have the last KV tile of their output tile."""
     return np.equal(schedule.stop, schedule.grid.num_kv_tiles[schedule.output_tile])
@@ -186,8 +191,10 @@ def _at_window(schedule: Schedule) -> BoolArray:
     return begins if schedule.grid.workload.is_local else np.zeros_like(begins)
 
 
-def _edges(schedule: Schedule) -> IntArray:
+def _edges(schedule: Schedule) -> Ints:
     """Tiles of each segment with masked scores: the last of an output tile, of a window the first."""
+    if not schedule.grid.workload.is_local:
+        return 1 if _is_whole(schedule) else _at_end(schedule).astype(np.int64)
     edges = _at_end(schedule).astype(np.int64) + _at_window(schedule)
     few: IntArray = np.minimum(edges, schedule.stop - schedule.start)
     return few
