@@ -5,7 +5,6 @@ The same fields serve YAML, CSV columns, command-line flags and Python keywords.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ from leansim.errors import (
     LeansimError,
     PartitionerError,
     Problem,
-    UnknownNameError,
     WorkloadError,
     suggestion,
 )
 from leansim.files.strict_yaml import Document
-from leansim.partitioners.registry import Partitioner, make, partitioners
+from leansim.partitioners.registry import Partitioner, find, make, option_names, partitioners
 from leansim.points.keys import result_key
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
@@ -347,10 +345,7 @@ def _number(text: str) -> Any:
 
 def option_columns(partitioner: str) -> list[str]:
     """Option names of a partitioner."""
-    known = partitioners()
-    if partitioner not in known:
-        raise UnknownNameError("partitioner", partitioner, known)
-    return [field.name for field in dataclasses.fields(known[partitioner]) if field.init]
+    return option_names(find(partitioner))
 
 
 def all_option_columns() -> set[str]:
