@@ -11,9 +11,10 @@ import importlib
 import pkgutil
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -44,7 +45,8 @@ class Plugins:
         An entry point that cannot be loaded, is something else, or has a name that is taken is named in
         a warning and left out: another package's mistake breaks nothing that does not need it.
         """
-        found = dict(self._ours())
+        modules = pkgutil.iter_modules(importlib.import_module(self.package).__path__)
+        found = dict(self._ours(module.name for module in modules))
         for entry in entry_points(group=self.group):
             if (complaint := self._taken(entry, found)) is not None:
                 warnings.warn(complaint, stacklevel=2)
@@ -52,9 +54,14 @@ class Plugins:
                 found[entry.name] = loaded
         return dict(sorted(found.items()))
 
-    def _ours(self) -> Iterator[tuple[str, type[Any]]]:
-        for info in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            module = importlib.import_module(f"{self.package}.{info.name}")
+    def own(self, name: str) -> type[Any] | None:
+        """Our class of a name, if it stands in a module of that name: no other one is loaded."""
+        there = name.isidentifier() and find_spec(f"{self.package}.{name}") is not None
+        return dict(self._ours([name])).get(name) if there else None
+
+    def _ours(self, modules: Iterable[str]) -> Iterator[tuple[str, type[Any]]]:
+        for name in modules:
+            module = importlib.import_module(f"{self.package}.{name}")
             for value in vars(module).values():
                 if self.accepts(value, module.__name__):
                     yield snake_case(value.__name__), value

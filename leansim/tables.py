@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +42,13 @@ def render(rows: Sequence[Row], form: str, title: str = "") -> str:
 
 
 def _tags(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{_escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _escaped(text: str) -> str:
+    from html import escape  # a table of all entities, which few need
+
+    return escape(text)
 
 
 def _piped(cells: Sequence[str]) -> str:
@@ -98,11 +103,11 @@ class Shown:
 
 
 def _head(title: str, form: str) -> str:
-    return f"<p><b>{html.escape(title)}</b></p>" if form == "html" else title
+    return f"<p><b>{_escaped(title)}</b></p>" if form == "html" else title
 
 
 def _note(note: str, form: str) -> str:
-    return f"<p>{html.escape(note.strip())}</p>" if form == "html" else note
+    return f"<p>{_escaped(note.strip())}</p>" if form == "html" else note
 
 
 class Tabled(Shown):

@@ -46,15 +46,23 @@ def partitioners() -> Mapping[str, type[Any]]:
     return PLUGINS.found()
 
 
+@cache
+def find(name: str) -> type[Any]:
+    """The partitioner of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
+    if (own := PLUGINS.own(name)) is not None:
+        return own
+    known = partitioners()
+    if name not in known:
+        raise UnknownNameError("partitioner", name, known)
+    return known[name]
+
+
 def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
     """Build a partitioner from its name and options.
 
     Raises `UnknownNameError`, or `PartitionerError` naming each unknown or badly typed option.
     """
-    known = partitioners()
-    if name not in known:
-        raise UnknownNameError("partitioner", name, known)
-    cls = known[name]
+    cls = find(name)
     options = dict(options or {})
     problems = [
         f"{key}: unknown option{suggestion(key, option_names(cls))}; it has "
@@ -85,4 +93,4 @@ def option_names(cls: type[Any]) -> list[str]:
 
 @cache
 def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(partitioners()[name])  # slow to build: milliseconds
+    return TypeAdapter(find(name))  # slow to build: milliseconds

@@ -5,7 +5,6 @@ The same fields serve YAML, CSV columns, command-line flags and Python keywords.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from leansim.errors import ConfigError, FaultError, LeansimError, Problem, UnknownNameError, suggestion
+from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
 from leansim.files.strict_yaml import Document
-from leansim.partitioners.registry import Partitioner, partitioners
+from leansim.partitioners.registry import Partitioner, find, option_names, partitioners
 from leansim.points.batch import BatchFields, context_lens_of
 from leansim.points.call import CallFields, call_of
 from leansim.points.keys import result_key
@@ -205,10 +204,7 @@ def _number(text: str) -> Any:
 
 def option_columns(partitioner: str) -> list[str]:
     """Option names of a partitioner."""
-    known = partitioners()
-    if partitioner not in known:
-        raise UnknownNameError("partitioner", partitioner, known)
-    return [field.name for field in dataclasses.fields(known[partitioner]) if field.init]
+    return option_names(find(partitioner))
 
 
 def all_option_columns() -> set[str]:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray
+from leansim.arrays import BoolArray, IntArray, Ints
 from leansim.errors import ScheduleError
 from leansim.schedule.tiling import TileGrid
 
@@ -278,10 +278,9 @@ class Schedule:
         return np.equal(self.start, 0)
 
     @cached_property
-    def rows(self) -> IntArray:
-        """Valid query rows of each segment's output tile; `[]` where all tiles have the same."""
-        alike = self.grid.row_blocks == 1
-        return self.grid.rows_of_block.reshape(()) if alike else self.grid.rows[self.output_tile]
+    def rows(self) -> Ints:
+        """Valid query rows of each segment's output tile; one number where all tiles have the same."""
+        return self.grid.rows_per_head if self.grid.row_blocks == 1 else self.grid.rows[self.output_tile]
 
     @cached_property
     def merges(self) -> BoolArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray
+from leansim.arrays import BoolArray, IntArray, Ints
 from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.specs.device import Device
@@ -33,9 +33,10 @@ def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArr
     if schedule.dispatch == "queue":
         slots = schedule.grid.slots
         arrival[slots:] = picoseconds(device.atomic_s)
-        request = schedule.grid.request[schedule.output_tile[changes(schedule.cta)]]
-        scanned = (np.cumsum(changes(request)) - 1) // instance.ctas.scan_requests
-        if scanned[-1] and len(scanned) == schedule.num_ctas:
+        begins = changes(schedule.grid.request[schedule.output_tile[changes(schedule.cta)]])
+        together = instance.ctas.scan_requests
+        if np.count_nonzero(begins) > together and len(begins) == schedule.num_ctas:
+            scanned = (np.cumsum(begins) - 1) // together
             scanned[slots:] -= scanned[:-slots].copy()
             # A kernel built for splits looks up how many each request has as well.
             looks = 2 if schedule.combine == "kernel" else 1
@@ -79,6 +80,7 @@ def idle_partials(schedule: Schedule, instance: Instance) -> IntArray | None:
     return schedule.num_ctas // schedule.grid.num_output_tiles - schedule.segments_of_tile
 
 
-def store_ps(size: IntArray, device: Device) -> IntArray:
+def store_ps(size: Ints, device: Device) -> Ints:
     """Time to issue stores: their bytes at the SM's rate. Nobody waits for them to land."""
-    return rounded_ps(size / device.sm_load_bytes_per_s)
+    seconds = size / device.sm_load_bytes_per_s
+    return picoseconds(seconds) if isinstance(seconds, float) else rounded_ps(seconds)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray
+from leansim.arrays import BoolArray, IntArray, Ints, where
 from leansim.engine.program import (
     MOST_PS,
     PS_PER_S,
@@ -229,7 +229,7 @@ def _merges(
 
 def _writes(
     schedule: Schedule, instance: Instance, device: Device, idle: IntArray | None
-) -> dict[str, IntArray]:
+) -> dict[str, Ints]:
     """How segments end: with a partial that others wait for, or with rows of the output."""
     workload = schedule.grid.workload
     rows, query_row_bytes = schedule.rows, memory.query_row_bytes(workload)
@@ -242,17 +242,19 @@ def _writes(
     published = schedule.is_partial & ~schedule.merges
     partial_row_bytes = memory.partial_row_bytes(workload, instance.partial_dtype)
     partials = _rows_moved(rows * (partial_row_bytes + query_row_bytes), release_ps, device)
-    written = {name: np.where(published, partials[name], output[name]) for name in output}
+    written: dict[str, Ints] = {
+        name: np.where(published, partials[name], output[name]) for name in output
+    }
     if in_launch:
         written["signal_counter"] = np.where(published, schedule.output_tile, _NONE)
     return written
 
 
-def _rows_moved(size: IntArray, release_ps: int, device: Device) -> dict[str, IntArray]:
+def _rows_moved(size: Ints, release_ps: int, device: Device) -> dict[str, Ints]:
     """How a segment's rows of Q and O are moved: few in closed form, many as a flow."""
     few = size < FEW_BYTES
-    latency_ps = release_ps + np.where(few, ctas.store_ps(size, device), 0)
-    return {"bytes": size, "latency_ps": latency_ps, "flow": np.where(few, STORE, ROWS)}
+    latency_ps = release_ps + where(few, ctas.store_ps(size, device), 0)
+    return {"bytes": size, "latency_ps": latency_ps, "flow": where(few, STORE, ROWS)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +273,7 @@ class _Places:
         """Two phases per segment, three where it merges, and one before them per CTA."""
         merges: BoolArray = schedule.merges
         one_each = schedule.num_segments == schedule.num_ctas and not schedule.num_empty_ctas
-        if one_each and not merges.any():
+        if one_each and not np.count_nonzero(merges):
             border = np.arange(0, 3 * schedule.num_ctas + 1, 3)
             launch, stream, write = (slice(first, None, 3) for first in range(3))
             return cls(launch, stream, border[:0], write, border, 3 * schedule.num_ctas)

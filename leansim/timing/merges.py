@@ -53,9 +53,8 @@ def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray)
     It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
     combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
     """
-    reads: FloatArray = 1.0 + np.ceil(np.asarray(splits, dtype=np.float64) / combine.splits_in_flight)
-    taken = combine.overhead_s + reads * l2_latency_s(device)
-    return np.where(np.greater(splits, 0), taken, 0.0)
+    reads: FloatArray = 1.0 + np.ceil(splits / combine.splits_in_flight)
+    return np.where(splits > 0, combine.overhead_s + reads * l2_latency_s(device), 0.0)
 
 
 def release_s(device: Device) -> float:

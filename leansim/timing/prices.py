@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from leansim.arrays import Floats
+from leansim.arrays import Floats, at_least
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.device import Device
@@ -86,8 +84,7 @@ def _reads_in_parts_s(
     rows = min(grid.rows_per_head, grid.tile_rows)
     query_s = -(-rows // query.rows) * (latency_s + query.clk * device.clk_s)
     reads_s = memory.l2_latency_s(device) + (latency_s if instance.ctas.prepares_query else 0.0)
-    shown_s: Floats = np.maximum(0.0, query_s - reads_s - fill_s - query.beside_clk * device.clk_s)
-    return reads_s + shown_s
+    return reads_s + at_least(query_s - reads_s - fill_s - query.beside_clk * device.clk_s, 0.0)
 
 
 def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float:

@@ -6,12 +6,12 @@ Arrays per segment, or one number where all have the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from leansim.arrays import BoolArray, FloatArray, Floats, IntArray
+from leansim.arrays import BoolArray, FloatArray, Floats, IntArray, Ints, at_least, at_most
 from leansim.engine.program import picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
@@ -67,7 +67,7 @@ class _Starts:
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
         if prices.masks:
             edge_s = prices.loop.fill_s(prices.edge, loaded)
-            if not np.array_equal(edge_s, fill_s):
+            if np.count_nonzero(np.not_equal(edge_s, fill_s)):
                 parts = (of_segments(schedule, part) for part in (edge_s, fill_s))
                 fill_s = np.where(_ends_at_an_edge(schedule), *parts)
         before_s: Any = prologue_s(schedule.grid, instance, device, fill_s) - start.loading_s
@@ -78,8 +78,8 @@ class _Starts:
             before_s, fill_s = (of_segments(schedule, part) for part in (before_s, fill_s))
             fill_s = fill_s * np.asarray(schedule.cta < schedule.grid.slots)
         once_s: Any = before_s + fill_s
-        self.ramp_s: Floats = np.maximum(0.0, once_s)
-        self.first_s: Floats = start.loading_s + np.minimum(0.0, once_s)
+        self.ramp_s = at_least(once_s, 0.0)
+        self.first_s = start.loading_s + at_most(once_s, 0.0)
 
 
 def first_loaded(schedule: Schedule) -> Floats:
@@ -89,21 +89,24 @@ def first_loaded(schedule: Schedule) -> Floats:
     follows from a segment's own request: only tiles in which a context or a window ends are masked.
     """
     grid, from_end = schedule.grid, schedule.grid.tile_order == "backward"
+    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens:
+        return 1.0
     begin, end = grid.loaded_of_ends
     share: FloatArray = end if from_end else begin
-    if schedule.num_segments > grid.num_output_tiles:
-        first = schedule.stop - 1 if from_end else schedule.start
-        last = grid.num_kv_tiles[schedule.output_tile] - 1
-        share = np.where(first == last, of_segments(schedule, end), 1.0)
-        if grid.workload.window is not None:
-            share = np.where(first == 0, of_segments(schedule, begin), share)
-    one = float(share.flat[0])
-    return one if (share == one).all() else share
+    if _is_whole(schedule):
+        one = float(share.flat[0])
+        return one if (share == one).all() else share
+    to_first = schedule.stop if from_end else schedule.start + 1
+    is_last = np.equal(to_first, grid.num_kv_tiles[schedule.output_tile])
+    share = np.where(is_last, of_segments(schedule, end), 1.0)
+    if grid.workload.window is not None:
+        share = np.where(to_first == 1, of_segments(schedule, begin), share)
+    return share
 
 
 def of_segments(schedule: Schedule, values: Any) -> Any:
     """What row blocks of requests have, `[batch, row blocks]`, for each segment; others as they are."""
-    if np.ndim(values) < 2:
+    if isinstance(values, float) or values.ndim < 2:
         return values
     if schedule.grid.row_blocks == 1:
         return values[:, 0][schedule.request]
@@ -122,8 +125,8 @@ def _ramp_ps(
     if tile.tiles_at_once > 1:
         masked = (schedule.start - schedule.stop) % tile.tiles_at_once
         ramp_s = of_segments(schedule, ramp_s) + masked * tile.compute_s
-    if np.ndim(ramp_s) == 0:
-        return picoseconds(float(ramp_s))
+    if isinstance(ramp_s, float):
+        return picoseconds(ramp_s)
     ramp_ps: IntArray = of_segments(schedule, rounded_ps(ramp_s))
     return ramp_ps
 
@@ -160,8 +163,7 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     """
     tiles, tile = schedule.stop - schedule.start, prices.tile
     more_s: Any = starts.first_s
-    plain = not (prices.edge_s or tile.read_s or np.any(more_s))
-    if plain:
+    if not (prices.edge_s or tile.read_s or np.count_nonzero(more_s)):
         return tiles * prices.work.tile_bytes
     more_s = of_segments(schedule, more_s)
     if prices.edge_s:
@@ -171,6 +173,11 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     worked = np.rint((tiles + more_s / tile.tile_s) * prices.work.tile_bytes)
     positive: IntArray = np.maximum(1, worked).astype(np.int64)
     return positive
+
+
+def _is_whole(schedule: Schedule) -> bool:
+    """Whether each segment is all of an output tile."""
+    return schedule.num_segments == schedule.grid.num_output_tiles
 
 
 def _at_end(schedule: Schedule) -> BoolArray:
@@ -184,8 +191,10 @@ def _at_window(schedule: Schedule) -> BoolArray:
     return begins if schedule.grid.workload.is_local else np.zeros_like(begins)
 
 
-def _edges(schedule: Schedule) -> IntArray:
+def _edges(schedule: Schedule) -> Ints:
     """Tiles of each segment with masked scores: the last of an output tile, of a window the first."""
+    if not schedule.grid.workload.is_local:
+        return 1 if _is_whole(schedule) else _at_end(schedule).astype(np.int64)
     edges = _at_end(schedule).astype(np.int64) + _at_window(schedule)
     few: IntArray = np.minimum(edges, schedule.stop - schedule.start)
     return few
@@ -220,13 +229,12 @@ def drift_ps(grid: TileGrid, instance: Instance, device: Device, prices: Prices)
     """
     fill_s = prices.loop.fill_s(prices.work, 1.0)
     once_s = prologue_s(grid, instance, device, fill_s) + fill_s
-    spread_s = 2.0 * device.latency_spread * max(0.0, float(once_s))
-    return rounded_ps(spread_s * _DISTANCES)[_drift_classes(grid.num_sms)]
+    return _drift_of(2.0 * device.latency_spread * max(0.0, float(once_s)), grid.num_sms)
 
 
-@cache
-def _drift_classes(num_sms: int) -> IntArray:
-    return np.arange(num_sms) % DRIFT_CLASSES
+@lru_cache(maxsize=256)
+def _drift_of(spread_s: float, num_sms: int) -> IntArray:
+    return rounded_ps(spread_s * _DISTANCES)[np.arange(num_sms) % DRIFT_CLASSES]
 
 
 def least_tiles(grid: TileGrid, prices: Prices) -> FloatArray:

@@ -24,6 +24,16 @@ def loops() -> Mapping[str, type[TileLoop]]:
     return PLUGINS.found()
 
 
+def find(name: str) -> type[TileLoop]:
+    """The loop of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
+    if (own := PLUGINS.own(name)) is not None:
+        return own
+    known = loops()
+    if name not in known:
+        raise UnknownNameError("tile loop", name, known)
+    return known[name]
+
+
 @lru_cache(maxsize=512)
 def make(loop: LoopNumbers, kernel: str) -> TileLoop:
     """Make the loop of an instance.
@@ -31,10 +41,7 @@ def make(loop: LoopNumbers, kernel: str) -> TileLoop:
     Raises `UnknownNameError` for a loop or a number that does not exist, `PairingError` where one is
     missing: the kernel has none for the architecture.
     """
-    known = loops()
-    if loop.name not in known:
-        raise UnknownNameError("tile loop", loop.name, known)
-    cls, numbers = known[loop.name], dict(loop.numbers)
+    cls, numbers = find(loop.name), dict(loop.numbers)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in numbers:
         if name not in fields:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from leansim.arrays import Floats
+from leansim.arrays import Floats, at_least
 from leansim.timing.loops.tile import TileCost, TileWork
 from leansim.timing.memory import LINE_BYTES
 
@@ -60,8 +58,8 @@ class SerialChain:
     def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
         """What the reads of the first tile take, less what they would in the loop."""
         latency_s, index_s = self._latencies_s(work)
-        fill_s: Floats = latency_s + index_s - loaded * self._read_s(work)
-        return fill_s if self.kv_reads <= 1.0 else np.maximum(0.0, fill_s)
+        fill_s = latency_s + index_s - loaded * self._read_s(work)
+        return fill_s if self.kv_reads <= 1.0 else at_least(fill_s, 0.0)
 
     def _share(self, work: TileWork) -> float:
         """What a KV tile is of the tokens that are computed at a time."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from leansim.arrays import Floats
+from leansim.arrays import Floats, at_most
 from leansim.timing.loops.tile import TileCost, TileWork
 
 
@@ -42,5 +40,4 @@ class SingleBuffered:
     def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
         """The first K, or softmax and PV of the last tile, behind which no K is loaded."""
         first_s = work.reads.kv_s + loaded * work.k_bytes / work.load_bytes_per_s
-        fill_s: Floats = np.minimum(first_s, work.softmax_s + work.pv_s)
-        return fill_s
+        return at_most(first_s, work.softmax_s + work.pv_s)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from leansim.arrays import Floats
+from leansim.arrays import Floats, at_least
 from leansim.timing.loops.pipelined import Pipelined
 from leansim.timing.loops.tile import TileCost, TileWork
 
@@ -37,7 +35,7 @@ class Transposed:
     def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
         """The load of the first tile, as far as the loader has not been counted with the tiles."""
         first_s = work.reads.kv_s + loaded * work.transfer_s
-        left_s: Floats = np.maximum(0.0, first_s - max(0.0, self._loader_s(work) - work.compute_s))
+        left_s = at_least(first_s - max(0.0, self._loader_s(work) - work.compute_s), 0.0)
         return left_s + (work.first_stall_s - work.stall_s)
 
     def _loader_s(self, work: TileWork) -> float:
