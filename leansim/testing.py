@@ -18,7 +18,7 @@ import numpy as np
 
 from leansim.arrays import IntArray
 from leansim.engine.execute import execute
-from leansim.engine.program import PS_PER_S, Phase, Program
+from leansim.engine.program import PS_PER_S, Program
 from leansim.engine.result import Result
 from leansim.errors import LeansimError, NumericsError, PairingError, PartitionerError
 from leansim.numerics.verify import verify
@@ -222,7 +222,7 @@ def _deterministic(case: Case) -> Iterator[str]:
 def _same_kv_bytes(case: Case) -> Iterator[str]:
     """KV is streamed once per output tile, however the tiles are dealt."""
     grid, load, program = case.grid, case.workload, case.program
-    streamed = program.bytes_of(Phase.STREAM) * program.flows[0].l2_share
+    streamed = program.kv_bytes
     wanted = int((grid.kv_end - grid.kv_begin).sum()) * load.kv_bytes_per_token
     if grid.row_blocks == 1:
         wanted = load.kv_bytes * (1 if grid.packed else load.group_size)

@@ -350,7 +350,7 @@ def execute(program: Program) -> Result:
         _Phases(
             program.phase_of_cta,
             program.latency_ps,
-            program.is_kind(Phase.STREAM),
+            program.is_kind(Phase.RAMP),
             np.zeros(program.num_sms, np.int64) if drift is None else drift,
             program.bytes,
             program.flow,

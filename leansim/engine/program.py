@@ -28,6 +28,7 @@ class Phase(IntEnum):
     WRITE = 2
     MERGE = 3
     COMBINE = 4
+    RAMP = 5
 
 
 # A quarter of what 64 bits hold, about two weeks: sums of times stay exact.
@@ -64,7 +65,8 @@ class FlowKind:
     `max_bytes_per_ps` alone on an SM, `sm_ps_per_byte` work of its SM, `dram_share` and `l2_share` of
     the bytes that pass DRAM and L2 (a masked token is work and no traffic). `offered_bytes_per_ps` is
     what the loads it keeps in flight would bring from an idle memory: how deep DRAM's queues are.
-    `tensor_ps_per_byte` is how much of that work its SM's tensor cores do. Where several of the kind
+    `tensor_ps_per_byte` is how much of that work its SM's tensor cores do; `carries_kv` says whether the
+    bytes are of K and V. Where several of the kind
     share an SM, each waits `waits_ps_per_byte[n - 1]` more of n (empty: for nothing).
     """
 
@@ -75,6 +77,7 @@ class FlowKind:
     l2_share: float
     offered_bytes_per_ps: float
     tensor_ps_per_byte: float = 0.0
+    carries_kv: bool = False
     waits_ps_per_byte: tuple[float, ...] = ()
 
 
@@ -103,7 +106,7 @@ class Program:
     `phase_of_cta` has `num_ctas + 1` borders. `bytes` move as `flows[flow]`; with flow -1 their time is
     part of the latency and they share nothing (stores, which nobody waits for). `wait_counter` must
     reach `wait_target` before the phase goes on; `signal_counter` is raised by one when it ends.
-    `drift_ps`, per SM, is added to the latency of its STREAM phases (None: nothing).
+    `drift_ps`, per SM, is added to the latency of its RAMP phases (None: nothing).
     """
 
     launches: tuple[Launch, ...]
@@ -178,6 +181,11 @@ class Program:
     def bytes_of(self, kind: Phase) -> int:
         """Bytes worked through by all phases of a kind, masked ones included."""
         return total_where(self.is_kind(kind), self.bytes)
+
+    @property
+    def kv_bytes(self) -> float:
+        """Bytes of KV that pass L2."""
+        return self._of_flows([flow.l2_share if flow.carries_kv else 0.0 for flow in self.flows])
 
     @property
     def l2_bytes(self) -> float:

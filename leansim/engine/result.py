@@ -71,8 +71,8 @@ class Result:
     def spent_ps(self, launch: Launch) -> dict[str, int]:
         """Slot time of a launch by what it was spent on; the parts and `idle` sum to slots x window.
 
-        Phases count under their own names; of a STREAM the fixed part is `ramp`; waiting for
-        another CTA is `wait`; a slot without a CTA, and the gap before the launch, are `idle`.
+        Phases count under their own names; waiting for another CTA is `wait`; a slot without a CTA, and
+        the gap before the launch, are `idle`.
         """
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
@@ -80,8 +80,6 @@ class Result:
         spent = dict.fromkeys(_PHASES, 0)
         for phase in range(int(kind.max()) + 1):
             spent[_PHASES[phase]] = total_where(kind == phase, took)
-        spent["ramp"] = total_where(kind == Phase.STREAM.value, self.moving[at] - ready)
-        spent["stream"] -= spent["ramp"]
         spent["wait"] = int((ready - self.begin[at]).sum()) if self.program.num_counters else 0
         index = self.program.launches.index(launch)
         window = self.launch_end[index] - self.launch_begin[index]

@@ -42,7 +42,7 @@ class _Run:
         # Plain lists: indexing a NumPy array element by element is several times slower.
         self.border = program.phase_of_cta.tolist()
         self.latency = program.latency_ps.tolist()
-        self.streams = program.is_kind(Phase.STREAM).tolist()
+        self.ramps = program.is_kind(Phase.RAMP).tolist()
         self.drift = [0] * program.num_sms if program.drift_ps is None else program.drift_ps.tolist()
         self.bytes = program.bytes.tolist()
         self.flow = program.flow.tolist()
@@ -107,7 +107,7 @@ class _Run:
             if counter >= 0 and self.counters[counter] < self.wait_target[phase]:
                 yield self.reached(counter, self.wait_target[phase])
             times["ready"][phase] = env.now
-            delay = self.latency[phase] + (self.drift[sm] if self.streams[phase] else 0)
+            delay = self.latency[phase] + (self.drift[sm] if self.ramps[phase] else 0)
             if delay:
                 yield env.timeout(delay)
             times["moving"][phase] = env.now

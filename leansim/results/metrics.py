@@ -82,7 +82,8 @@ def tail_s(result: Result) -> float:
 def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
     """Bytes of partials written and read: all traffic but that of K, V, Q and O."""
     program = result.program
-    return int(program.bytes.sum()) - program.bytes_of(Phase.STREAM) - q_bytes - workload.o_bytes
+    of_kv = program.bytes_of(Phase.RAMP) + program.bytes_of(Phase.STREAM)
+    return int(program.bytes.sum()) - of_kv - q_bytes - workload.o_bytes
 
 
 def summarise(result: Result, schedule: Schedule, device: Device) -> Metrics:

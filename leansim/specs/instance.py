@@ -106,6 +106,7 @@ class CtaNumbers:
 
     setup_kernels: int
     prepares_query: bool
+    overhead_s: float
     empty: EmptyCtas
     empty_s: float
     empty_prologues: int
@@ -141,6 +142,7 @@ class CombineNumbers:
     splits_in_flight: int
     start: CombineStart
     overhead_s: float
+    round_s: float
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,7 @@ def _ctas(chosen: _Chosen) -> CtaNumbers:
     return CtaNumbers(
         setup_kernels=0 if spec.self_contained else spec.setup_kernels,
         prepares_query=spec.self_contained,
+        overhead_s=chosen.number(spec, "overhead_s"),
         empty=spec.empty,
         empty_s=empty_s or 0.0,
         empty_prologues=int(as_a_prologue),
@@ -332,7 +335,7 @@ def _combine(chosen: _Chosen, value_dim: int) -> CombineNumbers | NoCombine:
         rows_per_cta=spec.rows_for(value_dim),
         splits_in_flight=spec.splits_in_flight,
         start=spec.start,
-        overhead_s=chosen.number(spec, "overhead_s"),
+        **chosen.numbers(spec, "overhead_s", "round_s"),
     )
 
 

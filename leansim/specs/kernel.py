@@ -132,7 +132,8 @@ class Ctas(Spec):
 
     `setup_kernels` are small launches that must come before the attention kernel each time, such as
     zeroing flags or copying the query; one that is `self_contained` needs none, as it rotates the query
-    and appends the new token itself. `empty` is what a CTA without KV tiles does: `return` at once,
+    and appends the new token itself. A CTA takes `overhead_s` once, before the first of its segments.
+    `empty` is what a CTA without KV tiles does: `return` at once,
     `look` up that it has none, `write` an empty partial for the combine kernel, or `prepare` as if it
     had some; that takes it `empty_s`, where not as long as any prologue.
 
@@ -143,6 +144,7 @@ class Ctas(Spec):
 
     setup_kernels: WholeNumber = 0
     self_contained: bool = False
+    overhead_s: ByArch[NotNegative] = 0.0
     empty: EmptyCtas = "write"
     empty_s: ByArch[NotNegative] | None = None
     scan_s: ByArch[NotNegative] = 0.0
@@ -173,7 +175,8 @@ class Combine(Spec):
     """The step that merges partials once all CTAs have written theirs.
 
     Each CTA merges `rows_per_cta` output rows (by the largest divisor of the head dim listed) and
-    keeps `splits_in_flight` partial loads outstanding: 1 is a serial loop over the splits. `start`
+    keeps `splits_in_flight` partial loads outstanding: 1 is a serial loop over the splits. With so many
+    it takes `round_s` at least, however near they are, and `overhead_s` once. `start`
     says how it begins: as a `launch` of its own, as one that programmatic dependent launch (`pdl`)
     lets begin early where the device has it, or in the same kernel after a `grid_sync`.
     """
@@ -185,6 +188,7 @@ class Combine(Spec):
     splits_in_flight: Count
     start: CombineStart = "launch"
     overhead_s: ByArch[NotNegative] = 0.0
+    round_s: ByArch[NotNegative] = 0.0
 
     def rows_for(self, head_dim: int) -> int:
         """Rows per CTA: the entry of the largest key that divides `head_dim`, key 1 last."""

@@ -86,13 +86,8 @@ def _path_s(result: Result, cta: int) -> dict[str, float]:
     for i in range(int(program.phase_of_cta[cta]), int(program.phase_of_cta[cta + 1])):
         phase = Phase(int(program.kind[i]))
         begin, ready = int(result.begin[i]), int(result.ready[i])
-        moving, end = int(result.moving[i]), int(result.end[i])
         path["wait"] += ready - begin
-        if phase is Phase.STREAM:
-            path["ramp"] += moving - ready
-            path["stream"] += end - moving
-        else:
-            path[phase.name.lower()] += end - ready
+        path[phase.name.lower()] += int(result.end[i]) - ready
     return {name: taken / PS_PER_S for name, taken in path.items()}
 
 

@@ -132,10 +132,9 @@ def packing_bound(program: Program, grid: TileGrid, instance: Instance, device: 
     prices = Prices.of(grid, instance, device)
     least = _Least.of(program, grid, prices, least_start_s(grid, instance, device, prices))
     packed = _packed_ps(least, grid, instance, device)
-    l2_bytes = program.bytes_of(Phase.STREAM) * program.flows[0].l2_share
     causes = {
         "bandwidth": max(
-            program.dram_bytes / program.dram_bytes_per_ps, l2_bytes / program.l2_bytes_per_ps
+            program.dram_bytes / program.dram_bytes_per_ps, program.kv_bytes / program.l2_bytes_per_ps
         ),
         "sm": PS_PER_S * prices.tile.sm_s * least.busy_tiles() / program.num_sms,
         "slots" if least.slot_ps(1) > 0.9 * packed else "run": packed,

@@ -16,7 +16,7 @@ from leansim.timing.prices import prologue_s
 def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArray | int:
     """How long each CTA takes to begin, ps: a launch, or, for those fetched from a queue, finding them.
 
-        launch                                             of a grid, and of a queue's first wave
+        launch + overhead                                  of a grid, and of a queue's first wave
         atomic + looks * scan_s * (S_i - S_(i - slots))    of item i of a queue, S_i = requests // q
 
     `q` is `scan_requests`, `requests` those begun before item i. An item is found by an atomic, and a
@@ -25,9 +25,10 @@ def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArr
     hopper/tile_scheduler.hpp.
     """
     idle_ps = picoseconds(_empty_s(schedule, instance, device)) if schedule.num_empty_ctas else 0
+    launched_ps = picoseconds(device.cta_launch_s + instance.ctas.overhead_s)
     if not idle_ps and schedule.dispatch == "grid":
-        return picoseconds(device.cta_launch_s)
-    arrival = np.full(schedule.num_ctas, picoseconds(device.cta_launch_s))
+        return launched_ps
+    arrival = np.full(schedule.num_ctas, launched_ps)
     if idle_ps:
         arrival[_is_empty(schedule)] += idle_ps
     if schedule.dispatch == "queue":

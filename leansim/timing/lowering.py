@@ -31,7 +31,7 @@ from leansim.timing import ctas, memory, merges, segments
 from leansim.timing.prices import Prices, queueing_s
 from leansim.timing.segments import SegmentCosts
 
-KV, ON_CHIP, ROWS, STORE = 0, 1, 2, -1
+KV, ON_CHIP, ROWS, AHEAD, STORE = 0, 1, 2, 3, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
 # about half a microsecond even at DRAM's pace.
 FEW_BYTES = 4096
@@ -139,14 +139,17 @@ def _flows(
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
-    A CTA works through whole tiles, and loads the tokens that are not masked. What the worked bytes ask
-    of DRAM, of L2 and of an SM that CTAs share is taken over the batch, so that it adds up: of a segment
-    beside others that is the mean, its time alone is its own.
+    A CTA works through whole tiles, and loads the tokens that are not masked; those that it asks for
+    ahead come at the pace of its SM's loads. What the worked bytes ask of DRAM, of L2 and of an SM that
+    CTAs share is taken over the batch, so that it adds up: of a segment beside others that is the mean,
+    its time alone is its own.
     """
     grid, work, tile = schedule.grid, prices.work, prices.tile
     worked = costs.tiles * work.tile_bytes
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
-    loaded = filled * grid.loaded_tokens / (grid.total_kv_tiles * grid.tile_tokens)
+    read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
+    ahead = read * float(np.sum(np.broadcast_to(costs.ahead_bytes, schedule.num_segments)))
+    loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - ahead) / worked
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
     queued_s = queueing_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else []
     kv = FlowKind(
@@ -160,8 +163,18 @@ def _flows(
         waits_ps_per_byte=tuple(
             float(wait_s) * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s
         ),
+        carries_kv=True,
     )
-    return kv, *_plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
+    on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
+    asked = replace(
+        on_chip,
+        name="ahead",
+        dram_share=read * (1.0 - prices.hit_share),
+        l2_share=read,
+        offered_bytes_per_ps=kv.offered_bytes_per_ps,
+        carries_kv=True,
+    )
+    return kv, on_chip, rows, asked
 
 
 @lru_cache(maxsize=64)
@@ -182,7 +195,7 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 def _main_launch(
     schedule: Schedule, instance: Instance, device: Device, costs: SegmentCosts, gap_ps: int
 ) -> _Launch:
-    """LAUNCH per CTA; STREAM, then MERGE for a waiting host, then WRITE per segment."""
+    """LAUNCH per CTA; RAMP, STREAM, MERGE for a waiting host, and WRITE per segment."""
     places = _Places.of(schedule)
 
     def fill(columns: _Columns) -> None:
@@ -196,7 +209,8 @@ def _main_launch(
         if (empty_bytes := ctas.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
             columns["latency_ps"][places.launch] += ctas.store_ps(empty_bytes, device)
-        put(places.stream, Phase.STREAM, latency_ps=costs.ramp_ps, bytes=costs.worked_bytes, flow=KV)
+        put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.ahead_bytes, flow=AHEAD)
+        put(places.stream, Phase.STREAM, bytes=costs.worked_bytes, flow=KV)
         idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
@@ -262,6 +276,7 @@ class _Places:
     """Where the phases of each kind stand, `total` in all, and the borders of the CTAs."""
 
     launch: IntArray | slice
+    ramp: IntArray | slice
     stream: IntArray | slice
     merge: IntArray
     write: IntArray | slice
@@ -270,21 +285,27 @@ class _Places:
 
     @classmethod
     def of(cls, schedule: Schedule) -> _Places:
-        """Two phases per segment, three where it merges, and one before them per CTA."""
+        """Three phases per segment, four where it merges, and one before them per CTA."""
         merges: BoolArray = schedule.merges
         one_each = schedule.num_segments == schedule.num_ctas and not schedule.num_empty_ctas
         if one_each and not np.count_nonzero(merges):
-            border = np.arange(0, 3 * schedule.num_ctas + 1, 3)
-            launch, stream, write = (slice(first, None, 3) for first in range(3))
-            return cls(launch, stream, border[:0], write, border, 3 * schedule.num_ctas)
-        per_segment = 2 + merges.astype(np.int64)
+            border = np.arange(0, 4 * schedule.num_ctas + 1, 4)
+            launch, ramp, stream, write = (slice(first, None, 4) for first in range(4))
+            return cls(launch, ramp, stream, border[:0], write, border, 4 * schedule.num_ctas)
+        per_segment = 3 + merges.astype(np.int64)
         edges = np.zeros(schedule.num_segments + 1, dtype=np.int64)
         np.cumsum(per_segment, out=edges[1:])
         at = edges[:-1] + schedule.cta + 1
         launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
         total = int(edges[-1]) + schedule.num_ctas
         return cls(
-            launch_at, at, at[merges] + 1, at + per_segment - 1, np.append(launch_at, total), total
+            launch_at,
+            at,
+            at + 1,
+            at[merges] + 2,
+            at + per_segment - 1,
+            np.append(launch_at, total),
+            total,
         )
 
 

@@ -48,13 +48,16 @@ def combine_gap_s(device: Device, launch: str, start: str) -> float:
 def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray) -> FloatArray:
     """Time of one CTA of the combine kernel, without the bytes, s.
 
-        overhead + (1 + ceil(splits / splits_in_flight)) * L2 latency
+        overhead + L2 latency + ceil(splits / splits_in_flight) * max(L2 latency, round)
 
-    It reads the LSE row, then the partials with `splits_in_flight` loads outstanding: 1 in FA2's
-    combine, which does not prefetch. A CTA whose rows went through no partials returns at once.
+    It reads the LSE row, then the partials with `splits_in_flight` loads outstanding (1 in FA2's
+    combine, which does not prefetch), and takes `round_s` at least with so many. A CTA whose rows went
+    through no partials returns at once.
     """
-    reads: FloatArray = 1.0 + np.ceil(splits / combine.splits_in_flight)
-    return np.where(splits > 0, combine.overhead_s + reads * l2_latency_s(device), 0.0)
+    rounds: FloatArray = np.ceil(splits / combine.splits_in_flight)
+    latency_s = l2_latency_s(device)
+    taken_s = combine.overhead_s + latency_s + rounds * max(latency_s, combine.round_s)
+    return np.where(splits > 0, taken_s, 0.0)
 
 
 def release_s(device: Device) -> float:

@@ -25,10 +25,11 @@ _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 
 @dataclass(frozen=True, eq=False)
 class SegmentCosts:
-    """What segments take: `ramp_ps` each before the loop runs, and the `worked_bytes` of KV they move.
+    """What segments take: `ramp_ps` and `ahead_bytes` of KV before the loop runs, then `worked_bytes`.
 
         once   = prologue - loading + split + fill
         ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
+        ahead  = what the loop asks for before its first tile, as far as the segment has it
         worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
 
     Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
@@ -36,6 +37,7 @@ class SegmentCosts:
     """
 
     ramp_ps: IntArray | int
+    ahead_bytes: Ints
     worked_bytes: IntArray
     tiles: float
     busy_s: float
@@ -50,7 +52,9 @@ class SegmentCosts:
         if prices.masks:
             busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
-        return cls(_ramp_ps(schedule, instance, device, prices, starts), worked, tiles, busy_s)
+        ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
+        ahead = _ahead_bytes(schedule, instance, prices)
+        return cls(ramp_ps, ahead, worked, tiles, busy_s)
 
 
 class _Starts:
@@ -173,6 +177,27 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     worked = np.rint((tiles + more_s / tile.tile_s) * prices.work.tile_bytes)
     positive: IntArray = np.maximum(1, worked).astype(np.int64)
     return positive
+
+
+def _ahead_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
+    """KV bytes that each segment asks for before it works on its first tile.
+
+        ahead bytes of a full tile * min(1, tokens / max(tile tokens, tokens of the bytes ahead))
+
+    Behind the first item of a queue, what is prefetched is there when a CTA is through.
+    """
+    ahead, tile_bytes = prices.tile.ahead_bytes, prices.work.tile_bytes
+    if not ahead:
+        return 0
+    grid = schedule.grid
+    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens:
+        tiles: Any = schedule.stop - schedule.start
+    else:
+        tiles = grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
+    asked: IntArray = (ahead * np.minimum(1.0, tiles / max(1.0, ahead / tile_bytes))).astype(np.int64)
+    if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
+        asked[schedule.cta >= grid.slots] = 0
+    return asked
 
 
 def _is_whole(schedule: Schedule) -> bool:

@@ -50,19 +50,47 @@ class TileCost:
     """One full KV tile on one CTA that has its SM to itself: n tiles take `n * tile_s + fill_s`.
 
     `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
-    less of `read_s`. Its SM has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in
-    flight would bring `offered_bytes_per_s` from an unloaded memory (Little's law). `busy_s` is how long
-    a tile keeps units of the SM for which CTAs queue, such as its schedulers. `tiles_at_once` are
-    computed together, masked ones too.
+    less of `read_s`. Before the first tile a segment asks for `ahead_bytes` of its KV. Its SM
+    has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in flight would bring
+    `offered_bytes_per_s` from an unloaded memory (Little's law). `busy_s` is how long a tile keeps units
+    of the SM for which CTAs queue, such as its schedulers. `tiles_at_once` are computed together, masked
+    ones too.
     """
 
     tile_s: float
     sm_s: float
     compute_s: float
     offered_bytes_per_s: float
+    ahead_bytes: int = 0
     read_s: float = 0.0
     busy_s: tuple[float, ...] = ()
     tiles_at_once: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paced:
+    """A loop whose CTAs have a pace of their own: what a tile takes however fast memory and SM are.
+
+    A CTA takes `chain_s` from one tile to the next, as what it does with one depends on itself. Its SM
+    is kept busy for `busy_s` of that, for which CTAs that share the SM queue (`prices.queueing_s`).
+    Source: measured on kernels timed alone, or counted in their machine code.
+    """
+
+    chain_s: float = 0.0
+    busy_s: float = 0.0
+
+    def paced(
+        self, work: TileWork, tile_s: float, offered_bytes_per_s: float, ahead_bytes: int
+    ) -> TileCost:
+        """The price of a tile that would take `tile_s` by its loads and by what is computed."""
+        return TileCost(
+            tile_s=max(tile_s, self.chain_s),
+            sm_s=max(work.compute_s, work.transfer_s, self.busy_s),
+            compute_s=work.compute_s,
+            offered_bytes_per_s=offered_bytes_per_s,
+            ahead_bytes=ahead_bytes,
+            busy_s=(self.busy_s,) if self.busy_s else (),
+        )
 
 
 class TileLoop(Protocol):
@@ -73,8 +101,8 @@ class TileLoop(Protocol):
         ...  # pragma: no cover
 
     def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
-        """What a segment takes beyond its tiles, s, where `loaded` of its first tile is not masked.
+        """What a segment takes beyond its tiles and the bytes it asks for ahead, s.
 
-        Below 0 where the first tile is cheaper than the others.
+        Of its first tile `loaded` is not masked. Below 0 where that is cheaper than the others.
         """
         ...  # pragma: no cover

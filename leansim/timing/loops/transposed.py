@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from leansim.arrays import Floats, at_least
+from leansim.arrays import Floats
 from leansim.timing.loops.pipelined import Pipelined
 from leansim.timing.loops.tile import TileCost, TileWork
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Pipelined):
     """FlashAttention-3 with 8-bit KV: its tensor cores need V with tokens innermost.
 
         loader = lines * latency + V bytes / transpose rate,   lines <= 1
         tile   = max(loader, tile of the pipelined loop)
-        fill   = max(0, load of the first tile - max(0, loader - compute)) + what its stalls are longer
+        fill   = max(0, latency - max(0, loader - compute)) + what its stalls are longer
 
     Times in s, rates in B/s, `lines` cache lines of the page table. The loading warps look up the tile's
     pages (a read from memory, unless the entries lie in the cache line of the tile before), wait for V,
@@ -23,19 +23,16 @@ class Transposed:
     and no more. Source: flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp, copy_Vt_to_V.
     """
 
-    stages: int
     transpose_bytes_per_s: float
-    chain_s: float = 0.0
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile."""
-        plain = Pipelined(self.stages, self.chain_s).price(work)
+        plain = super().price(work)
         return replace(plain, tile_s=max(plain.tile_s, self._loader_s(work)))
 
-    def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
-        """The load of the first tile, as far as the loader has not been counted with the tiles."""
-        first_s = work.reads.kv_s + loaded * work.transfer_s
-        left_s = at_least(first_s - max(0.0, self._loader_s(work) - work.compute_s), 0.0)
+    def fill_s(self, work: TileWork, _loaded: Floats) -> Floats:
+        """The latency of the first load, as far as the loader has not been counted with the tiles."""
+        left_s = max(0.0, work.reads.kv_s - max(0.0, self._loader_s(work) - work.compute_s))
         return left_s + (work.first_stall_s - work.stall_s)
 
     def _loader_s(self, work: TileWork) -> float:
