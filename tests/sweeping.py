@@ -70,11 +70,16 @@ class Deadly:
 """
 
 
-def install(folder: Path, source: str, version: str = "1.0", package: str = "deadly") -> None:
-    """Put a plug-in with one partitioner into a folder, as an installed distribution."""
+def install(
+    folder: Path, source: str, version: str = "1.0", package: str = "deadly", cls: str = ""
+) -> None:
+    """Put a plug-in with one partitioner into a folder, as an installed distribution.
+
+    The entry point has the name of the package; so has the class, unless `cls` says another.
+    """
     (folder / f"{package}.py").write_text(source)
     info = folder / f"{package}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    entry = f"[leansim.partitioners]\n{package} = {package}:{package.title()}\n"
+    entry = f"[leansim.partitioners]\n{package} = {package}:{cls or package.title()}\n"
     (info / "entry_points.txt").write_text(entry)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from kernels import lowered
+from sweeping import install
 
 from leansim.errors import LeansimError, UnknownNameError
 from leansim.partitioners.per_request_splits import PerRequestSplits, tiles_of_request
-from leansim.partitioners.registry import make, option_names, partitioners
+from leansim.partitioners.registry import make, name_of, option_names, partitioners
 from leansim.points.point import Point, point, resolve
 from leansim.specs import catalog
 from leansim.study.bench import Bench
@@ -228,6 +231,63 @@ def test_only_some_partitioners_can_be_told_a_count() -> None:
     assert told(resolve(at("vllm_fa2", **gqa)).partitioner, 5) == (
         dataclasses.replace(resolve(at("vllm_fa2", **gqa)).partitioner, num_splits=5)  # type: ignore[type-var]
     )
+
+
+FOREIGN = """
+from dataclasses import dataclass
+from leansim.partitioners.flash_decoding import FlashDecoding
+
+@dataclass(frozen=True)
+class {cls}:
+    num_splits: int | None = None
+
+    def __call__(self, grid, device):
+        return FlashDecoding(num_splits=self.num_splits)(grid, device)
+"""
+
+
+WHOLE = """
+from dataclasses import dataclass
+from leansim.partitioners import flash_attention_2
+
+@dataclass(frozen=True)
+class FlashAttention2:
+    def __call__(self, grid, device):
+        return flash_attention_2.FlashAttention2()(grid, device)
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for plug-ins of other packages, looked at anew before and after."""
+    monkeypatch.syspath_prepend(tmp_path)
+    partitioners.cache_clear()
+    yield tmp_path
+    partitioners.cache_clear()
+
+
+def test_a_partitioner_of_another_package_is_told_by_its_own_name(foreign: Path) -> None:
+    """Its entry point names it, not its class, which may be called as one of leansim's."""
+    install(foreign, FOREIGN.format(cls="Evenly"), package="evenly")
+    install(foreign, FOREIGN.format(cls="FixedSplitSize"), package="halving", cls="FixedSplitSize")
+    for name in ("evenly", "halving"):
+        resolved = resolve(at(f"fa2+{name}", batch_size=1, context_len=5000))
+        assert name_of(type(resolved.partitioner)) == name
+        assert told(resolved.partitioner, 3) == make(name, {"num_splits": 3})
+        assert heeds_count(resolved)
+
+
+def test_a_class_of_another_package_that_is_called_as_ours_is_a_rule_too(foreign: Path) -> None:
+    install(foreign, WHOLE, package="whole", cls="FlashAttention2")
+    assert repr(make("whole")) == repr(make("flash_attention_2"))
+    resolved = resolve(at("fa2+whole", batch_size=1, context_len=5000))
+    assert {"whole", "flash_attention_2"} <= {rule.name for rule in known_rules(resolved)}
+    assert own_rule(resolved).name == "whole"
+
+
+def test_a_class_that_is_no_partitioner_has_no_name() -> None:
+    with pytest.raises(UnknownNameError, match="Point"):
+        name_of(Point)
 
 
 def test_what_a_partitioner_calls_its_count_is_an_option_of_it() -> None:

@@ -86,6 +86,18 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
     return values  # type: ignore[no-any-return]
 
 
+def name_of(cls: type[Any]) -> str:
+    """The name that `make` knows a partitioner's class by, its entry point's in another package.
+
+    Raises `UnknownNameError` for a class that is none of the partitioners.
+    """
+    known = partitioners()
+    for name, other in known.items():
+        if other is cls:
+            return name
+    raise UnknownNameError("partitioner", cls.__name__, known)
+
+
 def option_names(cls: type[Any]) -> list[str]:
     """Names of a partitioner's options."""
     return [field.name for field in dataclasses.fields(cls) if field.init]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from leansim.errors import PartitionerError, UnknownNameError
-from leansim.partitioners.registry import Partitioner, make, option_names, partitioners
-from leansim.plugins import snake_case
+from leansim.partitioners.registry import Partitioner, make, name_of, option_names, partitioners
 from leansim.points.point import Resolved
 from leansim.specs import catalog
 from leansim.specs.device import Device
@@ -35,7 +34,7 @@ def known_rules(resolved: Resolved) -> list[Rule]:
     Left out are rules of kernels for the other kind of KV cache (MLA or not) or for another vendor's
     GPUs, and partitioners that cannot be made without options.
     """
-    found: dict[str, Rule] = {}
+    found: dict[tuple[type, str], Rule] = {}
     elsewhere = set()
     archs = _archs(resolved.device)
     for kernel_name in catalog.names("kernel"):
@@ -45,8 +44,9 @@ def known_rules(resolved: Resolved) -> list[Rule]:
             elsewhere.add(spec.name)
             continue
         partitioner = make(spec.name, spec.options)
-        same = found.get(repr(partitioner), Rule(rule_name(spec), partitioner))
-        found[repr(partitioner)] = replace(same, used_by=(*same.used_by, kernel_name))
+        key = _identity(partitioner)
+        same = found.get(key, Rule(rule_name(spec), partitioner))
+        found[key] = replace(same, used_by=(*same.used_by, kernel_name))
     used = {rule.name.partition("(")[0] for rule in found.values()}
     for name in partitioners():
         if name in elsewhere | used or not getattr(partitioners()[name], "chooses", True):
@@ -55,8 +55,13 @@ def known_rules(resolved: Resolved) -> list[Rule]:
             partitioner = make(name)
         except PartitionerError:
             continue
-        found.setdefault(repr(partitioner), Rule(name, partitioner))
+        found.setdefault(_identity(partitioner), Rule(name, partitioner))
     return sorted(found.values(), key=lambda rule: rule.name)
+
+
+def _identity(partitioner: Partitioner) -> tuple[type, str]:
+    """What equal partitioners have in common; another package may have a class of the same name."""
+    return type(partitioner), repr(partitioner)
 
 
 def _archs(device: Device) -> set[str]:
@@ -119,7 +124,7 @@ def told(partitioner: Partitioner, count: int) -> Partitioner | None:
     if option not in options:
         return None
     given = {key: getattr(partitioner, key) for key in options}
-    return make(snake_case(type(partitioner).__name__), {**given, option: count})
+    return make(name_of(type(partitioner)), {**given, option: count})
 
 
 def heeds_count(resolved: Resolved) -> bool:
