@@ -26,6 +26,7 @@ import numpy as np
 from others import Estimate, installed
 
 from leansim import __version__
+from leansim.answers import render
 from leansim.engine import numba_engine, simpy_engine
 from leansim.engine.execute import execute
 from leansim.engine.program import Program
@@ -36,7 +37,6 @@ from leansim.results.metrics import time_shares
 from leansim.specs.catalog import names
 from leansim.sweeps.allocator import keep_memory
 from leansim.sweeps.predict import prediction
-from leansim.tables import render
 from leansim.timing.lowering import lower
 from leansim.timing.roofline import roofline
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from leansim.answers import Answers, Shown, Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
@@ -35,7 +36,6 @@ from leansim.sweeps.executors import using
 from leansim.sweeps.predict import predict as predict_points
 from leansim.sweeps.predict import predict_rows
 from leansim.sweeps.predictions import PREDICTION_COLUMNS, Predictions, prediction_row
-from leansim.tables import Answers, Shown, Tabled
 
 if TYPE_CHECKING:
     import pandas as pd

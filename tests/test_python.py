@@ -16,13 +16,13 @@ import pytest
 import typer
 
 import leansim
+from leansim.answers import Answers, Shown, render
 from leansim.cli.main import app
 from leansim.errors import ConfigError, GpuError, LeansimError, UnknownNameError
 from leansim.files.strict_yaml import parse
 from leansim.points.grid import build
 from leansim.points.point import POINT_KEYS, Point
 from leansim.report.run import write_run
-from leansim.tables import Answers, Shown, render
 
 PACKAGE = Path(leansim.__file__).parent
 STUB = ast.parse((PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
+from leansim.answers import render
 from leansim.errors import UnknownNameError
 from leansim.files.strict_yaml import read
 from leansim.files.writing import write_between, write_whole
@@ -36,7 +37,6 @@ from leansim.specs.kernel import Kernel
 from leansim.specs.overrides import overridden
 from leansim.sweeps.executors import cores
 from leansim.sweeps.progress import Progress
-from leansim.tables import render
 from leansim.timing.loops.registry import make
 from leansim.timing.loops.tile import TileLoop
 

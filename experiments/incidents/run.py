@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leansim.answers import render
 from leansim.files.strict_yaml import Document, read
 from leansim.files.writing import write_whole
 from leansim.points.point import Point, resolve
@@ -18,7 +19,6 @@ from leansim.study.bench import Bench
 from leansim.study.oracle import search
 from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import own_rule
-from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 CLOSE = 1.6

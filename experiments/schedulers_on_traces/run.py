@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leansim.answers import render
 from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.study_figures import regret_figure, save_all
@@ -21,7 +22,6 @@ from leansim.study.regret import RegretMap, regret
 from leansim.sweeps.compare import finished
 from leansim.sweeps.progress import Progress
 from leansim.sweeps.sweep import sweep
-from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 LEAN = "fa2+lean_attention(lengths=actual)"

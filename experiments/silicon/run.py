@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from leansim.answers import render
 from leansim.files.writing import write_between
 from leansim.report.validation_report import sections, write_validation
 from leansim.silicon.published import table_rows
 from leansim.silicon.validate import kind_table, validate
 from leansim.sweeps.progress import Progress
-from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from leansim.answers import render
 from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.plots import line_figure, plot
 from leansim.report.sheet import save
 from leansim.sweeps.summary import speedup_summary
 from leansim.sweeps.sweep import sweep
-from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 FIGURES = (

@@ -163,7 +163,7 @@ def plan(
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Make schedules without simulating: CTAs, waves, splits per request, segments."""
-    from leansim.tables import render
+    from leansim.answers import render
 
     check_form(form)
     if file is not None and file.lower().endswith(".csv"):
@@ -192,7 +192,7 @@ def predict(
     engine: EngineName = "auto",
 ) -> None:
     """Predict the latency of every point of a CSV."""
-    from leansim.tables import render
+    from leansim.answers import render
 
     check_form(form)
     found = leansim.predict(file, jobs, engine=engine_of(engine))

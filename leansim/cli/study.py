@@ -14,8 +14,8 @@ import leansim
 from leansim.cli.options import File, Form, Jobs, Out, Settings, Verb, grid_of, mistake, with_point_flags
 
 if TYPE_CHECKING:
+    from leansim.answers import Tabled
     from leansim.points.grid import PointGrid
-    from leansim.tables import Tabled
 
 Rules = Annotated[
     str | None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leansim.answers import Shown
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
 from leansim.gpu import micro, toolkit
@@ -16,7 +17,6 @@ from leansim.gpu.measuring import Measurer
 from leansim.gpu.toolkit import Toolkit
 from leansim.silicon.own import MEASUREMENT_COLUMNS, read_measured
 from leansim.specs import catalog
-from leansim.tables import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

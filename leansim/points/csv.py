@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from leansim.answers import Row
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow, read_csv
 from leansim.points.point import PLAN_COLUMNS, check_columns
-from leansim.tables import Row
 
 _Item = TypeVar("_Item")
 _Found = TypeVar("_Found")

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from leansim.answers import Answers, Row, Tabled
 from leansim.points.point import Resolved, plan_row
 from leansim.schedule.schedule import Schedule
-from leansim.tables import Answers, Row, Tabled
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from leansim.answers import Row
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
 from leansim.files.strict_yaml import Document
 from leansim.partitioners.registry import Partitioner, find, option_names, partitioners
@@ -30,7 +31,6 @@ from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel
 from leansim.specs.overrides import overridden
 from leansim.specs.workload import Workload
-from leansim.tables import Row
 
 
 # Fields of the last part come first: device, kernel, ... overrides, as help and tables list them.

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from leansim.answers import Tabled
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
@@ -16,7 +17,6 @@ from leansim.points.point import Point, Resolved, plan_row, resolve
 from leansim.points.results_table import results_table
 from leansim.results.metrics import Metrics, summarise
 from leansim.schedule.schedule import Schedule
-from leansim.tables import Tabled
 from leansim.timing.lowering import lower
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from leansim.answers import render
 from leansim.files.writing import write_together, write_whole
 from leansim.points.results_table import results_table
 from leansim.points.simulate import Simulation
@@ -16,7 +17,6 @@ from leansim.results.perfetto import write_trace
 from leansim.sweeps.compare import has_speedup, with_speedup, x_column
 from leansim.sweeps.run import Run
 from leansim.sweeps.sweep import manifest
-from leansim.tables import render
 
 
 def write_run(run: Run, folder: Path) -> list[Path]:

@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from leansim.answers import render
 from leansim.partitioners.registry import partitioners
 from leansim.points.names import Things, show
 from leansim.points.names import list as names_of
 from leansim.specs import catalog
 from leansim.specs.base import SourcedSpec
 from leansim.specs.traces import find_trace, read_trace
-from leansim.tables import render
 
 _LONG = 61  # characters of a value from which on it is cut, or told in parts
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from leansim.answers import Tabled, render
 from leansim.files.writing import write_together
 from leansim.points.grid import PointGrid
 from leansim.sweeps.sweep import manifest
-from leansim.tables import Tabled, render
 
 
 def write_study(

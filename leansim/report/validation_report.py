@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from leansim import __version__
+from leansim.answers import render
 from leansim.files.writing import write_whole
 from leansim.report.error_figures import draw
 from leansim.silicon.fit import Fit
@@ -26,7 +27,6 @@ from leansim.silicon.validate import (
     refusals,
     worst_rows,
 )
-from leansim.tables import render
 
 Section = tuple[str, list[dict[str, Any]], str]
 _BAND_NAMES = tuple(name for _, name in BANDS)

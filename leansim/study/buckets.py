@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from leansim.answers import Tabled
 from leansim.errors import PartitionerError, WorkloadError
 from leansim.partitioners.registry import Partitioner
 from leansim.points.point import Point, resolve
@@ -18,7 +19,6 @@ from leansim.specs.traces import find_trace, read_trace
 from leansim.study.bench import Bench
 from leansim.study.rules import heeds_count, told
 from leansim.sweeps.spreading import Progress, spread
-from leansim.tables import Tabled
 
 SIZES: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 COUNTS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)

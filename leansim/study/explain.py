@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
 from leansim.points.point import Point, resolve
@@ -16,7 +17,6 @@ from leansim.study.oracle import BUDGET, Oracle, Policy, search
 from leansim.study.reasons import Facts, facts_of, why_slower
 from leansim.study.rules import Rule, chosen_rules, own_rule
 from leansim.sweeps.compare import TIE
-from leansim.tables import Tabled
 
 LEAN = "lean"  # the kernel whose rule is LeanAttention's
 _MOST_GROUPS, _MOST_NAMES = 4, 2

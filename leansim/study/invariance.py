@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
 from leansim.numerics.invariance import batch_invariance
@@ -17,7 +18,6 @@ from leansim.partitioners.fixed_split_size import FixedSplitSize
 from leansim.points.point import Point, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
-from leansim.tables import Tabled
 
 SEEDS = 4  # each of nine batches
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)

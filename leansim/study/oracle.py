@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from leansim.answers import Tabled
 from leansim.arrays import IntArray
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
@@ -26,7 +27,6 @@ from leansim.points.point import Point, Resolved, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
 from leansim.study.search import cheapest
-from leansim.tables import Tabled
 from leansim.timing.bound import Bound
 
 UNIFORM, PER_REQUEST = "best uniform", "best per request"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from leansim.answers import Row, Tabled
 from leansim.errors import LeansimError
 from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, Resolved, resolve
@@ -28,7 +29,6 @@ from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import Rule
 from leansim.sweeps.compare import TIE, finished, varying
 from leansim.sweeps.spreading import Progress, spread
-from leansim.tables import Row, Tabled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError, PartitionerError
 from leansim.partitioners.registry import Partitioner
@@ -16,7 +17,6 @@ from leansim.study.bench import Bench
 from leansim.study.oracle import Policy, described, distinct_counts, useful_counts
 from leansim.study.rules import chosen_rules, heeds_count, own_rule, told
 from leansim.study.search import cheapest
-from leansim.tables import Tabled
 
 _MOST_OF_A_CALL = 128  # counts tried of a call that is told of a longer context than there is
 KNEE = 0.05  # the knee is the fewest splits within this share of the best

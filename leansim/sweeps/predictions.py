@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leansim.answers import Listed
 from leansim.errors import LeansimError
 from leansim.sweeps.predict import Outcome, Prediction
-from leansim.tables import Listed
 
 # What a prediction adds to a row of points.
 PREDICTION_COLUMNS = (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leansim.answers import Row, Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
 from leansim.points.grid import PointGrid, load
 from leansim.points.results_table import results_table
 from leansim.points.simulate import Simulation, simulate
-from leansim.tables import Row, Tabled
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from leansim.answers import Row
 from leansim.errors import StoreError
-from leansim.tables import Row
 
 FILE_NAME = "points.sqlite"
 LAYOUT = 1

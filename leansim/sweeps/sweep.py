@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim import __version__
+from leansim.answers import Row, Shown
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.files.writing import write_together
@@ -32,7 +33,6 @@ from leansim.sweeps import cluster, executors
 from leansim.sweeps.compare import finished
 from leansim.sweeps.executors import Chunk, Executor, Finished, point_key, using
 from leansim.sweeps.store import FILE_NAME, Store
-from leansim.tables import Row, Shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -50,7 +50,7 @@ _Columns = Mapping[str, IntArray]
 
 
 @dataclass(frozen=True, eq=False)
-class _Launch:
+class _Unfilled:
     """A launch whose CTAs have no numbers yet: the borders of their phases, and what fills those."""
 
     name: str
@@ -194,7 +194,7 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 def _main_launch(
     schedule: Schedule, instance: Instance, device: Device, costs: SegmentCosts, gap_ps: int
-) -> _Launch:
+) -> _Unfilled:
     """LAUNCH per CTA; RAMP, STREAM, MERGE for a waiting host, and WRITE per segment."""
     places = _Places.of(schedule)
 
@@ -216,7 +216,7 @@ def _main_launch(
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
         put(places.write, Phase.WRITE, **_writes(schedule, instance, device, idle))
 
-    return _Launch("attention", schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
+    return _Unfilled("attention", schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
 
 
 def _merges(
@@ -309,17 +309,17 @@ class _Places:
         )
 
 
-def _setup_launch(device: Device, gap_ps: int) -> _Launch:
+def _setup_launch(device: Device, gap_ps: int) -> _Unfilled:
     """One CTA that comes and goes."""
 
     def fill(columns: _Columns) -> None:
         columns["kind"][:] = Phase.LAUNCH
         columns["latency_ps"][:] = picoseconds(device.cta_launch_s)
 
-    return _Launch("setup", 1, gap_ps, np.array([0, 1]), fill)
+    return _Unfilled("setup", 1, gap_ps, np.array([0, 1]), fill)
 
 
-def _combine_launch(schedule: Schedule, instance: Instance, device: Device) -> _Launch:
+def _combine_launch(schedule: Schedule, instance: Instance, device: Device) -> _Unfilled:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
     combine, workload = instance.combine, schedule.grid.workload
     if isinstance(combine, NoCombine):
@@ -330,7 +330,7 @@ def _combine_launch(schedule: Schedule, instance: Instance, device: Device) -> _
     gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine.start))
     num_ctas = -(-workload.num_query_rows // combine.rows_per_cta)
     fill = partial(_fill_combine, schedule, instance, combine, device)
-    return _Launch("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
+    return _Unfilled("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
 
 
 def _fill_combine(

@@ -21,7 +21,7 @@ class Roofline:
         return max(self.memory_s, self.compute_s)
 
     @property
-    def bound(self) -> str:
+    def bottleneck(self) -> str:
         """Which of the two it is: `memory` or `compute`."""
         return "memory" if self.memory_s >= self.compute_s else "compute"
 
