@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ HEADS = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 KERNELS = ("fa2", "flash_decoding", "flash_decoding_2_5_6", "lean_ort", "lean")
 # What the measured tables ran.
 MEASURED = ("sglang_fa3",)
+BATCHES: dict[str, dict[str, Any]] = {
+    "uniform, 64 requests x 4k": {"batch_size": 64, "context_len": "4k"},
+    "uniform, 1,024 requests x 1k": {"batch_size": 1024, "context_len": "1k"},
+    "ragged, 256 of Mooncake": {"batch_size": 256, "trace": "mooncake_conversation"},
+}
 
 
 def best(work: Callable[[], Any], repeats: int = 7) -> float:
@@ -71,15 +76,10 @@ def whole(what: Point) -> Callable[[], Any]:
     return lambda: simulate(what).metrics
 
 
-def engines() -> list[dict[str, Any]]:
+def engines(batches: Mapping[str, dict[str, Any]] = BATCHES) -> list[dict[str, Any]]:
     """Both engines on the same programs."""
-    cases = {
-        "uniform, 64 requests x 4k": {"batch_size": 64, "context_len": "4k"},
-        "uniform, 1,024 requests x 1k": {"batch_size": 1024, "context_len": "1k"},
-        "ragged, 256 of Mooncake": {"batch_size": 256, "trace": "mooncake_conversation"},
-    }
     rows = []
-    for label, batch in cases.items():
+    for label, batch in batches.items():
         for kernel in ("fa2", "lean"):
             program = programmed(point(device="h100_sxm", kernel=kernel, **HEADS, **batch))
             slow = best(lambda p=program: simpy_engine.execute(p), 3)
@@ -100,12 +100,16 @@ def engines() -> list[dict[str, Any]]:
     return rows
 
 
-def ragged() -> list[dict[str, Any]]:
-    """One ragged batch of 256 requests under every kernel that takes it, everything included."""
+def ragged(batch_size: int = 256) -> list[dict[str, Any]]:
+    """One ragged batch under every kernel that takes it, everything included."""
     rows = []
     for kernel in (*KERNELS, *(name for name in names("kernel") if name not in KERNELS)):
         what = point(
-            device="h100_sxm", kernel=kernel, trace="mooncake_conversation", batch_size=256, **HEADS
+            device="h100_sxm",
+            kernel=kernel,
+            trace="mooncake_conversation",
+            batch_size=batch_size,
+            **HEADS,
         )
         try:
             program = programmed(what)
@@ -122,10 +126,12 @@ def ragged() -> list[dict[str, Any]]:
     return rows
 
 
-def growth() -> tuple[list[dict[str, Any]], float]:
+def growth(
+    batch_sizes: Sequence[int] = (16, 64, 256, 1024, 4096, 16384),
+) -> tuple[list[dict[str, Any]], float]:
     """Engine time against CTAs (FA2, uniform), and the slope of its log-log fit."""
     rows, xs, ys = [], [], []
-    for requests in (16, 64, 256, 1024, 4096, 16384):
+    for requests in batch_sizes:
         program = programmed(
             point(device="h100_sxm", kernel="fa2", batch_size=requests, context_len=512,
                   num_q_heads=64, num_kv_heads=64, head_dim=128)
@@ -143,10 +149,10 @@ def growth() -> tuple[list[dict[str, Any]], float]:
     return rows, float(np.polyfit(np.log(xs), np.log(ys), 1)[0])
 
 
-def context() -> list[dict[str, Any]]:
+def context(lengths: Sequence[str] = ("8k", "64k", "256k", "1M")) -> list[dict[str, Any]]:
     """LeanAttention, 16 requests x 128 heads, over context."""
     rows = []
-    for length in ("8k", "64k", "256k", "1M"):
+    for length in lengths:
         what = point(device="h100_sxm", kernel="lean", batch_size=16, context_len=length,
                      num_q_heads=128, num_kv_heads=128, head_dim=128)  # fmt: skip
         program = programmed(what)

@@ -196,7 +196,7 @@ class _Asked:
         return hash((id(self.kernel), id(self.device), self.call))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _resolved(asked: _Asked) -> Instance:
     """Kept, as a sweep asks for few instances in many calls."""
     kernel, device, workload = asked.kernel, asked.device, asked.workload
