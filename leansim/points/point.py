@@ -16,6 +16,7 @@ from pydantic import Field
 from leansim.answers import Row
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
 from leansim.files.strict_yaml import Document
+from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.registry import Partitioner, find, option_names, partitioners
 from leansim.points.batch import BatchFields, context_lens_of
 from leansim.points.call import CallFields, call_of
@@ -68,7 +69,7 @@ class Resolved:
     @cached_property
     def instance(self) -> Instance:
         """What of the kernel runs for this call on the device, in plain numbers."""
-        return instance_of(self.kernel, self.device, self.workload)
+        return instance_of(self.kernel, self.device, self.workload, self.is_split)
 
     @cached_property
     def grid(self) -> TileGrid:
@@ -78,14 +79,28 @@ class Resolved:
     @cached_property
     def schedule(self) -> Schedule:
         """What the partitioner makes of it."""
+        if self.is_split:
+            return self._partitioned(self.grid)
+        return FlashAttention2()(self.grid, self.device)
+
+    @cached_property
+    def is_split(self) -> bool:
+        """Whether the host splits the call, where that decides which instance runs; else true."""
+        if not self.kernel.asks_split:
+            return True
+        instance = instance_of(self.kernel, self.device, self.workload)
+        grid = tile_grid(self.workload, instance, self.device)
+        return self._partitioned(grid).combine != "none"
+
+    def _partitioned(self, grid: TileGrid) -> Schedule:
         name = type(self.partitioner).__name__
         try:
-            schedule = self.partitioner(self.grid, self.device)
+            schedule = self.partitioner(grid, self.device)
         except LeansimError:
             raise
         except Exception as error:  # anything at all can go wrong in foreign code
             raise FaultError(f"partitioner {name} raised {type(error).__name__}: {error}") from error
-        if not isinstance(schedule, Schedule) or schedule.grid is not self.grid:
+        if not isinstance(schedule, Schedule) or schedule.grid is not grid:
             what = "a schedule of another grid" if isinstance(schedule, Schedule) else repr(schedule)
             raise FaultError(f"partitioner {name} returned {what}, wanted a Schedule of its grid")
         return schedule

@@ -295,7 +295,7 @@ def latencies(part: Part, specs: Specs) -> FloatArray:
             continue
         kernel: Kernel = specs["kernel", item.kernel.name]
         device: Device = specs["device", item.device.name]
-        instance = instance_of(kernel, device, item.workload)
+        instance = instance_of(kernel, device, item.workload, item.is_split)
         found.append(execute(lower(item.schedule, instance, device)).latency_s)
     return np.array(found)
 

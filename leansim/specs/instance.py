@@ -161,13 +161,14 @@ class Instance:
     combine: CombineNumbers | NoCombine
 
 
-def instance_of(kernel: Kernel, device: Device, workload: Workload) -> Instance:
-    """Resolve a kernel on a device for a call.
+def instance_of(kernel: Kernel, device: Device, workload: Workload, split: bool = True) -> Instance:
+    """Resolve a kernel on a device for a call, which its host may split or leave in one.
 
     Raises `PairingError` for a head dim, dtype, cache or architecture that the kernel is not built for,
     or where a CTA does not fit on an SM.
     """
-    return _resolved(_Asked(kernel, device, workload, _call(workload, kernel.asks_context)))
+    call = (split, *_call(workload, kernel.asks_context))
+    return _resolved(_Asked(kernel, device, workload, call))
 
 
 def _call(load: Workload, asks_context: bool) -> tuple[Any, ...]:
@@ -200,7 +201,7 @@ class _Asked:
 def _resolved(asked: _Asked) -> Instance:
     """Kept, as a sweep asks for few instances in many calls."""
     kernel, device, workload = asked.kernel, asked.device, asked.workload
-    tile = tile_for(workload, kernel, device)
+    tile = tile_for(workload, kernel, device, asked.call[0])
     fit = tile_occupancy(tile, workload, kernel, device)
     if fit.ctas_per_sm == 0:
         raise does_not_fit(tile, fit, workload, kernel, device)

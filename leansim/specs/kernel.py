@@ -58,7 +58,8 @@ class Only(Spec):
 
     `max_query_len` bounds the new tokens of a request, `max_rows` the query rows of one request and
     counted head, `max_context_len` the longest context the call is told about; `groups` lists the
-    query heads per KV head.
+    query heads per KV head. `split` says whether the host splits the call: an unsplit one may go through
+    an entry of its own.
     """
 
     archs: tuple[str, ...] | None = None
@@ -68,6 +69,7 @@ class Only(Spec):
     max_rows: Count | None = None
     max_context_len: Count | None = None
     groups: tuple[Count, ...] | None = None
+    split: bool | None = None
 
 
 class Compute(Spec):
@@ -297,6 +299,11 @@ class Kernel(SourcedSpec):
             return own
         below = own.model_dump(exclude_unset=True)
         return MECHANISMS[name].model_validate(laid_over(below, mine))
+
+    @cached_property
+    def asks_split(self) -> bool:
+        """Whether it is a matter of the host splitting a call which instance runs."""
+        return any(tile.only.split is not None for tile in self.tiles)
 
     @cached_property
     def asks_context(self) -> bool:

@@ -15,7 +15,7 @@ from leansim.specs.workload import Workload
 _T = TypeVar("_T")
 
 
-def tile_for(workload: Workload, kernel: Kernel, device: Device) -> Tile:
+def tile_for(workload: Workload, kernel: Kernel, device: Device, split: bool = True) -> Tile:
     """Pick the compiled instance for a call: the first in the file of the narrowest that serve.
 
     Raises `PairingError` for a head dim, dtype, cache or architecture the kernel is not built for.
@@ -34,7 +34,11 @@ def tile_for(workload: Workload, kernel: Kernel, device: Device) -> Tile:
                 f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
             )
     width = max(workload.head_dim, workload.value_dim)
-    usable = [tile for tile in kernel.tiles if _is_meant_for(tile.only, workload, kernel, device)]
+    usable = [
+        tile
+        for tile in kernel.tiles
+        if tile.only.split in (None, split) and _is_meant_for(tile.only, workload, kernel, device)
+    ]
     if not usable:
         raise PairingError(
             f"kernel {kernel.name!r} has no instance for this call on {device.name!r}: "
