@@ -33,8 +33,11 @@ MEASUREMENT_COLUMNS = (
     "scheduled_splits", "scheduled_ctas", "registers", "spills", "smem_bytes", "resident_ctas_per_sm",
     *MACHINE_COLUMNS,
 )  # fmt: skip
+# What a campaign on libraries writes beside a point: whose kernel it was, and what its batch was drawn
+# from. Only the lengths that were drawn describe the point.
+ORIGIN_COLUMNS = ("library", "shape_id", "drawn_from")
 # Columns of a CSV of points that are known beside those of a point.
-_BESIDE = (HARNESS, *MEASUREMENT_COLUMNS)
+_BESIDE = (HARNESS, *MEASUREMENT_COLUMNS, *ORIGIN_COLUMNS)
 # What a shape is: a row's point without the kernel and the device.
 _SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner", "num_sms"}
 # Columns of the schema that a workload has under the same name.
