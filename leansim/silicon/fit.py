@@ -162,7 +162,7 @@ def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame
 
 
 def _own_rows(choice: FitRows) -> pd.DataFrame:
-    """The fit fifth of a file of one's own on one device, in the order of a hash."""
+    """The fit half of a file of one's own on one device, in the order of a hash."""
     rows = of_split(own_rows(str(choice.points))[list(ROW_COLUMNS)], "fit")
     rows = rows[rows["device"] == choice.device]
     return in_hash_order(rows, [point.model_dump_json() for point in rows["point"]])

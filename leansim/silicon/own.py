@@ -137,7 +137,7 @@ def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
         "step": longest,
         "query_bytes": calls.query_bytes,
         "kv_token_bytes": calls.kv_token_bytes,
-        "fit": schema.is_for_fitting(shape_of(row)),
+        "fit": schema.is_for_fitting(shape_of(row), schema.OWN_FIT_EVERY),
         "measured_s": measured_s,
         "point": point,
     }

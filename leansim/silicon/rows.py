@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 Split = Literal["test", "fit", "all"]
 SPLITS: tuple[str, ...] = get_args(Split)
-# Rows of which the hash is a multiple of this are for fitting, the others for testing.
-FIT_EVERY = 5
+# Rows of which the hash is a multiple of this are for fitting, the others for testing: a fifth of a
+# published table, half of one's own measurements, which are few.
+FIT_EVERY, OWN_FIT_EVERY = 5, 2
 SHAPE = ("batch_size", "num_q_heads", "num_kv_heads", "head_dim", "window", "kv_dtype", "step")
 # `table` is the file's short name and `source` what a constant fitted to the row says it rests on;
 # `harness` names the measured table whose harness the time contains, or nothing. `kernel_source` is
@@ -44,9 +45,9 @@ def digest(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def is_for_fitting(shape: str) -> bool:
-    """Whether a shape, as text, is of the fifth that constants may be fitted to."""
-    return digest(shape) % FIT_EVERY == 0
+def is_for_fitting(shape: str, every: int = FIT_EVERY) -> bool:
+    """Whether a shape, as text, is of those that constants may be fitted to, one in `every`."""
+    return digest(shape) % every == 0
 
 
 def of_split(rows: pd.DataFrame, split: Split) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from leansim.specs.harness import HarnessTerm, MeasuredTable
 from leansim.specs.kernel import MECHANISMS, Kernel
 from leansim.timing.loops.registry import loops
 
+_UNSAID = object()
 _CLASSES: dict[str, type[SourcedSpec]] = {"kernel": Kernel, "device": Device, "table": MeasuredTable}
 
 
@@ -79,14 +80,15 @@ def with_bases(kernel: str) -> list[str]:
 def defining(kernel: str, keys: Sequence[str]) -> str | None:
     """Of a kernel and those it is based on, the nearest whose file says what a number is, or None.
 
-    A file lays some groups of numbers over its base's; others it has whole or not at all.
+    A file lays some groups of numbers over its base's; others it has whole or not at all, such as a combine
+    kernel, of which it may say that there is none.
     """
     depth = 2 if keys[0] in Kernel.groups() else 1
     for name in with_bases(kernel):
         said: Any = _file("kernel", name)
         for key in keys[:depth]:
-            said = said.get(key) if isinstance(said, dict) else None
-        if said is not None:
+            said = said.get(key, _UNSAID) if isinstance(said, dict) else _UNSAID
+        if said is not _UNSAID:
             return name
     return None
 
