@@ -351,6 +351,6 @@ def _how(fit: Fit, target: Target) -> str:
     files = ", ".join(dict.fromkeys(rows.loc[mine, "source"]))
     before, after = (float(np.abs(errors[mine]).mean()) for errors in (fit.before, fit.after))
     return (
-        f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows of the fit fifth of "
+        f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows to fit of "
         f"{files}, mean error {before:.1%} before and {after:.1%} after"
     )
