@@ -79,7 +79,8 @@ def _machine(rows: pd.DataFrame) -> str:
     """What the files say of machine and libraries."""
     names = {"gpu": "", "driver": "driver ", "cuda": "CUDA ", "torch": "torch ", "triton": "Triton "}
     parts = [f"{word}{_said(rows[name])}" for name, word in names.items() if _said(rows[name])]
-    return "; ".join([*parts, *([_said(rows["library"])] if _said(rows["library"]) else [])]) + "."
+    libraries = [name for name in _said(rows["library"]).split(", ") if name and name not in parts]
+    return ", ".join([*parts, *libraries]) + "."
 
 
 def _said(values: pd.Series[Any]) -> str:

@@ -95,6 +95,9 @@ def main() -> int:
         return 2
     files = written(found_in(rows), folder)
     write_together(files)
+    for name in _CSVS.values():  # none of an earlier report stays beside this one
+        if (path := folder / f"{name}.csv") not in files:
+            path.unlink(missing_ok=True)
     print(f"wrote {', '.join(path.name for path in files)} under {folder}/")
     return 0
 
