@@ -1,4 +1,4 @@
-"""Measures on a GPU: micro-measurements, then the campaign, into CSVs beside this file.
+"""Measures on a GPU: micro-measurements, then the campaign, into CSVs in a folder beside this file.
 
 One command on a machine with an NVIDIA GPU, within a budget; the same command goes on where it stopped.
 `--rehearse` runs the same steps in Triton's interpreter, on tiny shapes, and times nothing.
@@ -12,14 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent / "measured"
 
 
 def main() -> int:
     """Measure, and return what a shell is to be told."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget-s", type=float, default=1500.0, help="seconds for all of it (1500)")
-    parser.add_argument("--out", type=Path, help="folder for the CSVs; this one by default")
+    parser.add_argument("--out", type=Path, help="folder for the CSVs (measured/)")
     parser.add_argument("--rehearse", action="store_true", help="in the interpreter; wants --out")
     parser.add_argument("--device", help="the GPU in configs/devices; recognised by default")
     given = parser.parse_args()
@@ -30,7 +30,7 @@ def main() -> int:
     start = time.monotonic()
     options = ["--interpret"] if given.rehearse else []
     options += ["--device", given.device] if given.device else []
-    micro, points = out / "micro.csv", out / "points.csv"
+    micro, points = out / "micro.csv", out / "triton_campaign.csv"
     codes = []
     if not micro.exists():
         codes.append(measure("micro", "-o", str(micro), *options))
