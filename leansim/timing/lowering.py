@@ -31,7 +31,7 @@ from leansim.timing import ctas, memory, merges, segments
 from leansim.timing.prices import Prices, queueing_s
 from leansim.timing.segments import SegmentCosts
 
-KV, ON_CHIP, ROWS, AHEAD, STORE = 0, 1, 2, 3, -1
+KV, ON_CHIP, ROWS, FIRST, STORE = 0, 1, 2, 3, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
 # about half a microsecond even at DRAM's pace.
 FEW_BYTES = 4096
@@ -139,8 +139,8 @@ def _flows(
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
-    A CTA works through whole tiles, and loads the tokens that are not masked; those that it asks for
-    ahead come at the pace of its SM's loads. What the worked bytes ask of DRAM, of L2 and of an SM that
+    A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits for
+    come at the pace of its SM's loads, and with each what it has asked for at the same time. What the worked bytes ask of DRAM, of L2 and of an SM that
     CTAs share is taken over the batch, so that it adds up: of a segment beside others that is the mean,
     its time alone is its own.
     """
@@ -148,7 +148,8 @@ def _flows(
     worked = costs.tiles * work.tile_bytes
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
-    ahead = read * float(np.sum(np.broadcast_to(costs.ahead_bytes, schedule.num_segments)))
+    asked = tile.ahead * read  # bytes that come with one that is waited for
+    ahead = asked * float(np.sum(np.broadcast_to(costs.first_bytes, schedule.num_segments)))
     loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - ahead) / worked
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
     queued_s = queueing_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else []
@@ -166,15 +167,15 @@ def _flows(
         carries_kv=True,
     )
     on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
-    asked = replace(
+    first = replace(
         on_chip,
-        name="ahead",
-        dram_share=read * (1.0 - prices.hit_share),
-        l2_share=read,
+        name="first",
+        dram_share=asked * (1.0 - prices.hit_share),
+        l2_share=asked,
         offered_bytes_per_ps=kv.offered_bytes_per_ps,
         carries_kv=True,
     )
-    return kv, on_chip, rows, asked
+    return kv, on_chip, rows, first
 
 
 @lru_cache(maxsize=64)
@@ -209,7 +210,7 @@ def _main_launch(
         if (empty_bytes := ctas.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
             columns["latency_ps"][places.launch] += ctas.store_ps(empty_bytes, device)
-        put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.ahead_bytes, flow=AHEAD)
+        put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.first_bytes, flow=FIRST)
         put(places.stream, Phase.STREAM, bytes=costs.worked_bytes, flow=KV)
         idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):

@@ -25,11 +25,11 @@ _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 
 @dataclass(frozen=True, eq=False)
 class SegmentCosts:
-    """What segments take: `ramp_ps` and `ahead_bytes` of KV before the loop runs, then `worked_bytes`.
+    """What segments take: `ramp_ps` and `first_bytes` of KV before the loop runs, then `worked_bytes`.
 
         once   = prologue - loading + split + fill
         ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
-        ahead  = what the loop asks for before its first tile, as far as the segment has it
+        first  = first bytes of a full tile * min(1, tiles / tiles asked for at once)
         worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
 
     Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
@@ -37,7 +37,7 @@ class SegmentCosts:
     """
 
     ramp_ps: IntArray | int
-    ahead_bytes: Ints
+    first_bytes: Ints
     worked_bytes: IntArray
     tiles: float
     busy_s: float
@@ -53,8 +53,8 @@ class SegmentCosts:
             busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
         ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
-        ahead = _ahead_bytes(schedule, instance, prices)
-        return cls(ramp_ps, ahead, worked, tiles, busy_s)
+        first = _first_bytes(schedule, instance, prices)
+        return cls(ramp_ps, first, worked, tiles, busy_s)
 
 
 class _Starts:
@@ -179,25 +179,25 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     return positive
 
 
-def _ahead_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
-    """KV bytes that each segment asks for before it works on its first tile.
+def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
+    """KV bytes that each segment waits for before it works on its first tile.
 
-        ahead bytes of a full tile * min(1, tokens / max(tile tokens, tokens of the bytes ahead))
-
-    Behind the first item of a queue, what is prefetched is there when a CTA is through.
+    Fewer of one that has not as much as its loop asks for at once. Behind the first item of a queue, what
+    is prefetched is there when a CTA is through.
     """
-    ahead, tile_bytes = prices.tile.ahead_bytes, prices.work.tile_bytes
-    if not ahead:
+    tile = prices.tile
+    if not tile.first_bytes:
         return 0
+    asked_tiles = max(1.0, tile.ahead * tile.first_bytes / prices.work.tile_bytes)
     grid = schedule.grid
     if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens:
         tiles: Any = schedule.stop - schedule.start
     else:
         tiles = grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
-    asked: IntArray = (ahead * np.minimum(1.0, tiles / max(1.0, ahead / tile_bytes))).astype(np.int64)
+    first: IntArray = (tile.first_bytes * np.minimum(1.0, tiles / asked_tiles)).astype(np.int64)
     if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
-        asked[schedule.cta >= grid.slots] = 0
-    return asked
+        first[schedule.cta >= grid.slots] = 0
+    return first
 
 
 def _is_whole(schedule: Schedule) -> bool:

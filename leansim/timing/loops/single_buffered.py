@@ -13,7 +13,7 @@ class SingleBuffered(Paced):
     """FlashAttention-2's split-KV loop: wait K, issue V, QK, wait V, issue next K, softmax, PV.
 
         tile = max(load V, QK) + max(load K, softmax + PV), or chain
-        n tiles take K bytes at the pace of loads, then n * tile, + fill
+        n tiles take K bytes at the pace of loads, n * tile, and fill
         load X = latency + X bytes / load rate
         fill   = latency - max(0, load K - softmax - PV)
 

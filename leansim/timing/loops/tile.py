@@ -50,8 +50,8 @@ class TileCost:
     """One full KV tile on one CTA that has its SM to itself: n tiles take `n * tile_s + fill_s`.
 
     `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
-    less of `read_s`. Before the first tile a segment asks for `ahead_bytes` of its KV. Its SM
-    has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in flight would bring
+    less of `read_s`. A segment begins by asking for `ahead` times `first_bytes` of its KV at once, and works
+    on its first tile when as much as the first of them is there. Its SM has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in flight would bring
     `offered_bytes_per_s` from an unloaded memory (Little's law). `busy_s` is how long a tile keeps units
     of the SM for which CTAs queue, such as its schedulers. `tiles_at_once` are computed together, masked
     ones too.
@@ -61,7 +61,8 @@ class TileCost:
     sm_s: float
     compute_s: float
     offered_bytes_per_s: float
-    ahead_bytes: int = 0
+    first_bytes: int = 0
+    ahead: int = 1
     read_s: float = 0.0
     busy_s: tuple[float, ...] = ()
     tiles_at_once: int = 1
@@ -80,7 +81,7 @@ class Paced:
     busy_s: float = 0.0
 
     def paced(
-        self, work: TileWork, tile_s: float, offered_bytes_per_s: float, ahead_bytes: int
+        self, work: TileWork, tile_s: float, offered_bytes_per_s: float, first_bytes: int, ahead: int = 1
     ) -> TileCost:
         """The price of a tile that would take `tile_s` by its loads and by what is computed."""
         return TileCost(
@@ -88,7 +89,8 @@ class Paced:
             sm_s=max(work.compute_s, work.transfer_s, self.busy_s),
             compute_s=work.compute_s,
             offered_bytes_per_s=offered_bytes_per_s,
-            ahead_bytes=ahead_bytes,
+            first_bytes=first_bytes,
+            ahead=ahead,
             busy_s=(self.busy_s,) if self.busy_s else (),
         )
 
@@ -101,7 +103,7 @@ class TileLoop(Protocol):
         ...  # pragma: no cover
 
     def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
-        """What a segment takes beyond its tiles and the bytes it asks for ahead, s.
+        """What a segment takes beyond its tiles and its first bytes, s.
 
         Of its first tile `loaded` is not masked. Below 0 where that is cheaper than the others.
         """
