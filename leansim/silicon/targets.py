@@ -80,7 +80,7 @@ def with_bases(kernel: str) -> list[str]:
 def defining(kernel: str, keys: Sequence[str]) -> str | None:
     """Of a kernel and those it is based on, the nearest whose file says what a number is, or None.
 
-    A file lays some groups of numbers over its base's; others it has whole or not at all, such as a combine
+    A file lays some groups of numbers over its base's; others it has whole or not at all, as a combine
     kernel, of which it may say that there is none.
     """
     depth = 2 if keys[0] in Kernel.groups() else 1

@@ -139,8 +139,8 @@ def _flows(
 ) -> tuple[FlowKind, ...]:
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
-    A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits for
-    come at the pace of its SM's loads, and with each what it has asked for at the same time. What the worked bytes ask of DRAM, of L2 and of an SM that
+    A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits
+    for come at the pace of its SM's loads. What the worked bytes ask of DRAM, of L2 and of an SM that
     CTAs share is taken over the batch, so that it adds up: of a segment beside others that is the mean,
     its time alone is its own.
     """
@@ -148,9 +148,8 @@ def _flows(
     worked = costs.tiles * work.tile_bytes
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
-    asked = tile.ahead * read  # bytes that come with one that is waited for
-    ahead = asked * float(np.sum(np.broadcast_to(costs.first_bytes, schedule.num_segments)))
-    loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - ahead) / worked
+    first_bytes = read * float(np.sum(np.broadcast_to(costs.first_bytes, schedule.num_segments)))
+    loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - first_bytes) / worked
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
     queued_s = queueing_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else []
     kv = FlowKind(
@@ -170,8 +169,8 @@ def _flows(
     first = replace(
         on_chip,
         name="first",
-        dram_share=asked * (1.0 - prices.hit_share),
-        l2_share=asked,
+        dram_share=read * (1.0 - prices.hit_share),
+        l2_share=read,
         offered_bytes_per_ps=kv.offered_bytes_per_ps,
         carries_kv=True,
     )

@@ -29,7 +29,7 @@ class SegmentCosts:
 
         once   = prologue - loading + split + fill
         ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
-        first  = first bytes of a full tile * min(1, tiles / tiles asked for at once)
+        first  = first bytes of a full tile * min(1, tiles)
         worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
 
     Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
@@ -182,20 +182,19 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
 def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
     """KV bytes that each segment waits for before it works on its first tile.
 
-    Fewer of one that has not as much as its loop asks for at once. Behind the first item of a queue, what
-    is prefetched is there when a CTA is through.
+    Fewer of one that has less than a tile. Behind the first item of a queue, what is prefetched is there
+    when a CTA is through.
     """
-    tile = prices.tile
-    if not tile.first_bytes:
+    first_bytes = prices.tile.first_bytes
+    if not first_bytes:
         return 0
-    asked_tiles = max(1.0, tile.ahead * tile.first_bytes / prices.work.tile_bytes)
     grid = schedule.grid
-    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens:
-        tiles: Any = schedule.stop - schedule.start
-    else:
-        tiles = grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
-    first: IntArray = (tile.first_bytes * np.minimum(1.0, tiles / asked_tiles)).astype(np.int64)
-    if schedule.dispatch == "queue" and instance.ctas.prefetches_items:
+    queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
+    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens and not queued:
+        return first_bytes
+    tokens = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
+    first: IntArray = (first_bytes * np.minimum(1.0, tokens / grid.tile_tokens)).astype(np.int64)
+    if queued:
         first[schedule.cta >= grid.slots] = 0
     return first
 

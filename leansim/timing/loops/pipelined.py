@@ -13,12 +13,11 @@ class Pipelined(Paced):
     """`stages` K and V tiles are loaded ahead, by the CTA itself or by warps that do nothing else.
 
         tile = max(compute, load / stages, bytes / load rate, chain)
-        n tiles take bytes at the pace of loads, of which memory brings `stages` at once, n * tile, and fill
+        n tiles take bytes of one at the pace of loads, n * tile, and fill
         load = latency + bytes / load rate
         fill = latency + what its own stalls are longer
 
-    compute, load, latency and `chain_s` in s. A segment begins by asking for all its stages at once: where
-    its SM is what holds them back they come one after the other, where memory does they come together.
+    compute, load, latency and `chain_s` in s. A segment works on its first tile when all of it is there.
     Source: the circular buffers of flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp and of
     Triton's software pipelining.
     """
@@ -31,7 +30,7 @@ class Pipelined(Paced):
         load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
         offered = self.stages * work.tile_bytes / latency_s
-        return self.paced(work, tile_s, offered, work.tile_bytes, self.stages)
+        return self.paced(work, tile_s, offered, work.tile_bytes)
 
     def fill_s(self, work: TileWork, _loaded: Floats) -> Floats:
         """The latency of the first load, and the stalls of the first tile."""
