@@ -452,11 +452,13 @@ def test_padding_of_a_wider_instance_is_computed_and_filled_but_not_read() -> No
     """Head dim 64 on an instance of 128: QK, PV and filling shared memory double, softmax does not.
 
     QK and PV 1024 each, a load 488 + 1024: max(1512, 1024) + max(1512, 1664 + 1024) = 4200, for the
-    same 65,536 B.
+    same 65,536 B. The first K takes 1024 too: 200 + 788 + 1024 + 4200 + 4.
     """
-    prices = prices_of(grid_of((256,), 1), toy_instance(compute={"padding": 64}))
+    instance, grid = toy_instance(compute={"padding": 64}), grid_of((256,), 1)
+    prices = prices_of(grid, instance)
     assert prices.tile.tile_s == pytest.approx(4200 * NS)
     assert prices.work.tile_bytes == 65_536
+    assert ns(run(whole(grid), instance=instance).makespan_ps) == 6216.0
 
 
 def test_a_window_masks_every_score() -> None:
