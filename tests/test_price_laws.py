@@ -120,7 +120,7 @@ def alone_ps(program: Program, schedule: Schedule, request: int) -> dict[str, li
     mine &= program.segment >= 0
     return {
         kind.name: taken_ps[mine & program.is_kind(kind)].tolist()
-        for kind in (Phase.STREAM, Phase.MERGE, Phase.WRITE)
+        for kind in (Phase.RAMP, Phase.STREAM, Phase.MERGE, Phase.WRITE)
     }
 
 
@@ -184,8 +184,8 @@ def test_a_long_segment_owes_once_what_short_ones_owe_too(kernel: str, short: in
         for others in (0, 127)
     )
     (alone,), (beside,) = (
-        alone_ps(program, schedule, 0)["STREAM"]
-        for program, schedule in ((one, of_one), (many, of_many))
+        np.add(prices["RAMP"], prices["STREAM"])
+        for prices in (alone_ps(one, of_one, 0), alone_ps(many, of_many, 0))
     )
     assert beside == pytest.approx(alone, rel=1e-9, abs=100)
 
