@@ -367,9 +367,7 @@ def test_an_instance_without_overlap_shows_all_of_its_softmax() -> None:
 
 
 def test_registers_that_spill_and_tensor_instructions_that_wait_stall_each_tile() -> None:
-    """A tile of 2688 beside the 992 of launch, reads, a latency and the output, and what is asked ahead.
-
-    That is two tiles of 1024, where there are two.
+    """A tile of 2688 beside the 992 of launch, reads, a latency and the output, and the first of 1024.
 
     1,000 B to local memory and back at 1 B/ns, 500 of them for the first tile: 3688 n - 500. Three waits
     of 200 ns are shorter than the one and longer than the other: 3688 n - 400.
@@ -389,7 +387,7 @@ def test_registers_that_spill_and_tensor_instructions_that_wait_stall_each_tile(
         instance = toy_instance(pipelined(2), stalls)
         for tiles in (1, 3):
             end = run(whole(grid_of((256 * tiles,), 1)), instance=instance).makespan_ps
-            assert ns(end) == 992.0 + 1024 * min(2, tiles) + 3688 * tiles - (1000 - first)
+            assert ns(end) == 992.0 + 1024 + 3688 * tiles - (1000 - first)
 
 
 def test_an_instance_that_masks_compares_the_scores_of_tiles_at_an_edge() -> None:
