@@ -191,7 +191,7 @@ def test_a_ragged_batch_padded_to_the_longest_leaves_ctas_empty() -> None:
 def test_a_short_tile_computes_as_long_as_a_whole_one_but_loads_less() -> None:
     """One token: 200 + 300 + 3176 + 4 ns as for 256, and 488 + 2 for the first K of 128 B, not 1000.
 
-    Of the tile's 65,536 B it loads 256: K's 128 ahead, V's 128 while it works. DRAM also sees the row of
+    Of the tile's 65,536 B it loads 256: K's 128 first, V's 128 while it works. DRAM also sees the row of
     Q and of the output, 256 B more, which have no flow.
     """
     result = run(FlashAttention2()(grid_of((1,), 1), toy()))
@@ -199,9 +199,9 @@ def test_a_short_tile_computes_as_long_as_a_whole_one_but_loads_less() -> None:
     program = result.program
     assert program.bytes_of(Phase.STREAM) == 65_536
     assert program.bytes_of(Phase.RAMP) == 128
-    kv, *_, ahead = program.flows
+    kv, *_, first = program.flows
     assert kv.l2_share * 65_536 == kv.dram_share * 65_536 == 128
-    assert ahead.l2_share == ahead.dram_share == 1.0
+    assert first.l2_share == first.dram_share == 1.0
     assert program.dram_bytes == 256
 
 

@@ -61,8 +61,8 @@ def test_whoever_starts_beside_work_waits_for_what_it_leaves() -> None:
     """CTA 0 has 9 tiles, CTA 1 one and its SM's next one too. Once K is there a tile is at its pace.
 
     Both begin with K at 40 B/ns, 819.2, and CTA 1 is done at 988 + 819.2 + 3176 + 4 = 4987.2, when CTA 2
-    follows. CTA 0 works through 65,536 B in 3176. Of the 720,896 B of all 11 tiles 622,592 are not asked
-    for ahead, so 0.863,636 of its 20.635 B/ns pass DRAM: 17.821. CTA 2 has 80 - 17.821 = 62.179 for its
+    follows. CTA 0 works through 65,536 B in 3176. Of the 720,896 B of all 11 tiles 622,592 are not waited
+    for first, so 0.863,636 of its 20.635 B/ns pass DRAM: 17.821. CTA 2 has 80 - 17.821 = 62.179 for its
     K, below 64, and 32,768 B take 526.996.
     """
     device = toy(2, dram_bandwidth_bytes_per_s=80 / NS)
@@ -77,7 +77,7 @@ def test_few_bytes_in_flight_wait_for_their_latency_once() -> None:
     """A DRAM five microseconds away: K is asked for, comes 5000 later, and takes 512 as ever.
 
     A tile takes 2 * (5000 + 512), the last no K behind it: 3336 less. 32,768 B in flight are 6.6 B/ns in
-    the long run, but what is asked for ahead is over before there is one.
+    the long run, but what is waited for first is over before there is one.
     """
     device = toy(dram_latency_s=5000 * NS)
     result = run(FlashAttention2()(grid_of((256,), 1), device), device)
@@ -85,12 +85,12 @@ def test_few_bytes_in_flight_wait_for_their_latency_once() -> None:
     assert ns(result.makespan_ps) == 200 + 300 + 5000 - 3336 + 512 + 11_024 + 4
 
 
-def test_a_segment_asks_for_no_more_than_it_has() -> None:
-    """Four stages of 65,536 B, of 1, 2 and 6 tiles and of 64 tokens; in a queue, of the first wave."""
+def test_a_segment_waits_for_a_tile_or_for_what_it_has() -> None:
+    """65,536 B of 1, 2 and 6 tiles, a quarter of 64 tokens; in a queue, those of the first wave."""
     instance = toy_instance(pipelined(4))
     schedule = FlashAttention2()(grid_of((256, 512, 6 * 256, 64), 1), toy())
     program = priced(schedule, instance)
-    assert program.bytes[program.is_kind(Phase.RAMP)].tolist() == [65_536, 131_072, 262_144, 16_384]
+    assert program.bytes[program.is_kind(Phase.RAMP)].tolist() == [65_536, 65_536, 65_536, 16_384]
     assert program.dram_bytes == pytest.approx((256 + 512 + 6 * 256 + 64) * 256)
     early = toy_instance(pipelined(4), ctas={"prefetches_items": True})
     queue = Schedule(
@@ -106,11 +106,11 @@ def test_a_segment_asks_for_no_more_than_it_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stages", "ahead_ns"),
-    [("pipelined", {"stages": 2}, 2048.0), ("single_buffered", {}, 512.0)],
+    ("name", "stages", "first_ns"),
+    [("pipelined", {"stages": 2}, 1024.0), ("single_buffered", {}, 512.0)],
 )
 def test_ctas_queue_for_what_a_loop_keeps_busy(
-    name: str, stages: dict[str, float], ahead_ns: float
+    name: str, stages: dict[str, float], first_ns: float
 ) -> None:
     """A tile takes 10,000 alone, and keeps its SM busy for 4000 of that. CTAs of 2 tiles.
 
@@ -118,13 +118,13 @@ def test_ctas_queue_for_what_a_loop_keeps_busy(
         two      one before it for 4000 / 10,000 of the time: 1600      11,600
         three    2 * (4000 + 1600) / 11,600 before it: 3862.069         13,862.069
 
-    Two tiles ahead take 2048, the K of one 512: n CTAs of an SM share its loads. With three on SM 0 and
-    two on SM 1 each of an SM ends at 992 + n * ahead + 2 tiles, whatever the other does.
+    The first tile takes 1024, its K 512: n CTAs of an SM share its loads. With three on SM 0 and two on
+    SM 1 each of an SM ends at 992 + n * first + 2 tiles, whatever the other does.
     """
     numbers = {**stages, "chain_s": 10_000 * NS, "busy_s": 4000 * NS}
     instance = toy_instance(LoopNumbers(name, tuple(numbers.items())))
     tiles = {1: 10_000.0, 2: 11_600.0, 3: 10_000 + 4000 * 2 * 5600 / 11_600}
-    ends = {n: 992 + n * ahead_ns + 2 * tile_ns for n, tile_ns in tiles.items()}
+    ends = {n: 992 + n * first_ns + 2 * tile_ns for n, tile_ns in tiles.items()}
     for ctas, beside in ((1, [1]), (2, [1, 1]), (3, [2, 1, 2]), (5, [3, 2, 3, 2, 3])):
         grid = grid_of((512,) * ctas, 1).with_slots(2, 3)
         result = run(FlashAttention2()(grid, toy(2)), toy(2), instance)
@@ -137,7 +137,7 @@ def test_a_busy_sm_does_no_more_than_it_has_time_for() -> None:
     instance = toy_instance(pipelined(2, chain_s=10_000 * NS, busy_s=9000 * NS))
     grid = grid_of((512,) * 2, 1).with_slots(1, 2)
     result = run(FlashAttention2()(grid, toy(1)), toy(1), instance)
-    assert ns(result.cta_end) == [992 + 2 * 2048 + 2 * 18_100] * 2
+    assert ns(result.cta_end) == [992 + 2 * 1024 + 2 * 18_100] * 2
 
 
 # -- rounds, and what comes once ------------------------------------------------------------------
