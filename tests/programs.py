@@ -55,7 +55,7 @@ def program_of(
 ) -> Program:
     """Lay launches of CTAs of steps out as a program.
 
-    `ctas_per_sm` is one for all launches or each, `drift` what each SM adds to its STREAM phases.
+    `ctas_per_sm` is one for all launches or each, `drift` what each SM adds to its RAMP phases.
     """
     ctas = [cta for launch in launches for cta in launch]
     steps = [step for cta in ctas for step in cta]

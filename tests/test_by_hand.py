@@ -191,14 +191,17 @@ def test_a_ragged_batch_padded_to_the_longest_leaves_ctas_empty() -> None:
 def test_a_short_tile_computes_as_long_as_a_whole_one_but_loads_less() -> None:
     """One token: 200 + 300 + 3176 + 4 ns as for 256, and 488 + 2 for the first K of 128 B, not 1000.
 
-    Of the tile's 65,536 B it loads 256. DRAM also sees the row of Q and of the output, 256 B more, which
-    have no flow.
+    Of the tile's 65,536 B it loads 256: K's 128 first, V's 128 while it works. DRAM also sees the row of
+    Q and of the output, 256 B more, which have no flow.
     """
     result = run(FlashAttention2()(grid_of((1,), 1), toy()))
     assert ns(result.makespan_ps) == 4170.0
     program = result.program
     assert program.bytes_of(Phase.STREAM) == 65_536
-    assert program.flows[0].l2_share * 65_536 == program.flows[0].dram_share * 65_536 == 256
+    assert program.bytes_of(Phase.RAMP) == 128
+    kv, *_, first = program.flows
+    assert kv.l2_share * 65_536 == kv.dram_share * 65_536 == 128
+    assert first.l2_share == first.dram_share == 1.0
     assert program.dram_bytes == 256
 
 
@@ -224,9 +227,9 @@ def test_splits_of_a_longer_call_leave_ctas_empty() -> None:
 def test_a_host_waits_for_a_late_peer() -> None:
     """One head of 4 tiles, the host with 1 and its peer with 3.
 
-    The host is done at 200 + 1300 + 3176 = 4676. The peer streams until 200 + 1300 + 9528 = 11,028
-    and has published 206.062 later, at 11,234.062. The host has waited 6558.062; flag, one partial
-    and the output: 400 + 100 + 4.063 + 4 -> 11,742.125.
+    The host asks for its first K at 200 + 788, has it 512 later, and is done at 1500 + 3176 = 4676. The
+    peer streams until 200 + 1300 + 9528 = 11,028 and has published 206.062 later, at 11,234.062. The
+    host has waited 6558.062; flag, one partial and the output: 400 + 100 + 4.063 + 4 -> 11,742.125.
     """
     grid = grid_of((1024,), 1)
     zero = np.zeros(2, dtype=np.int64)
@@ -234,13 +237,16 @@ def test_a_host_waits_for_a_late_peer() -> None:
         grid, np.arange(2), zero, np.array([0, 1]), np.array([1, 4]), num_ctas=2, combine="host"
     )
     result = run(schedule)
-    kinds = [Phase(kind) for kind in result.program.kind[:4]]
-    assert kinds == [Phase.LAUNCH, Phase.STREAM, Phase.MERGE, Phase.WRITE]
-    assert ns(result.begin[:4]) == [0.0, 200.0, 4676.0, 11_738.125]
-    assert ns(result.ready[2]) == 11_234.062
-    assert ns(result.moving[2]) == 11_734.062
+    kinds = [Phase(kind) for kind in result.program.kind[:5]]
+    assert kinds == [Phase.LAUNCH, Phase.RAMP, Phase.STREAM, Phase.MERGE, Phase.WRITE]
+    assert result.program.segment.tolist() == [-1, 0, 0, 0, 0, -1, 1, 1, 1]
+    assert ns(result.begin[:5]) == [0.0, 200.0, 1500.0, 4676.0, 11_738.125]
+    assert ns(result.moving[1]) == 988.0
+    assert ns(result.ready[3]) == 11_234.062
+    assert ns(result.moving[3]) == 11_734.062
     assert ns(result.makespan_ps) == 11_742.125
-    assert ns(result.spent_ps(result.program.launches[0])["wait"]) == 6558.062
+    spent = result.spent_ps(result.program.launches[0])
+    assert ns([spent["wait"], spent["ramp"], spent["stream"]]) == [6558.062, 2600.0, 4 * 3176.0]
 
 
 def test_the_second_launch_begins_after_the_gap_whatever_the_launch_mode() -> None:
@@ -261,13 +267,15 @@ def test_the_second_launch_begins_after_the_gap_whatever_the_launch_mode() -> No
 def test_ctas_of_one_sm_share_its_units() -> None:
     """Each CTA of an SM wants a tile per 3176 ns, of which 2688 are work of the SM.
 
-    Two do a tile each in 2 * 2688 = 5376, four in 10,752: 200 + 1300 + 5 tiles + 4 = 28,384 and
-    55,264 ns. A tile that waits for memory leaves room: with a latency of 5000 a load takes 5512, a
-    tile 2 * 5512 = 11,024 > 10,752, and filling the loop 1664 + 512. Four CTAs are not held back:
-    200 + 300 + 2176 + 5 * 11,024 + 4 = 57,800 ns, as one alone.
+    Two load their first K at half the pace, in 1024, and do a tile each in 2 * 2688 = 5376; four take
+    2048, and 10,752: 200 + 788 + the first K + 5 tiles + 4 = 28,896 and 56,800 ns. A tile that waits for
+    memory leaves room: with a latency of 5000 a load takes 5512, a tile 2 * 5512 = 11,024 > 10,752.
+    The last tile does not wait for a K, 5512 - 2176 of its time, so that 5000 - 3336 = 1664 fill the
+    loop. Four CTAs wait for their first K, for which all ask at once, and are not held back after it:
+    200 + 300 + 1664 + 2048 + 5 * 11,024 + 4 = 59,336 ns, and one alone 1536 less.
     """
     far = toy(1, dram_latency_s=5000 * NS)
-    runs = ((toy(1), 2, 28_384.0), (toy(1), 4, 55_264.0), (far, 4, 57_800.0), (far, 1, 57_800.0))
+    runs = ((toy(1), 2, 28_896.0), (toy(1), 4, 56_800.0), (far, 4, 59_336.0), (far, 1, 57_800.0))
     for device, heads, end in runs:
         grid = grid_of((1280,), heads).with_slots(1, 4)
         result = run(FlashAttention2()(grid, device), device)
@@ -277,14 +285,14 @@ def test_ctas_of_one_sm_share_its_units() -> None:
 def test_a_crowded_sm_slows_only_its_own_ctas() -> None:
     """9 CTAs of 5 tiles on 2 SMs that hold 5: slots 0, 2, 4, 6, 8 are on SM 0, the rest on SM 1.
 
-    SM 0 has 5 CTAs and does a round of 5 tiles in 5 * 2688 = 13,440 ns, SM 1 has 4 and does its 4 in
-    10,752: 1500 + 5 * 13,440 + 4 = 68,704 and 55,264 ns.
+    SM 0 has 5 CTAs, loads their first K in 5 * 512 and does a round of 5 tiles in 5 * 2688 = 13,440 ns;
+    SM 1 has 4, and takes 4 * 512 and 10,752: 988 + 2560 + 5 * 13,440 + 4 = 70,752, and 56,800 ns.
     """
     device = toy(2)
     grid = grid_of((1280,), 9).with_slots(2, 5)
     result = run(FlashAttention2()(grid, device), device)
     assert result.slot.tolist() == list(range(9))
-    assert ns(result.cta_end) == [68_704.0, 55_264.0] * 4 + [68_704.0]
+    assert ns(result.cta_end) == [70_752.0, 56_800.0] * 4 + [70_752.0]
 
 
 def test_a_slow_dispatcher_holds_up_the_second_wave() -> None:
@@ -303,10 +311,14 @@ def test_a_slow_dispatcher_holds_up_the_second_wave() -> None:
 
 
 def test_ctas_of_all_sms_share_dram() -> None:
-    """5 CTAs that want 5 * 65,536 B per 3176 ns of a DRAM with half of that: tiles take twice as long.
+    """5 CTAs that want 5 * 65,536 B per 3176 ns of a DRAM with half of that: a tile's bytes take 6352.
 
-    200 + 1300 + 5 * 6352 + 4 = 33,264 ns.
+    From the first K on DRAM is never idle, and brings 5 tiles to each: the K of the first in 3176, what
+    is left in 5 * 6352 - 3176. 200 + 788 + 5 * 6352 + 4 = 32,752 ns.
     """
     device = toy(dram_bandwidth_bytes_per_s=5 * 65_536 / (3176 * NS) / 2)
     grid = grid_of((1280,), 5)
-    assert ns(run(FlashAttention2()(grid, device), device).makespan_ps) == 33_264.0
+    result = run(FlashAttention2()(grid, device), device)
+    assert ns(result.makespan_ps) == 32_752.0
+    ramps = result.program.is_kind(Phase.RAMP)
+    assert ns((result.end - result.moving)[ramps]) == [3176.0] * 5

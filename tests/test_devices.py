@@ -15,6 +15,7 @@ from leansim.specs.device import Device
 FOLDER = Path(__file__).parent.parent / "configs" / "devices"
 FILES = sorted(FOLDER.glob("*.yaml"))
 EXPECTED = {
+    "a40",
     "a100_sxm_40gb",
     "a100_sxm_80gb",
     "b200_sxm",
@@ -22,6 +23,8 @@ EXPECTED = {
     "h200_sxm",
     "l40s",
     "mi300x",
+    "rtx_4090",
+    "rtx_pro_6000",
 }
 
 # (device, dtype, clock of the quoted figure in Hz, dense FLOP/s): datasheets, except B200, where
@@ -34,14 +37,21 @@ PEAKS = [
     ("h200_sxm", "float16", 1.83e9, 989e12),
     ("l40s", "bfloat16", 2.52e9, 366e12),
     ("l40s", "fp8", 2.52e9, 733e12),
+    ("a40", "bfloat16", 1.74e9, 149.7e12),
+    ("rtx_4090", "bfloat16", 2.52e9, 165.2e12),
+    ("rtx_4090", "fp8", 2.52e9, 330.3e12),
+    ("rtx_pro_6000", "bfloat16", 2.617e9, 503.8e12),
+    ("rtx_pro_6000", "fp8", 2.617e9, 1007.6e12),
     ("mi300x", "float16", 2.1e9, 1307e12),
     ("mi300x", "fp8", 2.1e9, 2615e12),
     ("b200_sxm", "bfloat16", 1.965e9, 8153 * 148 * 1.965e9),
     ("b200_sxm", "fp8", 1.965e9, 16344 * 148 * 1.965e9),
 ]
 
-# Range of measured long-read bandwidth, bytes/s, widened by 0.5% for rounding.
+# Range of measured long-read bandwidth, bytes/s, widened by 0.5% for rounding; of a card that nobody
+# measured, the share of its datasheet that an L40 reads.
 LONG_READ = {
+    "a40": (641e9, 681e9),
     "a100_sxm_40gb": (1407e9, 1473e9),
     "a100_sxm_80gb": (1730e9, 1870e9),
     "b200_sxm": (6750e9, 7374e9),
@@ -49,6 +59,8 @@ LONG_READ = {
     "h200_sxm": (4480e9, 4535e9),
     "l40s": (796e9, 846e9),
     "mi300x": (4199e9, 4300e9),
+    "rtx_4090": (929e9, 987e9),
+    "rtx_pro_6000": (1651e9, 1755e9),
 }
 
 # Decode reads pages, and where its bandwidth is fitted it stays this close to long reads.
@@ -59,6 +71,7 @@ BEST_READ = {"a100_sxm_80gb": 1870e9, "l40s": 847e9, "mi300x": 4300e9}
 
 # Unloaded latencies in SM clocks as published: near L2 hit, DRAM random chase, and their clock.
 LATENCY_CLOCKS = {
+    "a40": (274, 628, 1.74e9),  # an L40's
     "a100_sxm_40gb": (213, 574, 1.41e9),
     "a100_sxm_80gb": (211, 570, 1.41e9),
     "b200_sxm": (295, 835, 1.965e9),
@@ -66,6 +79,8 @@ LATENCY_CLOCKS = {
     "h200_sxm": (272, 650, 1.98e9),
     "l40s": (274, 628, 2.49e9),
     "mi300x": (213, 880, 2.092e9),
+    "rtx_4090": (285, 568, 2.235e9),
+    "rtx_pro_6000": (340, 662, 2.617e9),  # 130 ns, and an L40's 253 ns
 }
 
 

@@ -205,11 +205,11 @@ def limits_of(program: Program) -> np.ndarray:
 
 
 def drift_of(result: Result) -> np.ndarray:
-    """What its SM adds to each phase that streams."""
+    """What its SM adds to each phase in which a segment starts."""
     program = result.program
     drift = np.zeros(program.num_sms, np.int64) if program.drift_ps is None else program.drift_ps
     sm = result.slot[result.cta_of_phase] % program.num_sms
-    return np.where(program.kind == Phase.STREAM, drift[sm], 0)
+    return np.where(program.kind == Phase.RAMP, drift[sm], 0)
 
 
 def issued(program: Program, launch: int, durations: list[int], now: int) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import tile_grid
 from leansim.specs import catalog
 from leansim.specs.instance import instance_of
+from leansim.specs.overrides import overridden
 from leansim.specs.workload import Workload
 from leansim.study.bench import Bench
 from leansim.timing.lowering import lower
@@ -107,6 +108,23 @@ def test_the_bound_holds_on_short_contexts_of_a_chain() -> None:
     assert counted == 4 * 7 * 3 * 3
 
 
+@pytest.mark.parametrize("kernel", ["flash_decoding", "flashinfer_decode", "vllm_fa3"])
+def test_the_bound_holds_where_all_costs_are_asked_for(kernel: str) -> None:
+    """A pace of its own, an SM that is kept busy, CTAs with a fixed cost, and rounds of partials."""
+    spec = catalog.kernel(kernel)
+    loop = f"loops.{next(iter(spec.loops))}"
+    costs = {f"{loop}.chain_s": 4e-6, f"{loop}.busy_s": 1.5e-6, "ctas.overhead_s": 5e-7}
+    spec = overridden(spec, {**costs, "combine.round_s": 2e-6})
+    own = make(spec.partitioner.name, spec.partitioner.options)
+    for batch, context in ((1, 300), (1, 50_000), (7, 4000), (64, 700), (300, 2000)):
+        load = Workload.uniform(batch, context, num_q_heads=8, num_kv_heads=2, head_dim=128)
+        point = Point(device="h100_sxm", kernel=kernel)
+        bench = Bench(Resolved(point, catalog.device("h100_sxm"), spec, load, own))
+        bound = bench.bound().latency_s
+        for partitioner in (own, bench.splits(1), bench.splits(5)):
+            assert bound <= bench.latency_s(partitioner), (load.describe(), partitioner)
+
+
 # -- a segment's price is its own --------------------------------------------------------------
 
 
@@ -120,7 +138,7 @@ def alone_ps(program: Program, schedule: Schedule, request: int) -> dict[str, li
     mine &= program.segment >= 0
     return {
         kind.name: taken_ps[mine & program.is_kind(kind)].tolist()
-        for kind in (Phase.STREAM, Phase.MERGE, Phase.WRITE)
+        for kind in (Phase.RAMP, Phase.STREAM, Phase.MERGE, Phase.WRITE)
     }
 
 
@@ -184,8 +202,8 @@ def test_a_long_segment_owes_once_what_short_ones_owe_too(kernel: str, short: in
         for others in (0, 127)
     )
     (alone,), (beside,) = (
-        alone_ps(program, schedule, 0)["STREAM"]
-        for program, schedule in ((one, of_one), (many, of_many))
+        np.add(prices["RAMP"], prices["STREAM"])
+        for prices in (alone_ps(one, of_one, 0), alone_ps(many, of_many, 0))
     )
     assert beside == pytest.approx(alone, rel=1e-9, abs=100)
 

@@ -275,7 +275,7 @@ def test_a_wait_before_a_peer_segment_is_accepted_where_nothing_closes_the_circl
     merge_a, merge_b = phase(Phase.MERGE, 0), phase(Phase.MERGE, 3)
     published_a, published_b = phase(Phase.WRITE, 2), phase(Phase.WRITE, 1)
     assert result.ready[merge_a] == result.end[published_a] > result.begin[merge_a]
-    assert result.begin[phase(Phase.STREAM, 1)] == result.end[phase(Phase.WRITE, 0)]
+    assert result.begin[phase(Phase.RAMP, 1)] == result.end[phase(Phase.WRITE, 0)]
     assert result.ready[merge_b] == result.end[published_b] > result.begin[merge_b]
 
 

@@ -7,18 +7,20 @@ loads 64 B/ns, DRAM latency 488 ns, L2 latency 100 ns) the FlashAttention-2 loop
     QK, and PV          2*64*256*64 / 4096                         =  512
     softmax             64*256/16 exps + 64*256*5/128 FMAs         = 1664
     a KV tile           max(V 1000, QK 512) + max(K 1000, 1664 + 512) = 3176
-    filling the loop    min(K 1000, 1664 + 512)                    = 1000 where no token is masked
+    filling the loop    latency 488, all of a later K being hidden =  488
+    asked for ahead     the first K: 32768/64                      =  512 where no token is masked
     prologue            2 reads and Q: 3*100                       =  300
     work of the SM      max(512 + 1664 + 512, 65536/64)            = 2688
 
-so a segment of n tiles takes 1300 + 3176 n. A CTA takes 200 to launch. Slots that fall idle together
-are filled together; the dispatcher issues a CTA per 1, so who falls idle after 5 were placed waits
-until 5 have passed. Rows of Q and of the output are 64*2 = 128 B each, a partial row 64*4 + 4 = 260 B.
-A CTA of one row moves Q and output (256 B) in 4, Q and partial (388 B) in 6.0625: 6.062 as a fixed
-time, rounded half to even. So few bytes share nothing. Publishing a partial costs 140 (fence) + 60
-(atomic) before, merging p of them 400 (flag) + 100 p and their bytes (260 B in 4.063, as a transfer
-ends on the picosecond after). All SMs are equally far from memory. All times are exact, to the
-picosecond.
+so a segment of n tiles takes 788, then 512 in which K comes through DRAM and L2 beside what others ask
+for, then 3176 n: 1300 + 3176 n where nothing holds it up. A CTA takes 200 to launch. Slots that fall
+idle together are filled together; the dispatcher issues a CTA per 1, so who falls idle after 5 were
+placed waits until 5 have passed. Rows of Q and of the output are 64*2 = 128 B each, a partial row 64*4
++ 4 = 260 B. A CTA of one row moves Q and output (256 B) in 4, Q and partial (388 B) in 6.0625: 6.062
+as a fixed time, rounded half to even. So few bytes share nothing. Publishing a partial costs 140
+(fence) + 60 (atomic) before, merging p of them 400 (flag) + 100 p and their bytes (260 B in 4.063, as
+a transfer ends on the picosecond after). All SMs are equally far from memory. All times are exact, to
+the picosecond.
 """
 
 from __future__ import annotations
@@ -112,10 +114,10 @@ def toy_instance(
     merging: CombineNumbers | NoCombine = NoCombine()
     if combine is not None:
         plain = {"ctas_per_sm": 16, "rows_per_cta": 8, "splits_in_flight": 1, "start": "launch"}
-        merging = CombineNumbers(**{**plain, "overhead_s": 0.0, **combine})
+        merging = CombineNumbers(**{**plain, "overhead_s": 0.0, "round_s": 0.0, **combine})
     no_ctas = CtaNumbers(
-        setup_kernels=0, prepares_query=False, empty="write", empty_s=0.0, empty_prologues=0,
-        scan_s=0.0, scan_requests=31, prefetches_items=False,
+        setup_kernels=0, prepares_query=False, overhead_s=0.0, empty="write", empty_s=0.0,
+        empty_prologues=0, scan_s=0.0, scan_requests=31, prefetches_items=False,
     )  # fmt: skip
     no_merge = MergeNumbers(1, math.inf, shared=False, once_clk=0.0, clk=0.0, row_clk=0.0, warps=1)
     return Instance(

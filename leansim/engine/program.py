@@ -145,11 +145,11 @@ class Program:
 
     @cached_property
     def segment(self) -> IntArray:
-        """Segment of the schedule that each phase belongs to, -1 for none."""
+        """Segment of the schedule that each phase belongs to, -1 for none; each begins with a RAMP."""
         launch = self.attention
         first, last = self.phase_of_cta[[launch.first_cta, launch.last_cta]]
         segment = np.full(self.num_phases, -1, dtype=np.int64)
-        number = np.cumsum(self.is_kind(Phase.STREAM)[first:last]) - 1
+        number = np.cumsum(self.is_kind(Phase.RAMP)[first:last]) - 1
         segment[first:last] = np.where(self.is_kind(Phase.LAUNCH)[first:last], -1, number)
         return segment
 

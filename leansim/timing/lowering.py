@@ -140,9 +140,9 @@ def _flows(
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
     A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits
-    for come at the pace of its SM's loads. What the worked bytes ask of DRAM, of L2 and of an SM that
-    CTAs share is taken over the batch, so that it adds up: of a segment beside others that is the mean,
-    its time alone is its own.
+    for come at the pace of its SM's loads, which they offer memory at least, as their latency is over.
+    What the worked bytes ask of DRAM, of L2 and of an SM that CTAs share is taken over the batch, so
+    that it adds up: of a segment beside others that is the mean, its time alone is its own.
     """
     grid, work, tile = schedule.grid, prices.work, prices.tile
     worked = costs.tiles * work.tile_bytes
@@ -165,13 +165,15 @@ def _flows(
         ),
         carries_kv=True,
     )
-    on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
+    rows_share = 1.0 - memory.replay_hit_share(grid, device)
+    on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, rows_share)
+    like, _ = _plain_flows(work.load_bytes_per_s, rows_share)
     first = replace(
-        on_chip,
+        like,
         name="first",
         dram_share=read * (1.0 - prices.hit_share),
         l2_share=read,
-        offered_bytes_per_ps=kv.offered_bytes_per_ps,
+        offered_bytes_per_ps=max(kv.offered_bytes_per_ps, like.max_bytes_per_ps),
         carries_kv=True,
     )
     return kv, on_chip, rows, first
