@@ -31,7 +31,7 @@ from leansim.timing import ctas, memory, merges, segments
 from leansim.timing.prices import Prices, queueing_s
 from leansim.timing.segments import SegmentCosts
 
-KV, ON_CHIP, ROWS, FIRST, STORE = 0, 1, 2, 3, -1
+KV, ON_CHIP, ROWS, FIRST, AT_ONCE, STORE = 0, 1, 2, 3, 4, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
 # about half a microsecond even at DRAM's pace.
 FEW_BYTES = 4096
@@ -140,7 +140,8 @@ def _flows(
     """KV at the pace of the tile loop; partials between an SM and L2, rows of Q and O past L2.
 
     A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits
-    for come at the pace of its SM's loads, which they offer memory at least, as their latency is over.
+    for come at the pace of its SM's loads, which they offer memory at least, as their latency is over;
+    where all begin at once memory brings all that they have asked for before any goes on.
     What the worked bytes ask of DRAM, of L2 and of an SM that CTAs share is taken over the batch, so
     that it adds up: of a segment beside others that is the mean, its time alone is its own.
     """
@@ -148,7 +149,8 @@ def _flows(
     worked = costs.tiles * work.tile_bytes
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
-    first_bytes = read * float(np.sum(np.broadcast_to(costs.first_bytes, schedule.num_segments)))
+    times = np.where(costs.at_once, tile.ahead, 1)
+    first_bytes = read * float(np.sum(np.broadcast_to(times * costs.first_bytes, schedule.num_segments)))
     loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - first_bytes) / worked
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
     queued_s = queueing_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else []
@@ -176,7 +178,13 @@ def _flows(
         offered_bytes_per_ps=max(kv.offered_bytes_per_ps, like.max_bytes_per_ps),
         carries_kv=True,
     )
-    return kv, on_chip, rows, first
+    at_once = replace(
+        first,
+        name="at_once",
+        dram_share=first.dram_share * tile.ahead,
+        l2_share=first.l2_share * tile.ahead,
+    )
+    return kv, on_chip, rows, first, at_once
 
 
 @lru_cache(maxsize=64)
@@ -211,7 +219,8 @@ def _main_launch(
         if (empty_bytes := ctas.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
             columns["latency_ps"][places.launch] += ctas.store_ps(empty_bytes, device)
-        put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.first_bytes, flow=FIRST)
+        flow = np.where(costs.at_once, AT_ONCE, FIRST)
+        put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.first_bytes, flow=flow)
         put(places.stream, Phase.STREAM, bytes=costs.worked_bytes, flow=KV)
         idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):

@@ -29,8 +29,10 @@ class SegmentCosts:
 
         once   = prologue - loading + split + fill
         ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
-        first  = first bytes of a full tile * min(1, tiles)
+        first  = first bytes of a full tile * min(1, tiles / tiles that come with it)
         worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
+
+    Segments that begin `at_once` with all others have theirs brought with all that the loop asks for.
 
     Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
     together are of `tiles` full tiles' time, in which SMs are busy for `busy_s`.
@@ -38,6 +40,7 @@ class SegmentCosts:
 
     ramp_ps: IntArray | int
     first_bytes: Ints
+    at_once: BoolArray | bool
     worked_bytes: IntArray
     tiles: float
     busy_s: float
@@ -53,8 +56,9 @@ class SegmentCosts:
             busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
         ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
-        first = _first_bytes(schedule, instance, prices)
-        return cls(ramp_ps, first, worked, tiles, busy_s)
+        at_once = _begins_at_once(schedule)
+        first = _first_bytes(schedule, instance, prices, at_once)
+        return cls(ramp_ps, first, at_once, worked, tiles, busy_s)
 
 
 class _Starts:
@@ -179,21 +183,35 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     return positive
 
 
-def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
+def _begins_at_once(schedule: Schedule) -> BoolArray | bool:
+    """Which segments begin with all others: the first of each CTA of the first wave."""
+    slots = schedule.grid.slots
+    if schedule.num_segments == schedule.num_ctas <= slots:
+        return True
+    first: BoolArray = changes(schedule.cta) & (schedule.cta < slots)
+    return first
+
+
+def _first_bytes(
+    schedule: Schedule, instance: Instance, prices: Prices, at_once: BoolArray | bool
+) -> Ints:
     """KV bytes that each segment waits for before it works on its first tile.
 
-    Fewer of one that has less than a tile. Behind the first item of a queue, what is prefetched is there
-    when a CTA is through.
+    Fewer of one that has not as much as comes with it. Behind the first item of a queue, what is
+    prefetched is there when a CTA is through.
     """
-    first_bytes = prices.tile.first_bytes
-    if not first_bytes:
+    tile, grid = prices.tile, schedule.grid
+    if not tile.first_bytes:
         return 0
-    grid = schedule.grid
     queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
-    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens and not queued:
-        return first_bytes
-    tokens = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
-    first: IntArray = (first_bytes * np.minimum(1.0, tokens / grid.tile_tokens)).astype(np.int64)
+    full = grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens
+    if full and tile.ahead == 1 and not queued:
+        return tile.first_bytes
+    tiles: Any = schedule.stop - schedule.start
+    if not full:
+        tiles = grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
+    share = np.minimum(1.0, tiles / np.where(at_once, tile.ahead, 1))
+    first: IntArray = (tile.first_bytes * share).astype(np.int64)
     if queued:
         first[schedule.cta >= grid.slots] = 0
     return first

@@ -30,7 +30,7 @@ class Pipelined(Paced):
         load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
         offered = self.stages * work.tile_bytes / latency_s
-        return self.paced(work, tile_s, offered, work.tile_bytes)
+        return self.paced(work, tile_s, offered, work.tile_bytes, self.stages)
 
     def fill_s(self, work: TileWork, _loaded: Floats) -> Floats:
         """The latency of the first load, and the stalls of the first tile."""

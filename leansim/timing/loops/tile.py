@@ -50,11 +50,11 @@ class TileCost:
     """One full KV tile on one CTA that has its SM to itself: n tiles take `n * tile_s + fill_s`.
 
     `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
-    less of `read_s`. A segment works on its first tile when `first_bytes` of its KV are there. Its SM
-    has `sm_s` for nothing else, of which computing is `compute_s`. Its loads in flight would bring
-    `offered_bytes_per_s` from an unloaded memory (Little's law). `busy_s` is how long a tile keeps units
-    of the SM for which CTAs queue, such as its schedulers. `tiles_at_once` are computed together, masked
-    ones too.
+    less of `read_s`. A segment works on its first tile when `first_bytes` of its KV are there, of
+    `ahead` times as much that it asks for at once. Its SM has `sm_s` for nothing else, of which computing
+    is `compute_s`. Its loads in flight would bring `offered_bytes_per_s` from an unloaded memory
+    (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such as its
+    schedulers. `tiles_at_once` are computed together, masked ones too.
     """
 
     tile_s: float
@@ -62,6 +62,7 @@ class TileCost:
     compute_s: float
     offered_bytes_per_s: float
     first_bytes: int = 0
+    ahead: int = 1
     read_s: float = 0.0
     busy_s: tuple[float, ...] = ()
     tiles_at_once: int = 1
@@ -80,7 +81,12 @@ class Paced:
     busy_s: float = 0.0
 
     def paced(
-        self, work: TileWork, tile_s: float, offered_bytes_per_s: float, first_bytes: int
+        self,
+        work: TileWork,
+        tile_s: float,
+        offered_bytes_per_s: float,
+        first_bytes: int,
+        ahead: int = 1,
     ) -> TileCost:
         """The price of a tile that would take `tile_s` by its loads and by what is computed."""
         return TileCost(
@@ -89,6 +95,7 @@ class Paced:
             compute_s=work.compute_s,
             offered_bytes_per_s=offered_bytes_per_s,
             first_bytes=first_bytes,
+            ahead=ahead,
             busy_s=(self.busy_s,) if self.busy_s else (),
         )
 
