@@ -61,8 +61,8 @@ def test_whoever_starts_beside_work_waits_for_what_it_leaves() -> None:
     """CTA 0 has 9 tiles, CTA 1 one and its SM's next one too. Once K is there a tile is at its pace.
 
     Both begin with K at 40 B/ns, 819.2, and CTA 1 is done at 988 + 819.2 + 3176 + 4 = 4987.2, when CTA 2
-    follows. CTA 0 works through 65,536 B in 3176. Of the 720,896 B of all 11 tiles 622,592 are not waited
-    for first, so 0.863,636 of its 20.635 B/ns pass DRAM: 17.821. CTA 2 has 80 - 17.821 = 62.179 for its
+    follows. CTA 0 works through 65,536 B in 3176. Of the 720,896 B of all 11 tiles 622,592 are not
+    waited for first, so 0.863,636 of its 20.635 B/ns pass DRAM: 17.821. CTA 2 has 80 - 17.821 = 62.179 for its
     K, below 64, and 32,768 B take 526.996.
     """
     device = toy(2, dram_bandwidth_bytes_per_s=80 / NS)
@@ -71,6 +71,21 @@ def test_whoever_starts_beside_work_waits_for_what_it_leaves() -> None:
     assert ns(result.cta_begin[2]) == pytest.approx(4987.2)
     assert ramps(result) == pytest.approx(np.array([819.2, 819.2, 526.996]), abs=0.002)
     assert result.cta_end[2] / 1000 == pytest.approx(4987.2 + 988 + 526.996 + 3176 + 4, abs=0.002)
+
+
+def test_what_all_ask_for_at_once_comes_before_any_goes_on() -> None:
+    """Three CTAs on two SMs with 80 B/ns of DRAM, two stages of 65,536 B: 40 B/ns for each of two.
+
+    Those of two tiles ask for both: their first is there after 131,072 B at 40 B/ns, 3276.8. The third
+    begins when one is through, and waits for its first alone.
+    """
+    device = toy(2, dram_bandwidth_bytes_per_s=80 / NS)
+    grid = grid_of((512,) * 3, 1).with_slots(2, 1)
+    result = run(FlashAttention2()(grid, device), device, toy_instance(pipelined(2)))
+    assert ramps(result) == pytest.approx(np.array([3276.8, 3276.8, 1024.0]), abs=0.002)
+    one_tile = grid_of((256,) * 2, 1).with_slots(2, 1)
+    result = run(FlashAttention2()(one_tile, device), device, toy_instance(pipelined(2)))
+    assert ramps(result) == pytest.approx(np.array([1638.4, 1638.4]), abs=0.002)
 
 
 def test_few_bytes_in_flight_wait_for_their_latency_once() -> None:

@@ -18,10 +18,10 @@ import two_lengths
 import vidur
 from comparing import Part, errors, shown
 from figures import raggedness_figure, steps_figure
+from leansim.tables import render
 
 from leansim.files.writing import write_whole
 from leansim.report.sheet import save
-from leansim.tables import render
 
 HERE = Path(__file__).resolve().parent
 HEAD = (

@@ -29,10 +29,10 @@ class SegmentCosts:
 
         once   = prologue - loading + split + fill
         ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
-        first  = first bytes of a full tile * min(1, tiles / tiles that come with it)
+        first  = first bytes of a full tile * min(1, tiles)
         worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
 
-    Segments that begin `at_once` with all others have theirs brought with all that the loop asks for.
+    With the first bytes of segments that ask `at_once` comes all that their loop asks for.
 
     Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
     together are of `tiles` full tiles' time, in which SMs are busy for `busy_s`.
@@ -56,8 +56,7 @@ class SegmentCosts:
             busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
         ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
-        at_once = _begins_at_once(schedule)
-        first = _first_bytes(schedule, instance, prices, at_once)
+        first, at_once = _first_bytes(schedule, instance, prices), _asks_at_once(schedule, tile.ahead)
         return cls(ramp_ps, first, at_once, worked, tiles, busy_s)
 
 
@@ -183,35 +182,34 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     return positive
 
 
-def _begins_at_once(schedule: Schedule) -> BoolArray | bool:
-    """Which segments begin with all others: the first of each CTA of the first wave."""
-    slots = schedule.grid.slots
-    if schedule.num_segments == schedule.num_ctas <= slots:
-        return True
-    first: BoolArray = changes(schedule.cta) & (schedule.cta < slots)
-    return first
+def _asks_at_once(schedule: Schedule, ahead: int) -> BoolArray | bool:
+    """Which segments ask for `ahead` tiles at the same time as all others.
+
+    They are the first of each CTA of the first wave, of those that have as many. Later ones begin one
+    after the other, beside CTAs that are at work.
+    """
+    if ahead == 1:
+        return False
+    begins = changes(schedule.cta) & (schedule.cta < schedule.grid.slots)
+    asks: BoolArray = begins & (schedule.stop - schedule.start >= ahead)
+    return asks
 
 
-def _first_bytes(
-    schedule: Schedule, instance: Instance, prices: Prices, at_once: BoolArray | bool
-) -> Ints:
+def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
     """KV bytes that each segment waits for before it works on its first tile.
 
-    Fewer of one that has not as much as comes with it. Behind the first item of a queue, what is
-    prefetched is there when a CTA is through.
+    Fewer of one that has less than a tile. Behind the first item of a queue, what is prefetched is there
+    when a CTA is through.
     """
-    tile, grid = prices.tile, schedule.grid
-    if not tile.first_bytes:
+    first_bytes = prices.tile.first_bytes
+    if not first_bytes:
         return 0
+    grid = schedule.grid
     queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
-    full = grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens
-    if full and tile.ahead == 1 and not queued:
-        return tile.first_bytes
-    tiles: Any = schedule.stop - schedule.start
-    if not full:
-        tiles = grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
-    share = np.minimum(1.0, tiles / np.where(at_once, tile.ahead, 1))
-    first: IntArray = (tile.first_bytes * share).astype(np.int64)
+    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens and not queued:
+        return first_bytes
+    tokens = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
+    first: IntArray = (first_bytes * np.minimum(1.0, tokens / grid.tile_tokens)).astype(np.int64)
     if queued:
         first[schedule.cta >= grid.slots] = 0
     return first
