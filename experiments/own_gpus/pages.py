@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 from comparisons import LEAN, SETTING
-from leansim.tables import render
 from measured import FITTED_ON, in_order
+
+from leansim.answers import render
 
 COMMAND = "python experiments/own_gpus/report.py"
 _SHARES = ("mean", "median", "p90")

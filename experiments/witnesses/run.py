@@ -18,8 +18,8 @@ import two_lengths
 import vidur
 from comparing import Part, errors, shown
 from figures import raggedness_figure, steps_figure
-from leansim.tables import render
 
+from leansim.answers import render
 from leansim.files.writing import write_whole
 from leansim.report.sheet import save
 

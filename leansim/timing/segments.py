@@ -72,6 +72,8 @@ class _Starts:
     def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
         start, loaded = instance.start, first_loaded(schedule)
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
+        if start.loading_s:
+            fill_s = fill_s + loaded * (prices.tile.first_bytes / prices.work.load_bytes_per_s)
         if prices.masks:
             edge_s = prices.loop.fill_s(prices.edge, loaded)
             if np.count_nonzero(np.not_equal(edge_s, fill_s)):
@@ -198,11 +200,11 @@ def _asks_at_once(schedule: Schedule, ahead: int) -> BoolArray | bool:
 def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
     """KV bytes that each segment waits for before it works on its first tile.
 
-    Fewer of one that has less than a tile. Behind the first item of a queue, what is prefetched is there
+    Fewer of one that has less than a tile, and none of an instance that loads them while it starts. Behind the first item of a queue, what is prefetched is there
     when a CTA is through.
     """
     first_bytes = prices.tile.first_bytes
-    if not first_bytes:
+    if not first_bytes or instance.start.loading_s:
         return 0
     grid = schedule.grid
     queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
