@@ -200,8 +200,8 @@ def _asks_at_once(schedule: Schedule, ahead: int) -> BoolArray | bool:
 def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
     """KV bytes that each segment waits for before it works on its first tile.
 
-    Fewer of one that has less than a tile, and none of an instance that loads them while it starts. Behind the first item of a queue, what is prefetched is there
-    when a CTA is through.
+    Fewer of one that has less than a tile, and none of an instance that loads them while it starts.
+    Behind the first item of a queue, what is prefetched is there when a CTA is through.
     """
     first_bytes = prices.tile.first_bytes
     if not first_bytes or instance.start.loading_s:

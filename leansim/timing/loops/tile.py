@@ -53,8 +53,8 @@ class TileCost:
     less of `read_s`. A segment works on its first tile when `first_bytes` of its KV are there, of
     `ahead` times as much that it asks for at once. Its SM has `sm_s` for nothing else, of which
     computing is `compute_s`. Its loads in flight would bring `offered_bytes_per_s` from an unloaded
-    memory (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such as
-    its schedulers. `tiles_at_once` are computed together, masked ones too.
+    memory (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such
+    as its schedulers. `tiles_at_once` are computed together, masked ones too.
     """
 
     tile_s: float
