@@ -1,4 +1,4 @@
-"""The tidy table of results: a row per point, its fields first, then what came of it."""
+"""The tidy table of results: a row per point, its fields first, what came of it, what it rests on."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from leansim.points.point import POINT_KEYS, Point
+from leansim.points.point import POINT_KEYS, Point, resolve
+from leansim.specs.evidence import COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def results_table(points: Sequence[Point], rows: Iterable[dict[str, Any] | None]) -> pd.DataFrame:
-    """One row per finished point (None: not finished): its fields, then its record."""
+    """One row per finished point (None: not finished): its fields, its record, what that rests on."""
     import pandas as pd
 
     names = {name: key for key, name in POINT_KEYS.items()}
@@ -27,6 +28,11 @@ def results_table(points: Sequence[Point], rows: Iterable[dict[str, Any] | None]
         given["overrides"] = json.dumps(point.overrides) if point.overrides else None
         named = {names.get(k, k): v for k, v in given.items()}
         # Points that differ in name alone share a result, whichever of them was simulated.
-        records.append({**named, **row, "policy": point.policy})
+        records.append({**named, **row, "policy": point.policy, **_grounds(point, row)})
     table = pd.DataFrame.from_records(records)
     return table if "error" in table else table.assign(error=None)
+
+
+def _grounds(point: Point, row: dict[str, Any]) -> dict[str, Any]:
+    """What a result rests on; a refused point has none."""
+    return dict.fromkeys(COLUMNS) if row.get("error") else resolve(point).grounds.columns()

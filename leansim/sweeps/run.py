@@ -13,6 +13,7 @@ from leansim.errors import ConfigError, Problem
 from leansim.points.grid import PointGrid, load
 from leansim.points.results_table import results_table
 from leansim.points.simulate import Simulation, simulate
+from leansim.specs.evidence import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ class Run(Tabled):
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per kernel and device as in `results.csv`: the point, metrics, and `speedup`.
+        """A row per kernel and device as in `results.csv`: point, metrics, what they rest on, `speedup`.
 
         Times in seconds, sizes in bytes; without a baseline there is no column `speedup`.
         """
@@ -87,6 +88,7 @@ class Run(Tabled):
             notes.append(f"  {device} rests on {counts} numbers (`leansim show {device}`).")
         if any(s.resolved.workload.kv_bytes > s.resolved.device.dram_bytes for s in self.simulations):
             notes.append("The KV cache of this batch does not fit in the memory of every device here.")
+        notes.append(told((s.point.policy, s.grounds) for s in self.simulations))
         notes.append("Modelled, not measured; docs/accuracy.md has the error against measured kernels.")
         return notes
 
