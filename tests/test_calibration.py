@@ -128,7 +128,7 @@ def test_written_files_keep_their_comments_and_say_where_numbers_come_from(
     assert [line[line.index("#") :] for line in new.splitlines() if "#" in line] == comments
     source = catalog.device("a100_sxm_80gb").sources["dram_efficiency"]
     assert source.startswith("fitted: leansim calibrate trial, ")
-    assert "rows of the fit fifth of aiconfigurator-core a100_sxm/attention/vllm/0.14.0" in source
+    assert "rows to fit of aiconfigurator-core a100_sxm/attention/vllm/0.14.0" in source
     assert source.endswith(" after")
     old_sources, sources = fa2, catalog.kernel("fa2").sources
     assert sources["combine.overhead_s.sm_80"].startswith("fitted: leansim calibrate trial, ")

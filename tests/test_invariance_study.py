@@ -9,6 +9,7 @@ import pytest
 from leansim.numerics.invariance import batch_invariance
 from leansim.points.point import point, resolve
 from leansim.points.simulate import simulate
+from leansim.specs.kernel import PartitionerSpec
 from leansim.study.invariance import invariance
 
 GQA: dict[str, Any] = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
@@ -45,7 +46,8 @@ def test_invariant_choices_are_invariant_and_priced() -> None:
     assert study.own.latency_s == default
     for choice in study.choices:
         assert study.cost(choice) == pytest.approx(choice.latency_s / default)
-    unsplit = simulate(GIVEN.model_copy(update={"kernel": "fa2"})).result.latency_s
+    one = {"name": "flash_decoding", "options": {"num_splits": 1}}
+    unsplit = simulate(GIVEN.model_copy(update={"partitioner": PartitionerSpec(**one)})).result.latency_s
     assert study.choices[0].latency_s == pytest.approx(unsplit, rel=0.02)
     assert study.best_choice.latency_s <= study.choices[0].latency_s
     assert f"({study.best_choice.label}) {study.cost(study.best_choice):.2f}x" in study.note()

@@ -47,9 +47,10 @@ def test_cells_hold_the_policies_of_one_workload() -> None:
 
 
 def test_a_family_is_one_kernel_under_several_rules() -> None:
-    kernels = {name: family(catalog.kernel(name)) for name in ("fa2", "flash_decoding", "lean", "fa3")}
-    assert kernels["fa2"] == kernels["flash_decoding"]
-    assert len(set(kernels.values())) == 3
+    names = ("fa2", "flash_decoding", "flash_decoding_2_5_6", "lean", "fa3")
+    kernels = {name: family(catalog.kernel(name)) for name in names}
+    assert kernels["flash_decoding"] == kernels["flash_decoding_2_5_6"]
+    assert len(set(kernels.values())) == 4, "unsplit calls of FlashDecoding have an entry of their own"
 
 
 def test_regret_is_over_the_best_of_the_kernel(found: RegretMap) -> None:
@@ -60,8 +61,8 @@ def test_regret_is_over_the_best_of_the_kernel(found: RegretMap) -> None:
     assert (done["bound_s"] <= done["oracle_s"]).all()
     assert (done["over_fastest"] >= 1.0).all()
     keys = ["device", "batch_size", "context_len"]
-    split = done[done["policy"].isin(["fa2", "flash_decoding"])]
-    assert (split.groupby(keys)["oracle_s"].nunique() == 1).all(), "one kernel, one oracle"
+    split = done[done["policy"].isin(["fa2", "flash_decoding"]) & (done["device"] == "a100_sxm_80gb")]
+    assert (split.groupby(keys)["oracle_s"].nunique() == 1).all(), "alike where no entry is known"
     least = done.groupby(keys)["over_fastest"].min()
     assert ((least >= 1.0) & (least < 1.5)).all()
     for point, row in list(zip(grid().points(), table.to_dict("records"), strict=True))[3::7]:

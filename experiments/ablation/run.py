@@ -25,8 +25,9 @@ from leansim.errors import UnknownNameError
 from leansim.files.strict_yaml import read
 from leansim.files.writing import write_between, write_whole
 from leansim.points.point import Point, Resolved, resolve
+from leansim.silicon.own import own_rows
 from leansim.silicon.published import table_rows
-from leansim.silicon.rows import Harnesses
+from leansim.silicon.rows import ROW_COLUMNS, Harnesses, together
 from leansim.silicon.validate import KINDS, kinds_of, validate
 from leansim.specs import catalog
 from leansim.specs.base import Spec
@@ -42,6 +43,7 @@ from leansim.timing.loops.tile import TileLoop
 
 HERE = Path(__file__).resolve().parent
 RESIDUALS = HERE.parent.parent / "docs" / "residuals.md"
+OWN, FITTED_ON = HERE.parent / "own_gpus", "h200"
 # A mechanism that earns less on every table and kind, and is no exact fact of the code, goes.
 LEAST_POINTS = 0.3
 # Rows of a table that are looked through for each that is wanted of every kind.
@@ -90,9 +92,19 @@ def mechanisms() -> dict[str, Mechanism]:
 
 def sampled(sample: int, data: Path | None = None) -> pd.DataFrame:
     """Measured rows that no constant was fitted to: `sample` of each table, kernel and kind."""
-    rows = table_rows((), "test", sample * _LOOKED_THROUGH, data)
+    rows = together([table_rows((), "test", sample * _LOOKED_THROUGH, data), *own_cards()])
     rows["kind"] = kinds_of(rows)
     return rows.groupby(GROUP, sort=False).head(sample).reset_index(drop=True)
+
+
+def own_cards() -> Iterator[pd.DataFrame]:
+    """Rows of kernels timed alone on our own cards, a table each, without those that fit constants."""
+    for card in ("h200", "h100"):
+        for file in sorted((OWN / card).glob("*.csv")):
+            if file.stem not in ("micro", "kernel_durations_cold"):
+                rows = own_rows(file)
+                tests = rows if card != FITTED_ON else rows[~rows["fit"].astype(bool)]
+                yield tests[list(ROW_COLUMNS)].assign(table=f"own_{card}").reset_index(drop=True)
 
 
 def touched(mechanism: Mechanism, rows: pd.DataFrame) -> pd.DataFrame:
@@ -109,6 +121,8 @@ def touched(mechanism: Mechanism, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _terms(table: str) -> set[str]:
+    if table not in catalog.names("table"):
+        return set()
     return {term.name for term in catalog.table(table).harness}
 
 
@@ -130,7 +144,7 @@ class _Change:
         kernel, numbers = self.kernel(point.kernel)
         changed |= any(getattr(point, name) != value for name, value in self.mechanism.point.items())
         if not changed:
-            instance = instance_of(kernel, device, resolved.workload)
+            instance = instance_of(kernel, device, resolved.workload, resolved.is_split)
             if _priced(instance) == _priced(resolved.instance):
                 return None
         overrides = {f"device.{name}": value for name, value in self.of_device.items()}
@@ -144,7 +158,7 @@ class _Change:
 
     def _kernel(self, name: str) -> tuple[Kernel, dict[str, Any]]:
         """The kernel without it, and the numbers of it that the kernel has."""
-        spec = catalog.kernel(name)
+        spec = catalog.kernel(name.partition("+")[0])
         mine = {path: value for path, value in self.of_kernel.items() if _has(spec, path)}
         return overridden(spec, mine), mine
 
@@ -303,13 +317,14 @@ def by_kind(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 NOTES = """\
-In points of mean absolute error. *With* is the model as it is, *without* the same without one mechanism
-and **no constant fitted anew**: what a fitted number would take over counts as earned. Rows are of the
-test split, the first {sample} of each table, kernel and kind in the order of a hash; fewer where there
-are not so many. *Earns at most* is the most on any table, kernel and kind; *tables*, on how many it
-earns {least} points or more of those it touches; *earns at least*, where it earns least: below zero,
-errors are smaller without. The rule: what earns less than {least} points everywhere and is no exact fact
-of the code goes.
+In points of mean absolute error. *With* is the model as it is, *without* the same without one
+mechanism and **no constant fitted anew**: what a fitted number would take over counts as earned.
+Rows are of the test split, the first {sample} of each table, kernel and kind in the order of a
+hash; fewer where there are not so many. *own* tables are kernels timed alone
+(experiments/own_gpus). *Earns at most* is the most on any table, kernel and kind; *tables*, on how
+many it earns {least} points or more of those it touches; *earns at least*, where it earns least:
+below zero, errors are smaller without. The rule: what earns less than {least} points everywhere and
+is no exact fact of the code goes.
 """
 
 

@@ -69,7 +69,7 @@ def _introduction(rows: pd.DataFrame) -> Iterator[str]:
             f"batches; {fit or 'none'} of the rows may be fitted to. {_machine(mine)}"
         )
     yield (
-        f"\nConstants may be fitted to a fifth of the rows of `{FITTED_ON}` (`fit`), which a hash of "
+        f"\nConstants may be fitted to half of the rows of `{FITTED_ON}` (`fit`), which a hash of "
         "batch, pages and state of the cache names, the same under all kernels. All other rows test, "
         "and so does every row of another card. Both are shown apart.\n"
     )

@@ -184,6 +184,11 @@ class TileGrid:
         """KV tiles of all output tiles."""
         return int(self._tiles_seen[1].sum()) * self.heads
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no token of any KV tile is masked."""
+        return self.total_tokens == self.total_kv_tiles * self.tile_tokens
+
     @cached_property
     def num_edge_tiles(self) -> int:
         """KV tiles with masked scores: the last of each output tile, of a window the first as well."""

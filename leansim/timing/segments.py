@@ -56,7 +56,11 @@ class SegmentCosts:
             busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
         ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
-        first, at_once = _first_bytes(schedule, instance, prices), _asks_at_once(schedule, tile.ahead)
+        read = _tiles_read(schedule)
+        first, at_once = (
+            _first_bytes(schedule, instance, prices, read),
+            _asks_at_once(schedule, tile.ahead, read),
+        )
         return cls(ramp_ps, first, at_once, worked, tiles, busy_s)
 
 
@@ -98,7 +102,7 @@ def first_loaded(schedule: Schedule) -> Floats:
     follows from a segment's own request: only tiles in which a context or a window ends are masked.
     """
     grid, from_end = schedule.grid, schedule.grid.tile_order == "backward"
-    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens:
+    if grid.is_full:
         return 1.0
     begin, end = grid.loaded_of_ends
     share: FloatArray = end if from_end else begin
@@ -184,7 +188,18 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     return positive
 
 
-def _asks_at_once(schedule: Schedule, ahead: int) -> BoolArray | bool:
+def _tiles_read(schedule: Schedule) -> IntArray | FloatArray:
+    """What each segment reads, in full KV tiles: what is masked is not read."""
+    grid = schedule.grid
+    if grid.is_full:
+        return schedule.stop - schedule.start
+    tokens: FloatArray = (
+        grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
+    )
+    return tokens
+
+
+def _asks_at_once(schedule: Schedule, ahead: int, read: IntArray | FloatArray) -> BoolArray | bool:
     """Which segments ask for `ahead` tiles at the same time as all others.
 
     They are the first of each CTA of the first wave, of those that have as many. Later ones begin one
@@ -193,11 +208,13 @@ def _asks_at_once(schedule: Schedule, ahead: int) -> BoolArray | bool:
     if ahead == 1:
         return False
     begins = changes(schedule.cta) & (schedule.cta < schedule.grid.slots)
-    asks: BoolArray = begins & (schedule.stop - schedule.start >= ahead)
+    asks: BoolArray = begins & (read >= ahead)
     return asks
 
 
-def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints:
+def _first_bytes(
+    schedule: Schedule, instance: Instance, prices: Prices, read: IntArray | FloatArray
+) -> Ints:
     """KV bytes that each segment waits for before it works on its first tile.
 
     Fewer of one that has less than a tile, and none of an instance that loads them while it starts.
@@ -206,14 +223,12 @@ def _first_bytes(schedule: Schedule, instance: Instance, prices: Prices) -> Ints
     first_bytes = prices.tile.first_bytes
     if not first_bytes or instance.start.loading_s:
         return 0
-    grid = schedule.grid
     queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
-    if grid.total_tokens == grid.total_kv_tiles * grid.tile_tokens and not queued:
+    if schedule.grid.is_full and not queued:
         return first_bytes
-    tokens = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
-    first: IntArray = (first_bytes * np.minimum(1.0, tokens / grid.tile_tokens)).astype(np.int64)
+    first: IntArray = (first_bytes * np.minimum(1.0, read)).astype(np.int64)
     if queued:
-        first[schedule.cta >= grid.slots] = 0
+        first[schedule.cta >= schedule.grid.slots] = 0
     return first
 
 
