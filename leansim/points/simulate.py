@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -79,7 +79,7 @@ class Simulation(Tabled):
     @property
     def table(self) -> pd.DataFrame:
         """One row as in `results.csv`: every field of the point, `row`, and what it rests on."""
-        return results_table([self.point], [self.row])
+        return table_of([self])
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record: the fields that were given, `row`, and what it rests on."""
@@ -110,6 +110,12 @@ class Simulation(Tabled):
     def notes(self) -> list[str]:
         """What the times rest on."""
         return [told([(self.point.policy, self.grounds)])]
+
+
+def table_of(simulations: Sequence[Simulation]) -> pd.DataFrame:
+    """A row per simulation as in `results.csv`: every field of the point, `row`, what it rests on."""
+    points, rows = [s.point for s in simulations], [s.row for s in simulations]
+    return results_table(points, rows, [s.grounds for s in simulations])
 
 
 def simulate(point: Point, engine: Engine = "auto") -> Simulation:

@@ -11,8 +11,7 @@ from leansim.answers import Row, Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
 from leansim.points.grid import PointGrid, load
-from leansim.points.results_table import results_table
-from leansim.points.simulate import Simulation, simulate
+from leansim.points.simulate import Simulation, simulate, table_of
 from leansim.specs.evidence import told
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Run(Tabled):
 
         Times in seconds, sizes in bytes; without a baseline there is no column `speedup`.
         """
-        table = results_table([s.point for s in self.simulations], [s.row for s in self.simulations])
+        table = table_of(self.simulations)
         if self.config.baseline is not None:
             table["speedup"] = [self.speedup(simulation) for simulation in self.simulations]
         return table
