@@ -33,8 +33,8 @@ class Grounds:
     """What the times of a point rest on.
 
     `measured`: that kernel was timed on that device and in that setting, alone or in a published table.
-    `carried`: its numbers were measured on another device, in another setting or on another kernel.
-    `counted`: they were read in source or machine code. `assumed`: they were for the most part guessed.
+    `carried`: some of its numbers were fitted to times of another device, setting or kernel. `counted`:
+    none was, and most were read in source or machine code. `assumed`: none was, and most were guessed.
 
     `outside` names what no measurement covers, nothing where all is covered. `expected_error` is the
     mean size of the relative error to expect, as found on rows that nothing was fitted to.
@@ -140,9 +140,10 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
 def _of_setting(setting: Setting, _configs: str) -> tuple[tuple[Measurement, ...], Grounds]:
     """Measurements in a setting, those of most rows first, and what there is without them."""
     kernel = setting.kernel.partition("+")[0]
-    known = measurements()
-    evidence: Evidence = "carried" if any(m.kernel == kernel for m in known) else origin(kernel)
-    found = [m for m in known if m.kernel == setting.kernel]
+    evidence = origin(kernel)
+    elsewhere = [m.mean_error for m in measurements() if m.kernel == kernel]
+    error = max(class_error(evidence), sum(elsewhere) / max(len(elsewhere), 1))
+    found = [m for m in measurements() if m.kernel == setting.kernel]
     outside = "" if found else "another schedule" if setting.kernel != kernel else "never timed"
     for name, shares in _SHARED if found else ():
         if not (closer := [m for m in found if shares(m, setting)]):
@@ -150,11 +151,11 @@ def _of_setting(setting: Setting, _configs: str) -> tuple[tuple[Measurement, ...
             break
         found = closer
     ranked = sorted(found, key=lambda m: -m.rows)
-    return tuple(ranked), Grounds(evidence, outside, class_error(evidence))
+    return tuple(ranked), Grounds(evidence, outside, error)
 
 
 def origin(kernel: str) -> Evidence:
-    """What a kernel's numbers rest on where it was never timed itself.
+    """What a kernel's numbers rest on where it was not timed itself.
 
     `carried` if some were fitted to times, else `counted` or `assumed`, whichever most are.
     """
