@@ -92,7 +92,8 @@ def mechanisms() -> dict[str, Mechanism]:
 
 def sampled(sample: int, data: Path | None = None) -> pd.DataFrame:
     """Measured rows that no constant was fitted to: `sample` of each table, kernel and kind."""
-    rows = together([table_rows((), "test", sample * _LOOKED_THROUGH, data), *own_cards()])
+    own = own_cards() if data is None else ()
+    rows = together([table_rows((), "test", sample * _LOOKED_THROUGH, data), *own])
     rows["kind"] = kinds_of(rows)
     return rows.groupby(GROUP, sort=False).head(sample).reset_index(drop=True)
 

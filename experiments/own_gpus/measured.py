@@ -17,7 +17,7 @@ from leansim.silicon.own import MEASURED, own_rows
 from leansim.silicon.rows import digest
 from leansim.silicon.validate import validate
 
-# Constants are fitted to rows of this device alone, and of these only to the fifth that `fit` names.
+# Constants are fitted to rows of this device alone, and of these only to the half that `fit` names.
 FITTED_ON = "h200_sxm"
 UNIFORM, RAGGED = "uniform", "ragged"
 # What is one batch under several kernels or schedules: file and card, how it was called, and its shape.

@@ -75,23 +75,27 @@ class Resolved:
     @cached_property
     def grid(self) -> TileGrid:
         """The tiled workload."""
+        if self.kernel.asks_split and self.is_split:
+            return self._as_split.grid
         return tile_grid(self.workload, self.instance, self.device)
 
     @cached_property
     def schedule(self) -> Schedule:
         """What the partitioner makes of it."""
-        if self.is_split:
+        if not self.kernel.asks_split:
             return self._partitioned(self.grid)
-        return FlashAttention2()(self.grid, self.device)
+        return self._as_split if self.is_split else FlashAttention2()(self.grid, self.device)
 
     @cached_property
     def is_split(self) -> bool:
         """Whether the host splits the call, where that decides which instance runs; else true."""
-        if not self.kernel.asks_split:
-            return True
+        return not self.kernel.asks_split or self._as_split.combine != "none"
+
+    @cached_property
+    def _as_split(self) -> Schedule:
+        """The schedule through the entry for calls that are split."""
         instance = instance_of(self.kernel, self.device, self.workload)
-        grid = tile_grid(self.workload, instance, self.device)
-        return self._partitioned(grid).combine != "none"
+        return self._partitioned(tile_grid(self.workload, instance, self.device))
 
     def _partitioned(self, grid: TileGrid) -> Schedule:
         name = type(self.partitioner).__name__
