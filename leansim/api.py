@@ -165,8 +165,9 @@ def predict(
 
     Of the kernel alone, or with what a measured latency contains beside it (`harness_us` of it) where
     `harness` names a measured table, or is `table` for that of the point's kernel and device; in a CSV
-    of points a column `harness` does, and `harness` stands in for its empty cells. `extrapolated` says
-    that a point lies outside the range in which its kernel was held against silicon on its device.
+    of points a column `harness` does, and `harness` stands in for its empty cells. `evidence` says what
+    a time rests on, `extrapolated` that no measurement covers the point, and `expected_error` how far
+    off it may be (docs/accuracy.md).
     `jobs` processes: by default one per core when there are many points.
 
     A point that makes no sense has its error in place of a prediction; in a CSV, all such rows are one

@@ -148,7 +148,13 @@ def test_points_inside_the_measured_range_are_not_extrapolated() -> None:
     assert not any(outcome.extrapolated for outcome in found if isinstance(outcome, Prediction))
 
 
-INSIDE = {"device": "a100_sxm_80gb", "context_len": 4096, **FA2}
+INSIDE = {
+    "device": "a100_sxm_80gb",
+    "context_len": 4096,
+    "cache": "warm",
+    "page_tokens": 64,
+    **FA2,
+}
 OUTSIDE = [
     {**INSIDE, "context_len": 200_000, "batch_size": 1},
     {**INSIDE, "head_dim": 64},
@@ -158,6 +164,11 @@ OUTSIDE = [
     {**INSIDE, "device": "a100_sxm_40gb"},
     {**INSIDE, "num_sms": 100},
     {**INSIDE, "batch_size": 2048, "context_len": 131_072},  # more KV than any row
+    {**INSIDE, "cache": "cold"},
+    {**INSIDE, "page_tokens": 16},
+    {**INSIDE, "launch": "stream"},
+    {**INSIDE, "batch_size": None, "context_len": None, "context_lens": [4096, 2048]},
+    {**INSIDE, "overrides": {"device.num_sms": 100}},
 ]
 
 
@@ -168,8 +179,10 @@ def test_points_outside_are(fields: dict[str, object]) -> None:
     assert found.extrapolated is True
 
 
-def test_one_note_says_how_many_are_outside(tmp_path: Path) -> None:
-    rows = ["a100_sxm_80gb,vllm_fa2,8,32,8,128,4096", "h100_sxm,lean,1,8,8,64,100"]
-    (tmp_path / "p.csv").write_text("\n".join([HEADER, *rows, rows[1]]))
-    (note,) = leansim.predict(tmp_path / "p.csv", jobs=1).notes()
-    assert note.startswith("2 of 3 points lie outside")
+def test_notes_say_how_many_are_outside_and_what_the_times_rest_on(tmp_path: Path) -> None:
+    rows = ["a100_sxm_80gb,vllm_fa2,8,32,8,128,4096,warm,64", "h100_sxm,lean,1,8,8,64,100,cold,16"]
+    (tmp_path / "p.csv").write_text("\n".join([f"{HEADER},cache,page_tokens", *rows, rows[1]]))
+    outside, rest = leansim.predict(tmp_path / "p.csv", jobs=1).notes()
+    assert outside.startswith("2 of 3 points lie outside")
+    assert rest.startswith("Times rest on: 1 measured (expected error ")
+    assert ", 2 carried (expected error " in rest

@@ -28,6 +28,7 @@ from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
 from leansim.specs.base import Count
 from leansim.specs.device import Device
+from leansim.specs.evidence import Grounds, grounds
 from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel
 from leansim.specs.overrides import overridden
@@ -108,6 +109,13 @@ class Resolved:
             what = "a schedule of another grid" if isinstance(schedule, Schedule) else repr(schedule)
             raise FaultError(f"partitioner {name} returned {what}, wanted a Schedule of its grid")
         return schedule
+
+    @cached_property
+    def grounds(self) -> Grounds:
+        """What its times rest on."""
+        point = self.point
+        changed = bool(point.overrides) or point.num_sms is not None
+        return grounds(point.policy, point.device, self.workload, changed)
 
     @cached_property
     def key(self) -> str:

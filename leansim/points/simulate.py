@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -17,6 +17,7 @@ from leansim.points.point import Point, Resolved, plan_row, resolve
 from leansim.points.results_table import results_table
 from leansim.results.metrics import Metrics, summarise
 from leansim.schedule.schedule import Schedule
+from leansim.specs.evidence import Grounds, told
 from leansim.timing.lowering import lower
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class Simulation(Tabled):
         """What was executed."""
         return self.resolved.schedule
 
+    @property
+    def grounds(self) -> Grounds:
+        """What the times rest on, and how far off they may be."""
+        return self.resolved.grounds
+
     @cached_property
     def metrics(self) -> Metrics:
         """What it came to."""
@@ -72,13 +78,13 @@ class Simulation(Tabled):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row as in `results.csv`: every field of the point, then `row`."""
-        return results_table([self.point], [self.row])
+        """One row as in `results.csv`: every field of the point, `row`, and what it rests on."""
+        return table_of([self])
 
     def records(self) -> list[dict[str, Any]]:
-        """One flat record: the fields that were given, then `row`."""
+        """One flat record: the fields that were given, `row`, and what it rests on."""
         given = self.point.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        return [{**given, **self.row}]
+        return [{**given, **self.row, **self.grounds.columns()}]
 
     def rows(self) -> list[dict[str, Any]]:
         """The numbers a person compares first, in one row."""
@@ -100,6 +106,16 @@ class Simulation(Tabled):
             "bound": m.bound,
         }
         return [{key: value for key, value in row.items() if value is not None}]
+
+    def notes(self) -> list[str]:
+        """What the times rest on."""
+        return [told([(self.point.policy, self.grounds)])]
+
+
+def table_of(simulations: Sequence[Simulation]) -> pd.DataFrame:
+    """A row per simulation as in `results.csv`: every field of the point, `row`, what it rests on."""
+    points, rows = [s.point for s in simulations], [s.row for s in simulations]
+    return results_table(points, rows, [s.grounds for s in simulations])
 
 
 def simulate(point: Point, engine: Engine = "auto") -> Simulation:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from leansim.answers import render
 from leansim.files.writing import write_together, write_whole
-from leansim.points.results_table import results_table
-from leansim.points.simulate import Simulation
+from leansim.points.simulate import Simulation, table_of
 from leansim.report.figures import line_figure
 from leansim.report.sheet import save
 from leansim.results.perfetto import write_trace
@@ -59,7 +58,7 @@ def _write_curve(run: Run, folder: Path) -> list[Path]:
 def _write_axis(
     run: Run, curve: Sequence[Simulation], axis: str, suffix: str, folder: Path
 ) -> list[Path]:
-    table = results_table([s.point for s in curve], [s.row for s in curve])
+    table = table_of(curve)
     baseline = run.config.baseline
     if baseline is not None:
         table = with_speedup(table, baseline).drop(columns="baseline_s")

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
 from leansim.specs.base import (
-    DTYPE_BYTES,
     Count,
     DType,
     LaunchMode,
@@ -194,25 +193,18 @@ class Validated(Spec):
     group_size: Range
     kv_bytes: Range
 
-    def covers(self, workload: Workload) -> bool:
-        """Whether a workload of single new tokens lies inside. 16-bit dtypes count as one."""
-        lens = workload.context_lens
-        sizes = {DTYPE_BYTES[dtype] for dtype in self.kv_dtypes}
+    def outside(self, workload: Workload, least: int, most: int) -> str:
+        """Which range a workload with contexts from `least` to `most` is outside of, if any."""
         spans = (
-            (self.batch_size, workload.batch_size, workload.batch_size),
-            (self.context_len, min(lens), max(lens)),
-            (self.group_size, workload.group_size, workload.group_size),
-            (self.kv_bytes, workload.kv_bytes, workload.kv_bytes),
+            ("batch", self.batch_size, workload.batch_size, workload.batch_size),
+            ("context", self.context_len, least, most),
+            ("group", self.group_size, workload.group_size, workload.group_size),
+            ("KV bytes", self.kv_bytes, workload.kv_bytes, workload.kv_bytes),
         )
-        return (
-            workload.query_len == 1
-            and not workload.latent_kv
-            and workload.value_dim == workload.head_dim
-            and workload.head_dim in self.head_dims
-            and DTYPE_BYTES[workload.kv_dtype] in sizes
-            and (workload.window is not None) in self.windows
-            and all(low <= least and most <= high for (low, high), least, most in spans)
-        )
+        for name, (low, high), first, last in spans:
+            if first < low or last > high:
+                return f"{name} {'below' if first < low else 'above'} the range"
+        return ""
 
 
 class MeasuredTable(SourcedSpec):

@@ -28,6 +28,7 @@ from leansim.study.oracle import BUDGET, Oracle, Policy, search
 from leansim.study.reasons import facts_of, why_slower
 from leansim.study.rules import Rule
 from leansim.sweeps.compare import TIE, finished, varying
+from leansim.sweeps.executors import keyed_all
 from leansim.sweeps.spreading import Progress, spread
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def regret(
     grid = config if isinstance(config, PointGrid) else load(config, settings)
     cells = list(cells_of(grid.points()))
     rows = list(itertools.chain(*spread(partial(cell_rows, budget=budget), cells, jobs, progress)))
-    results = results_table([point for cell in cells for point in cell], rows)
+    points = [point for cell in cells for point in cell]
+    results = results_table(points, rows, keyed_all(points)[1])
     if results["error"].notna().all():
         raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
     return RegretMap(grid, results)

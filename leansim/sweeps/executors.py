@@ -27,6 +27,7 @@ from leansim.errors import FaultError, LeansimError, WorkerError
 from leansim.points.keys import unresolved_key
 from leansim.points.point import Point, resolve
 from leansim.points.simulate import Simulation, simulate_each
+from leansim.specs.evidence import Grounds
 from leansim.sweeps.allocator import keep_memory
 
 Chunk = tuple[tuple[str, Point], ...]
@@ -56,10 +57,16 @@ Executor = Callable[[Iterator[Chunk]], Iterator[Finished]]
 
 def point_key(point: Point) -> str:
     """Key of a point's result; of the point itself where it cannot be resolved."""
+    return keyed(point)[0]
+
+
+def keyed(point: Point) -> tuple[str, Grounds | None]:
+    """A point's key, and what its times rest on: nothing where it cannot be resolved."""
     try:
-        return resolve(point).key
+        resolved = resolve(point)
+        return resolved.key, resolved.grounds
     except LeansimError:
-        return unresolved_key(point.model_dump_json())
+        return unresolved_key(point.model_dump_json()), None
 
 
 def _outcome(key: str, point: Point, simulation: Simulation | Exception) -> Outcome:
@@ -127,6 +134,12 @@ def using(engine: Engine) -> Iterator[None]:
             os.environ[ENGINE_VARIABLE] = before
         else:
             os.environ.pop(ENGINE_VARIABLE, None)
+
+
+def keyed_all(points: Iterable[Point]) -> tuple[list[str], list[Grounds | None]]:
+    """Keys of points, and what the times of each rest on."""
+    found = [keyed(point) for point in points]
+    return [key for key, _ in found], [grounds for _, grounds in found]
 
 
 def in_turn(chunks: Iterator[Chunk]) -> Iterator[Finished]:

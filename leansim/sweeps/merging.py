@@ -14,7 +14,7 @@ from leansim.points.grid import GridFile, PointGrid
 from leansim.points.point import Point
 from leansim.points.results_table import results_table
 from leansim.specs import catalog
-from leansim.sweeps.executors import point_key
+from leansim.sweeps.executors import keyed_all
 from leansim.sweeps.store import FILE_NAME, Store
 from leansim.sweeps.sweep import Sweep, manifest, write_results
 
@@ -37,7 +37,7 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
         stores = [stack.enter_context(Store(folder, create=False)) for folder in sources]
         grid = _common_grid(stores, target)
         points = grid.points()
-        keys = [point_key(point) for point in points]
+        keys, grounds = keyed_all(points)
         present = set[str]().union(*(store.keys() for store in stores))
         merged = stack.enter_context(Store(target)) if _is_store(target) else None
         before = merged.keys() if merged else set()
@@ -52,7 +52,7 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
         merged.describe(manifest(grid))
         for store in stores:
             merged.adopt(store)
-        results = results_table(points, merged.rows(keys))
+        results = results_table(points, merged.rows(keys), grounds)
         write_results(target, grid, results)
     return Sweep(target, results, 0, len(results), int(results["error"].notna().sum()))
 

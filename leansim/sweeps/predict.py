@@ -12,10 +12,11 @@ from typing import Any
 from leansim.errors import LeansimError, UnknownNameError
 from leansim.files.csv import CsvRow
 from leansim.points.csv import HARNESS, outcomes
-from leansim.points.point import Point, Resolved, point_from_row
+from leansim.points.point import Point, point_from_row
 from leansim.points.simulate import Simulation, attempted, simulate, simulate_each
 from leansim.results.metrics import limiting, time_shares
 from leansim.specs import catalog
+from leansim.specs.evidence import Evidence
 from leansim.specs.harness import Calls, MeasuredTable
 from leansim.sweeps.executors import cores, process_pool
 
@@ -31,8 +32,7 @@ class Prediction:
     """What a point comes to. Times in seconds.
 
     `latency_s` is the kernel's, with `harness_s` of what a measured latency contains beside it.
-    `extrapolated` says that the point lies outside the range in which its kernel was held against
-    silicon on its device.
+    `evidence`, `extrapolated` and `expected_error` say what the times rest on: see `Grounds`.
     """
 
     latency_s: float
@@ -43,7 +43,9 @@ class Prediction:
     sm_busy_fraction: float
     dram_bytes: float
     harness_s: float
+    evidence: Evidence
     extrapolated: bool
+    expected_error: float
 
 
 Outcome = Prediction | LeansimError
@@ -94,6 +96,7 @@ def _prediction(simulation: Simulation, harness: str) -> Prediction:
         harness_s = float(harness_table(harness, point).harness_s(calls))
     result, schedule = simulation.result, simulation.schedule
     shares, dram_bytes = time_shares(result), result.program.dram_bytes
+    grounds = simulation.grounds
     return Prediction(
         latency_s=result.latency_s + harness_s,
         makespan_s=result.makespan_s,
@@ -103,29 +106,15 @@ def _prediction(simulation: Simulation, harness: str) -> Prediction:
         sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
         dram_bytes=dram_bytes,
         harness_s=harness_s,
-        extrapolated=not _is_covered(simulation.resolved),
+        evidence=grounds.evidence,
+        extrapolated=grounds.extrapolated,
+        expected_error=grounds.expected_error,
     )
-
-
-def _is_covered(resolved: Resolved) -> bool:
-    """Whether a point as it stands in the files was held against silicon: in range, nothing changed."""
-    point = resolved.point
-    if point.partitioner is not None or point.overrides or point.num_sms is not None:
-        return False
-    tables = _tables_of(point.kernel, point.device, _configs())
-    return any(table.validated[point.kernel].covers(resolved.workload) for table in tables)
 
 
 def _configs() -> str:
     """Where files are looked for: what was found there holds as long as this does."""
     return os.environ.get("LEANSIM_CONFIGS", "")
-
-
-@lru_cache(maxsize=1024)
-def _tables_of(kernel: str, device: str, _configs: str) -> tuple[MeasuredTable, ...]:
-    """Measured tables of a kernel on a device that say what range they cover."""
-    tables = map(catalog.table, catalog.names("table"))
-    return tuple(table for table in tables if table.device == device and kernel in table.validated)
 
 
 def harness_table(harness: str, point: Point) -> MeasuredTable:

@@ -5,12 +5,13 @@ Predictions are in seconds; rows of tables and files are in microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from leansim.answers import Listed
 from leansim.errors import LeansimError
+from leansim.specs.evidence import COLUMNS
 from leansim.sweeps.predict import Outcome, Prediction
 
 # What a prediction adds to a row of points.
@@ -23,7 +24,7 @@ PREDICTION_COLUMNS = (
     "sm_busy_fraction",
     "dram_bytes",
     "harness_us",
-    "extrapolated",
+    *COLUMNS,
 )
 
 
@@ -36,6 +37,7 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
         "sm_busy_fraction": round(prediction.sm_busy_fraction, 6),
         "dram_bytes": round(prediction.dram_bytes),
         "harness_us": round(prediction.harness_s * 1e6, 6),
+        "expected_error": round(prediction.expected_error, 4),
     }
     return {name: cells[name] for name in PREDICTION_COLUMNS}
 
@@ -61,11 +63,24 @@ class Predictions(Listed[Outcome]):
         ]
 
     def notes(self) -> list[str]:
-        """How many points lie outside what was held against silicon."""
+        """How many points no measurement covers, and on what the times rest."""
         known = [found for found in self.answers if not isinstance(found, LeansimError)]
         outside = sum(found.extrapolated for found in known)
-        where = "outside what was held against silicon for their kernel and device (extrapolated)"
-        return [f"{outside} of {len(known)} points lie {where}"] if outside else []
+        where = "outside what was timed of their kernel on their device (extrapolated)"
+        notes = [f"{outside} of {len(known)} points lie {where}"] if outside else []
+        return notes + ([_rest(known)] if known else [])
+
+
+def _rest(known: Sequence[Prediction]) -> str:
+    """How many points have which evidence, and their mean expected error."""
+    errors: dict[str, list[float]] = {}
+    for found in known:
+        errors.setdefault(found.evidence, []).append(found.expected_error)
+    parts = [
+        f"{len(mine)} {evidence} (expected error {sum(mine) / len(mine):.0%})"
+        for evidence, mine in errors.items()
+    ]
+    return f"Times rest on: {', '.join(parts)}"
 
 
 def _cells(found: Outcome) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from leansim.answers import Row, Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
 from leansim.points.grid import PointGrid, load
-from leansim.points.results_table import results_table
-from leansim.points.simulate import Simulation, simulate
+from leansim.points.simulate import Simulation, simulate, table_of
+from leansim.specs.evidence import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,11 +43,11 @@ class Run(Tabled):
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per kernel and device as in `results.csv`: the point, metrics, and `speedup`.
+        """A row per kernel and device as in `results.csv`: point, metrics, what they rest on, `speedup`.
 
         Times in seconds, sizes in bytes; without a baseline there is no column `speedup`.
         """
-        table = results_table([s.point for s in self.simulations], [s.row for s in self.simulations])
+        table = table_of(self.simulations)
         if self.config.baseline is not None:
             table["speedup"] = [self.speedup(simulation) for simulation in self.simulations]
         return table
@@ -87,6 +87,7 @@ class Run(Tabled):
             notes.append(f"  {device} rests on {counts} numbers (`leansim show {device}`).")
         if any(s.resolved.workload.kv_bytes > s.resolved.device.dram_bytes for s in self.simulations):
             notes.append("The KV cache of this batch does not fit in the memory of every device here.")
+        notes.append(told((s.point.policy, s.grounds) for s in self.simulations))
         notes.append("Modelled, not measured; docs/accuracy.md has the error against measured kernels.")
         return notes
 

@@ -31,7 +31,7 @@ from leansim.points.point import Point
 from leansim.points.results_table import results_table
 from leansim.sweeps import cluster, executors
 from leansim.sweeps.compare import finished
-from leansim.sweeps.executors import Chunk, Executor, Finished, point_key, using
+from leansim.sweeps.executors import Chunk, Executor, Finished, keyed_all, using
 from leansim.sweeps.store import FILE_NAME, Store
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def sweep(
     if shard is not None:
         part = Shard.parse(shard) if isinstance(shard, str) else shard
         points, folder = part.of(points), part.folder(folder)
-    keys = [point_key(point) for point in points]
+    keys, grounds = keyed_all(points)
     with ExitStack() as stack:
         store = stack.enter_context(Store(folder))
         done = store.keys() if resume else set()
@@ -155,7 +155,7 @@ def sweep(
         try:
             work.run(execute)
         finally:
-            results = results_table(points, work.rows(keys))
+            results = results_table(points, work.rows(keys), grounds)
             write_results(folder, grid, results, time.perf_counter() - began)
     if shard is None and not results.empty and results["error"].notna().all():
         raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
