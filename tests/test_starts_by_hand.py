@@ -211,6 +211,7 @@ def test_a_cta_pays_once_before_its_first_segment() -> None:
 TWO_ENTRIES = """
 name: two_entries
 description: a kernel whose host has another entry for calls that it does not split
+unsplit_entry: true
 partitioner: {name: flash_decoding, options: {sms_factor: 2}}
 q_dtypes: [bfloat16]
 kv_dtypes: [bfloat16]

@@ -240,6 +240,8 @@ class Kernel(SourcedSpec):
     With `latent_kv` it reads a latent cache (MLA). With `quantises_query` an 8-bit cache is met by an
     8-bit query, whatever the call's own. KV tiles count from the first token of the context, or, where
     `window_tiles` are `shifted`, from the first token that a sliding window leaves visible.
+    Calls that the host leaves in one take tiles of their own where there is an `unsplit_entry`
+    (`Only.split`).
     """
 
     partitioner: PartitionerChoice
@@ -252,6 +254,7 @@ class Kernel(SourcedSpec):
     partial_dtype: DType
     latent_kv: bool = False
     quantises_query: bool = False
+    unsplit_entry: bool = False
 
     loops: dict[str, LoopNumbers] = Field(min_length=1)
     compute: Compute
@@ -303,7 +306,7 @@ class Kernel(SourcedSpec):
     @cached_property
     def asks_split(self) -> bool:
         """Whether it is a matter of the host splitting a call which instance runs."""
-        return any(tile.only.split is not None for tile in self.tiles)
+        return self.unsplit_entry and any(tile.only.split is False for tile in self.tiles)
 
     @cached_property
     def asks_context(self) -> bool:
@@ -335,6 +338,7 @@ class Kernel(SourcedSpec):
             "partial_dtype",
             "latent_kv",
             "quantises_query",
+            "unsplit_entry",
         }
 
 
