@@ -28,7 +28,7 @@ from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 from leansim.specs.instance import CombineNumbers, Instance, NoCombine
 from leansim.timing import ctas, memory, merges, segments
-from leansim.timing.prices import Prices, queueing_s
+from leansim.timing.prices import Prices, paces_s
 from leansim.timing.segments import SegmentCosts
 
 KV, ON_CHIP, ROWS, FIRST, AT_ONCE, STORE = 0, 1, 2, 3, 4, -1
@@ -149,11 +149,10 @@ def _flows(
     worked = costs.tiles * work.tile_bytes
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
-    times = np.where(costs.at_once, tile.ahead, 1)
-    first_bytes = read * float(np.sum(np.broadcast_to(times * costs.first_bytes, schedule.num_segments)))
+    first_bytes = read * costs.total_first_bytes(schedule.num_segments, tile.ahead)
     loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - first_bytes) / worked
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
-    queued_s = queueing_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else []
+    queued_s = paces_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else ()
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=work.tile_bytes / tile.tile_s / PS_PER_S,
@@ -162,29 +161,34 @@ def _flows(
         l2_share=loaded,
         offered_bytes_per_ps=tile.offered_bytes_per_s / filled / PS_PER_S,
         tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / worked,
-        waits_ps_per_byte=tuple(
-            float(wait_s) * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s
-        ),
+        waits_ps_per_byte=tuple(wait_s * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s),
         carries_kv=True,
     )
-    rows_share = 1.0 - memory.replay_hit_share(grid, device)
-    on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, rows_share)
-    like, _ = _plain_flows(work.load_bytes_per_s, rows_share)
+    plain = _plain_flows(device.sm_load_bytes_per_s, 1.0 - memory.replay_hit_share(grid, device))
+    dram_share = read * (1.0 - prices.hit_share)
+    return (
+        kv,
+        *plain,
+        *_first_flows(work.load_bytes_per_s, dram_share, read, kv.offered_bytes_per_ps, tile.ahead),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _first_flows(
+    bytes_per_s: float, dram_share: float, l2_share: float, offered_bytes_per_ps: float, ahead: int
+) -> tuple[FlowKind, FlowKind]:
+    """What segments wait for first: one tile's, and where all ask at once, that of all they ask for."""
+    like, _ = _plain_flows(bytes_per_s, 0.0)
     first = replace(
         like,
         name="first",
-        dram_share=read * (1.0 - prices.hit_share),
-        l2_share=read,
-        offered_bytes_per_ps=max(kv.offered_bytes_per_ps, like.max_bytes_per_ps),
+        dram_share=dram_share,
+        l2_share=l2_share,
+        offered_bytes_per_ps=max(offered_bytes_per_ps, like.max_bytes_per_ps),
         carries_kv=True,
     )
-    at_once = replace(
-        first,
-        name="at_once",
-        dram_share=first.dram_share * tile.ahead,
-        l2_share=first.l2_share * tile.ahead,
-    )
-    return kv, on_chip, rows, first, at_once
+    at_once = replace(first, name="at_once", dram_share=dram_share * ahead, l2_share=l2_share * ahead)
+    return first, at_once
 
 
 @lru_cache(maxsize=64)
@@ -219,7 +223,7 @@ def _main_launch(
         if (empty_bytes := ctas.empty_cta_bytes(schedule, instance)) is not None:
             columns["bytes"][places.launch] = empty_bytes
             columns["latency_ps"][places.launch] += ctas.store_ps(empty_bytes, device)
-        flow = np.where(costs.at_once, AT_ONCE, FIRST)
+        flow = where(costs.at_once, AT_ONCE, FIRST)
         put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.first_bytes, flow=flow)
         put(places.stream, Phase.STREAM, bytes=costs.worked_bytes, flow=KV)
         idle = ctas.idle_partials(schedule, instance)

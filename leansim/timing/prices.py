@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from leansim.arrays import Floats, at_least
@@ -99,6 +100,12 @@ def query_latency_s(grid: TileGrid, instance: Instance, device: Device) -> float
     reads = memory.Reads.of(device, warm)
     lines = -(-memory.query_row_bytes(grid.workload) // memory.LINE_BYTES)
     return reads.kv_s + reads.farthest_s(lines)
+
+
+@lru_cache(maxsize=1024)
+def paces_s(alone_s: float, busy_s: tuple[float, ...], together: int) -> tuple[float, ...]:
+    """What `queueing_s` gives of one that takes `alone_s`: kept, as a sweep asks for few."""
+    return tuple(float(wait_s) for wait_s in queueing_s(alone_s, busy_s, together))
 
 
 def queueing_s(alone_s: Floats, busy_s: Sequence[float], together: int) -> list[Floats]:

@@ -45,6 +45,14 @@ class SegmentCosts:
     tiles: float
     busy_s: float
 
+    def total_first_bytes(self, segments: int, ahead: int) -> float:
+        """Bytes that all wait for first, with `ahead` times as many where they ask at once."""
+        if not isinstance(self.at_once, bool):
+            return float((self.first_bytes * np.where(self.at_once, ahead, 1)).sum())
+        if isinstance(self.first_bytes, int):
+            return float(self.first_bytes * segments)
+        return float(self.first_bytes.sum())
+
     @classmethod
     def of(cls, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> SegmentCosts:
         """Price all segments of a schedule."""
