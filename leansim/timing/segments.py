@@ -64,7 +64,7 @@ class SegmentCosts:
             busy_s += grid.num_edge_tiles * prices.edge_busy_s
         tiles = float(worked.sum()) / prices.work.tile_bytes
         ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
-        read = _tiles_read(schedule)
+        read = _tiles_read(schedule, tile.ahead)
         first, at_once = (
             _first_bytes(schedule, instance, prices, read),
             _asks_at_once(schedule, tile.ahead, read),
@@ -196,11 +196,14 @@ def _worked_bytes(schedule: Schedule, prices: Prices, starts: _Starts) -> IntArr
     return positive
 
 
-def _tiles_read(schedule: Schedule) -> IntArray | FloatArray:
-    """What each segment reads, in full KV tiles: what is masked is not read."""
-    grid = schedule.grid
-    if grid.is_full:
-        return schedule.stop - schedule.start
+def _tiles_read(schedule: Schedule, enough: int) -> IntArray | FloatArray:
+    """What each segment reads, in full KV tiles: what is masked is not read.
+
+    Two tiles at most have masked tokens, so where all have two more than `enough` theirs are counted.
+    """
+    grid, tiles = schedule.grid, schedule.stop - schedule.start
+    if grid.is_full or tiles.min() > enough + 1:
+        return tiles
     tokens: FloatArray = (
         grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
     )
@@ -232,7 +235,7 @@ def _first_bytes(
     if not first_bytes or instance.start.loading_s:
         return 0
     queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
-    if schedule.grid.is_full and not queued:
+    if not queued and read.dtype.kind == "i":  # whole tiles: one at least
         return first_bytes
     first: IntArray = (first_bytes * np.minimum(1.0, read)).astype(np.int64)
     if queued:
