@@ -136,6 +136,7 @@ def part(folder: Path, card: Card) -> tuple[Part, pd.DataFrame]:
     ratios, left = ratio_errors(rows), left_over(flat)
     every = ratios.iloc[0]
     correlation = np.corrcoef(np.log(rows["measured"]), np.log(rows["simulated"]))[0, 1]
+    alone = said(errors(flat))
     several, single = left[left["requests"] > 1].iloc[:, 1], left[left["requests"] == 1].iloc[:, 1]
     sentences = [
         f"Cost of raggedness, {TIMES['skew']} over {TIMES['mean']}: the mean error is "
@@ -143,7 +144,7 @@ def part(folder: Path, card: Card) -> tuple[Part, pd.DataFrame]:
         f"{every['measured']:.3f} on average, simulated "
         f"{every['simulated']:.3f}, correlation of logarithms {correlation:.2f}); to say that "
         f"raggedness costs nothing has {every['mean saying 1']}.",
-        f"Uniform batches, kernel alone: {said(errors(flat))[0].lower()}{said(errors(flat))[1:]}",
+        f"Uniform batches, kernel alone: {alone[0].lower()}{alone[1:]}",
         _pace(flat, card),
         f"{mixed:,} batches with a prefill chunk beside the decodes are left out.",
     ]

@@ -66,8 +66,8 @@ class FlowKind:
     the bytes that pass DRAM and L2 (a masked token is work and no traffic). `offered_bytes_per_ps` is
     what the loads it keeps in flight would bring from an idle memory: how deep DRAM's queues are.
     `tensor_ps_per_byte` is how much of that work its SM's tensor cores do; `carries_kv` says whether the
-    bytes are of K and V. Where several of the kind
-    share an SM, each waits `waits_ps_per_byte[n - 1]` more of n (empty: for nothing).
+    bytes are of K and V. Where several of the kind share an SM, each waits `waits_ps_per_byte[n - 1]`
+    more of n (empty: for nothing).
     """
 
     name: str

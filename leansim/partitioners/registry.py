@@ -49,12 +49,10 @@ def partitioners() -> Mapping[str, type[Any]]:
 @cache
 def find(name: str) -> type[Any]:
     """The partitioner of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
-    if (own := PLUGINS.own(name)) is not None:
-        return own
-    known = partitioners()
-    if name not in known:
-        raise UnknownNameError("partitioner", name, known)
-    return known[name]
+    found = PLUGINS.own(name) or partitioners().get(name)
+    if found is None:
+        raise UnknownNameError(PLUGINS.kind, name, partitioners())
+    return found
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:

@@ -348,11 +348,7 @@ def _how(fit: Fit, target: Target) -> str:
         pairs = list(zip(rows["kernel"], rows["device"], strict=True))
         changes = {pair: applies(target, *pair) for pair in set(pairs)}
         mine = np.array([changes[pair] for pair in pairs])
-    own = "own measurements "
-    sources = [str(source) for source in dict.fromkeys(rows.loc[mine, "source"])]
-    files = ", ".join(
-        source.removeprefix(own if number else "") for number, source in enumerate(sources)
-    )
+    files = ", ".join(dict.fromkeys(rows.loc[mine, "source"])).replace(", own measurements ", ", ")
     before, after = (float(np.abs(errors[mine]).mean()) for errors in (fit.before, fit.after))
     return (
         f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows to fit of "

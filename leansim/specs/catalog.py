@@ -28,9 +28,14 @@ _Spec = TypeVar("_Spec", bound=BaseModel)
 _Sourced = TypeVar("_Sourced", bound=SourcedSpec)
 
 
+def search_path() -> str:
+    """What `$LEANSIM_CONFIGS` says: what was found by name holds as long as this does."""
+    return os.environ.get("LEANSIM_CONFIGS", "")
+
+
 def config_folders() -> list[Path]:
     """Folders that hold `devices/`, `kernels/`, `models/`, `tables/`, nearest first."""
-    folders = [Path(part) for part in os.environ.get("LEANSIM_CONFIGS", "").split(os.pathsep) if part]
+    folders = [Path(part) for part in search_path().split(os.pathsep) if part]
     return [*folders, _shipped_configs()]
 
 
@@ -96,7 +101,7 @@ def _files(kind: Kind) -> Iterator[Path]:
 def _load(cls: type[_Sourced], kind: Kind, name: str) -> _Sourced:
     if name.endswith((".yaml", ".yml")):
         return _read_spec(cls, kind, Path(name), ())
-    for path in _candidates(kind, name, os.environ.get("LEANSIM_CONFIGS", "")):
+    for path in _candidates(kind, name, search_path()):
         try:
             modified = _modified(kind, path)
         except OSError:

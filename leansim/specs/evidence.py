@@ -7,12 +7,11 @@ the error of rows that nothing was fitted to) and the error to expect of what wa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from leansim.files.csv import CsvRow, read_csv
 from leansim.specs import catalog
@@ -55,8 +54,9 @@ class Grounds:
         return dict(zip(COLUMNS, values, strict=True))
 
 
-class Setting(NamedTuple):
-    """How a kernel was called, of all that decides which measurements speak of a point."""
+@dataclass(frozen=True)
+class Called:
+    """How a kernel is called where all calls of one measurement are alike."""
 
     kernel: str
     device: str
@@ -64,6 +64,12 @@ class Setting(NamedTuple):
     cache: str
     page_tokens: int
     batch: str
+
+
+@dataclass(frozen=True)
+class Setting(Called):
+    """How a kernel is called, of all that decides which measurements speak of a point."""
+
     head_dim: int
     kv_bytes: int
     windowed: bool
@@ -71,15 +77,9 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What one file has of a kernel in one setting, and the error of rows nothing was fitted to."""
+class Measurement(Called):
+    """What one file has of a kernel called in one way, and the error of rows nothing was fitted to."""
 
-    kernel: str
-    device: str
-    launch: str
-    cache: str
-    page_tokens: int
-    batch: str
     ranges: Validated
     rows: int
     mean_error: float
@@ -123,7 +123,7 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
         workload.window is not None,
         workload.query_len == 1 and not workload.latent_kv and workload.value_dim == workload.head_dim,
     )
-    of_setting, without = _of_setting(setting, os.environ.get("LEANSIM_CONFIGS", ""))
+    of_setting, without = _of_setting(setting, catalog.search_path())
     if changed:
         return Grounds(without.evidence, "changed numbers", without.expected_error)
     for one in of_setting:

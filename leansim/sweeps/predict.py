@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -112,14 +111,9 @@ def _prediction(simulation: Simulation, harness: str) -> Prediction:
     )
 
 
-def _configs() -> str:
-    """Where files are looked for: what was found there holds as long as this does."""
-    return os.environ.get("LEANSIM_CONFIGS", "")
-
-
 def harness_table(harness: str, point: Point) -> MeasuredTable:
     """The table that a point's harness names. Raises `UnknownNameError` saying which there are."""
-    return _harness_table(harness, point.kernel.partition("+")[0], point.device, _configs())
+    return _harness_table(harness, point.kernel.partition("+")[0], point.device, catalog.search_path())
 
 
 @lru_cache(maxsize=1024)

@@ -288,7 +288,7 @@ def _rows_moved(size: Ints, release_ps: int, device: Device) -> dict[str, Ints]:
 
 @dataclass(frozen=True, eq=False)
 class _Places:
-    """Where the phases of each kind stand, `total` in all, and the borders of the CTAs."""
+    """Where the phases of each kind stand, and the borders of the CTAs."""
 
     launch: IntArray | slice
     ramp: IntArray | slice
@@ -296,7 +296,6 @@ class _Places:
     merge: IntArray
     write: IntArray | slice
     border: IntArray
-    total: int
 
     @classmethod
     def of(cls, schedule: Schedule) -> _Places:
@@ -306,22 +305,14 @@ class _Places:
         if one_each and not np.count_nonzero(merges):
             border = np.arange(0, 4 * schedule.num_ctas + 1, 4)
             launch, ramp, stream, write = (slice(first, None, 4) for first in range(4))
-            return cls(launch, ramp, stream, border[:0], write, border, 4 * schedule.num_ctas)
+            return cls(launch, ramp, stream, border[:0], write, border)
         per_segment = 3 + merges.astype(np.int64)
         edges = np.zeros(schedule.num_segments + 1, dtype=np.int64)
         np.cumsum(per_segment, out=edges[1:])
         at = edges[:-1] + schedule.cta + 1
         launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
-        total = int(edges[-1]) + schedule.num_ctas
-        return cls(
-            launch_at,
-            at,
-            at + 1,
-            at[merges] + 2,
-            at + per_segment - 1,
-            np.append(launch_at, total),
-            total,
-        )
+        border = np.append(launch_at, edges[-1] + schedule.num_ctas)
+        return cls(launch_at, at, at + 1, at[merges] + 2, at + per_segment - 1, border)
 
 
 def _setup_launch(device: Device, gap_ps: int) -> _Unfilled:

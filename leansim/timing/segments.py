@@ -65,11 +65,9 @@ class SegmentCosts:
         tiles = float(worked.sum()) / prices.work.tile_bytes
         ramp_ps = _ramp_ps(schedule, instance, device, prices, starts)
         read = _tiles_read(schedule, tile.ahead)
-        first, at_once = (
-            _first_bytes(schedule, instance, prices, read),
-            _asks_at_once(schedule, tile.ahead, read),
-        )
-        return cls(ramp_ps, first, at_once, worked, tiles, busy_s)
+        first_bytes = _first_bytes(schedule, instance, prices, read)
+        at_once = _asks_at_once(schedule, tile.ahead, read)
+        return cls(ramp_ps, first_bytes, at_once, worked, tiles, busy_s)
 
 
 class _Starts:
@@ -78,7 +76,9 @@ class _Starts:
     `ramp_s` is over before the loop runs at its pace. `first_s` is how much longer the first tile takes
     than the others: the loads that go on beside the fixed cost of a segment bound its pace and are
     nothing before it, and a first tile that is cheaper by more than the prologue takes is so much
-    shorter. Numbers, or `[batch, row blocks]`, or `[segments]`: see `of_segments`.
+    shorter. Where loads go on beside it, the transfer of the first tile is part of its fill, and no
+    bytes are waited for (`_first_bytes`). Numbers, or `[batch, row blocks]`, or `[segments]`: see
+    `of_segments`.
     """
 
     def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
@@ -235,7 +235,7 @@ def _first_bytes(
     if not first_bytes or instance.start.loading_s:
         return 0
     queued = schedule.dispatch == "queue" and instance.ctas.prefetches_items
-    if not queued and read.dtype.kind == "i":  # whole tiles: one at least
+    if not queued and read.min() >= 1:
         return first_bytes
     first: IntArray = (first_bytes * np.minimum(1.0, read)).astype(np.int64)
     if queued:

@@ -26,12 +26,10 @@ def loops() -> Mapping[str, type[TileLoop]]:
 
 def find(name: str) -> type[TileLoop]:
     """The loop of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
-    if (own := PLUGINS.own(name)) is not None:
-        return own
-    known = loops()
-    if name not in known:
-        raise UnknownNameError("tile loop", name, known)
-    return known[name]
+    found = PLUGINS.own(name) or loops().get(name)
+    if found is None:
+        raise UnknownNameError(PLUGINS.kind, name, loops())
+    return found
 
 
 @lru_cache(maxsize=512)
