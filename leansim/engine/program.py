@@ -6,6 +6,7 @@ latency, then moves bytes, then signals a counter; each part may be absent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import IntArray
+from leansim.arrays import FloatArray, IntArray
 from leansim.errors import OutOfRangeError
 
 PS_PER_S = 1_000_000_000_000
@@ -161,7 +162,12 @@ class Program:
     @property
     def shared_bytes(self) -> int:
         """Bytes that move as flows."""
-        return sum(total_where(self.flow == flow, self.bytes) for flow in range(len(self.flows)))
+        return int(self.bytes_of_flow[1:].sum())
+
+    @cached_property
+    def bytes_of_flow(self) -> FloatArray:
+        """Bytes that are stored, and those of every flow, `[1 + flows]`; exact up to 2^53."""
+        return np.bincount(self.flow + 1, weights=self.bytes, minlength=1 + len(self.flows))
 
     @property
     def num_events(self) -> int:
@@ -190,8 +196,7 @@ class Program:
     @property
     def l2_bytes(self) -> float:
         """Bytes that pass L2."""
-        stored = total_where(self.flow < 0, self.bytes)
-        return stored + self._of_flows([flow.l2_share for flow in self.flows])
+        return self._of_flows([flow.l2_share for flow in self.flows], of_stored=1.0)
 
     @property
     def dram_bytes(self) -> float:
@@ -203,7 +208,7 @@ class Program:
         """Work of the tensor cores on all KV tiles, padding included, s on one SM."""
         return self._of_flows([flow.tensor_ps_per_byte for flow in self.flows]) / PS_PER_S
 
-    def _of_flows(self, shares: list[float]) -> float:
-        """Bytes of every flow times what each comes to."""
-        used = [(flow, share) for flow, share in enumerate(shares) if share]
-        return sum((share * total_where(self.flow == flow, self.bytes) for flow, share in used), 0.0)
+    def _of_flows(self, shares: Sequence[float], of_stored: float = 0.0) -> float:
+        """Bytes of every flow, and those that are stored, times what each comes to."""
+        moved = self.bytes_of_flow.tolist()
+        return sum(share * size for share, size in zip((of_stored, *shares), moved, strict=True))

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from leansim.arrays import IntArray
-from leansim.engine.program import Launch, Phase, Program, total_where
+from leansim.engine.program import Launch, Phase, Program
 
 _PHASES = tuple(phase.name.lower() for phase in Phase)
 
@@ -76,10 +76,8 @@ class Result:
         """
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
-        took = self.end[at] - ready
-        spent = dict.fromkeys(_PHASES, 0)
-        for phase in range(int(kind.max()) + 1):
-            spent[_PHASES[phase]] = total_where(kind == phase, took)
+        took = np.bincount(kind, weights=self.end[at] - ready, minlength=len(_PHASES))
+        spent = dict(zip(_PHASES, map(int, took.tolist()), strict=True))
         spent["wait"] = int((ready - self.begin[at]).sum()) if self.program.num_counters else 0
         index = self.program.launches.index(launch)
         window = self.launch_end[index] - self.launch_begin[index]

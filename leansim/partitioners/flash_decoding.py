@@ -57,15 +57,17 @@ class FlashDecoding:
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut all output tiles at the same borders."""
+        splits = self.split_count(grid)
+        return equal_splits(grid, splits) if splits > 1 else FlashAttention2()(grid, device)
+
+    def split_count(self, grid: TileGrid) -> int:
+        """How many splits the host asks for; 1 leaves the call in one."""
         if self.packed_only and not (grid.packed and grid.workload.group_size > 1):
-            return FlashAttention2()(grid, device)
-        splits = self.num_splits
-        if splits is None:
-            slots = grid.num_sms * self.sms_factor
-            splits = num_splits_heuristic(grid.num_output_tiles, grid.call_kv_tiles, slots)
-        if splits == 1:
-            return FlashAttention2()(grid, device)
-        return equal_splits(grid, splits)
+            return 1
+        if self.num_splits is not None:
+            return self.num_splits
+        slots = grid.num_sms * self.sms_factor
+        return num_splits_heuristic(grid.num_output_tiles, grid.call_kv_tiles, slots)
 
 
 def equal_splits(grid: TileGrid, splits: int) -> Schedule:

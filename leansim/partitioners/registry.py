@@ -27,7 +27,8 @@ class Partitioner(Protocol):
 
     Two class variables may say more: `split_count_option`, the option that sets how many splits there
     are, where it is not `num_splits`; and `chooses`, False for one that is told what to cut and is no
-    rule of its own.
+    rule of its own. A method `split_count(grid)` may say how many splits there will be, so that no
+    schedule need be made to know whether a call is split.
     """
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:

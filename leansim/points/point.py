@@ -76,7 +76,7 @@ class Resolved:
     def grid(self) -> TileGrid:
         """The tiled workload."""
         if self.kernel.asks_split and self.is_split:
-            return self._as_split.grid
+            return self._grid_if_split
         return tile_grid(self.workload, self.instance, self.device)
 
     @cached_property
@@ -89,13 +89,22 @@ class Resolved:
     @cached_property
     def is_split(self) -> bool:
         """Whether the host splits the call, where that decides which instance runs; else true."""
-        return not self.kernel.asks_split or self._as_split.combine != "none"
+        if not self.kernel.asks_split:
+            return True
+        if split_count := getattr(self.partitioner, "split_count", None):
+            return bool(split_count(self._grid_if_split) > 1)
+        return self._as_split.combine != "none"
+
+    @cached_property
+    def _grid_if_split(self) -> TileGrid:
+        """The tiles of the entry for calls that are split."""
+        instance = instance_of(self.kernel, self.device, self.workload)
+        return tile_grid(self.workload, instance, self.device)
 
     @cached_property
     def _as_split(self) -> Schedule:
-        """The schedule through the entry for calls that are split."""
-        instance = instance_of(self.kernel, self.device, self.workload)
-        return self._partitioned(tile_grid(self.workload, instance, self.device))
+        """The schedule through that entry."""
+        return self._partitioned(self._grid_if_split)
 
     def _partitioned(self, grid: TileGrid) -> Schedule:
         name = type(self.partitioner).__name__

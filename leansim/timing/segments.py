@@ -204,10 +204,17 @@ def _tiles_read(schedule: Schedule, enough: int) -> IntArray | FloatArray:
     grid, tiles = schedule.grid, schedule.stop - schedule.start
     if grid.is_full or tiles.min() > enough + 1:
         return tiles
-    tokens: FloatArray = (
-        grid.tokens(schedule.output_tile, schedule.start, schedule.stop) / grid.tile_tokens
-    )
-    return tokens
+    return _tokens(schedule) / grid.tile_tokens
+
+
+def _tokens(schedule: Schedule) -> IntArray:
+    """KV tokens that each segment attends to."""
+    grid = schedule.grid
+    if not _is_whole(schedule):
+        return grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
+    begin, end = grid.kv_span
+    attended: IntArray = of_segments(schedule, end - begin)
+    return attended
 
 
 def _asks_at_once(schedule: Schedule, ahead: int, read: IntArray | FloatArray) -> BoolArray | bool:
@@ -280,9 +287,7 @@ def _ends_at_an_edge(schedule: Schedule) -> BoolArray:
 
 def _masked_tiles(schedule: Schedule) -> FloatArray:
     """What the masked tokens of each segment's KV tiles come to, in tiles."""
-    grid = schedule.grid
-    read = grid.tokens(schedule.output_tile, schedule.start, schedule.stop)
-    masked: FloatArray = (schedule.stop - schedule.start) - read / grid.tile_tokens
+    masked: FloatArray = (schedule.stop - schedule.start) - _tokens(schedule) / schedule.grid.tile_tokens
     return masked
 
 
