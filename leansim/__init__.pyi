@@ -4,7 +4,7 @@ A test holds this file and the table in `__init__.py` together, and `point` and 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from leansim.api import buckets as buckets
 from leansim.api import calibrate as calibrate
@@ -71,6 +71,13 @@ def point(
     latent_kv: bool | None = None,
     query_len: int = 1,
     window: int | str | None = None,
+    prefix_len: int | str | None = None,
+    prefix_group: int | None = None,
+    prefixes: Sequence[Mapping[str, Any]] | str | None = None,
+    kv_budget: int | str | None = None,
+    mask: str | Mapping[str, Any] | None = None,
+    kv_ranks: int = 1,
+    kv_rank_order: Literal["interleaved", "contiguous"] = "interleaved",
     q_dtype: DType = "bfloat16",
     kv_dtype: DType = "bfloat16",
     page_tokens: int = 16,

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from leansim.answers import Answers, Shown, Tabled
+from leansim.answers import Answers, Shown
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
 from leansim.numerics.attention import Precision
-from leansim.numerics.invariance import Invariance, batch_invariance
-from leansim.numerics.verify import DEFAULT_PRECISIONS, Verification
-from leansim.numerics.verify import verify as verify_schedule
+from leansim.numerics.verify import DEFAULT_PRECISIONS
 from leansim.points.csv import HARNESS, outcomes, read_points
 from leansim.points.grid import PointGrid, load
 from leansim.points.plan import Plans, made
@@ -32,6 +30,7 @@ from leansim.study.explain import Explanation
 from leansim.study.invariance import InvarianceStudy
 from leansim.study.oracle import Oracle
 from leansim.study.splits import SplitCurve
+from leansim.study.verify import Verified, verified
 from leansim.sweeps.executors import using
 from leansim.sweeps.predict import predict as predict_points
 from leansim.sweeps.predict import predict_rows
@@ -100,41 +99,6 @@ def plan(points: Points) -> Plans:
     return Plans(tuple(row.pop("plan") for row in joined), tuple(joined))
 
 
-@dataclass(frozen=True, eq=False)
-class Verified(Tabled):
-    """How exact a point's schedule is, and whether the batch changes how a request is cut."""
-
-    point: Point
-    verification: Verification
-    invariance: Invariance
-
-    @property
-    def passed(self) -> bool:
-        """Whether cover and numbers are exact."""
-        return self.verification.passed
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per precision: errors, and what is allowed."""
-        label = {"device": self.point.device, "kernel": self.point.policy}
-        return [{**label, **row} for row in self.verification.rows()]
-
-    def records(self) -> list[dict[str, Any]]:
-        """The same, for programs."""
-        return self.rows()
-
-    def notes(self) -> list[str]:
-        """How far the verification went, and a counterexample to batch invariance if there is one."""
-        cover, found = self.verification.cover, self.verification
-        batch = "batch-invariant" if self.invariance.invariant else "not batch-invariant"
-        if self.invariance.counterexample:
-            batch += f": {self.invariance.counterexample}"
-        return [
-            f"{self.point.device} {self.point.policy}: cover {'exact' if cover.exact else cover.problem}"
-            f"; replayed {found.replayed_tiles:,} of {cover.output_tiles:,} output tiles "
-            f"({found.replayed_patterns} of {found.patterns} ways of cutting); {batch}"
-        ]
-
-
 def verify(
     points: Points, precisions: Sequence[Precision] = DEFAULT_PRECISIONS, input_seed: int = 0
 ) -> Answers[Verified]:
@@ -143,16 +107,7 @@ def verify(
     Finding fault is no error: see `Verified.passed`. `input_seed` is that of the random inputs. Raises
     a `LeansimError` where a point makes no sense, `UnknownNameError` for a precision.
     """
-
-    def verified(point: Point) -> Verified:
-        item = resolve(point)
-        found = verify_schedule(item.schedule, tuple(precisions), seed=input_seed)
-        alike = batch_invariance(
-            item.partitioner, item.kernel, item.device, item.workload, seed=input_seed
-        )
-        return Verified(point, found, alike)
-
-    return Answers(tuple(verified(point) for point in _points(points)))
+    return Answers(tuple(verified(point, precisions, input_seed) for point in _points(points)))
 
 
 # -- latencies ---------------------------------------------------------------------------------

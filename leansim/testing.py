@@ -27,8 +27,10 @@ from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs import catalog
 from leansim.specs.device import Device
-from leansim.specs.instance import instance_of
+from leansim.specs.instance import NoCombine, instance_of
 from leansim.specs.kernel import Kernel
+from leansim.specs.kv_lists import RandomBlocks, Shard, TopK, WindowSink
+from leansim.specs.prefixes import Prefix, Prefixes
 from leansim.specs.workload import Workload
 from leansim.timing.lowering import lower
 
@@ -36,6 +38,10 @@ _TIMES = ("begin", "ready", "moving", "end", "slot")
 _SEGMENTS = ("cta", "output_tile", "start", "stop")
 _REPLAYED_TOKENS = 2048
 _REPLAYED_WIDTH = 16
+_PREFIX = Prefixes((Prefix(0, 320, (0, 1, 2)),))
+_TREE = Prefixes((Prefix(0, 300, (0, 1, 2, 3)), Prefix(300, 1500, (0, 2))))
+_UNLIKE = RandomBlocks(0.3, 64, pruned_heads=0.5)
+_MANY = Prefixes((Prefix(0, 256, tuple(range(40))),))
 
 
 class ConformanceError(AssertionError):
@@ -99,6 +105,19 @@ def awkward_workloads() -> list[tuple[str, Workload]]:
         ("call told of a longer context", gqa(ragged, max_context_len=65_536)),
         ("warm cache", gqa((4000, 300), cache="warm")),
         ("batch 256, ragged", Workload(many, 4, 1, 128)),
+        ("a prefix of two tiles and a half", gqa((400, 333, 321, 700, 5000), reads=_PREFIX)),
+        ("a tree of prefixes", mha((2000, 1501, 1600, 1000, 77), reads=_TREE, query_len=2)),
+        ("a prefix of more rows than a tile", Workload((300,) * 40, 8, 2, 128, reads=_MANY)),
+        ("a list of pages", gqa((100, 2000, 9000, 4097), reads=TopK(1024, 16))),
+        (
+            "heads that keep unlike lists",
+            mha((1500, 900), reads=RandomBlocks(0.3, 64, pruned_heads=0.5)),
+        ),
+        (
+            "a window and a sink, four new tokens",
+            gqa((5000, 300), reads=WindowSink(512, 4), query_len=4),
+        ),
+        ("every third token", gqa((1000, 2, 401), reads=Shard(1, 3))),
         ("latent cache, ragged", mla((1, 64, 65, 4097, 333), num_q_heads=16)),
         ("latent cache, two new tokens", mla((2, 130, 3000), num_q_heads=128, query_len=2)),
     ]
@@ -148,6 +167,8 @@ def _check_case(
 
     try:
         instance = instance_of(kernel, device, workload)
+        if workload.prefixes and isinstance(instance.combine, NoCombine):
+            return False  # nobody merges what is of several work tiles
         grid = tile_grid(workload, instance, device)
     except PairingError:
         return False
@@ -221,7 +242,7 @@ def _deterministic(case: Case) -> Iterator[str]:
 
 def _same_kv_bytes(case: Case) -> Iterator[str]:
     """KV is streamed once per output tile, however the tiles are dealt."""
-    grid, load, program = case.grid, case.workload, case.program
+    grid, load, program = case.grid, case.grid.workload, case.program
     streamed = program.kv_bytes
     wanted = int((grid.kv_end - grid.kv_begin).sum()) * load.kv_bytes_per_token
     if grid.row_blocks == 1:
@@ -302,9 +323,13 @@ def _exact(case: Case) -> Iterator[str]:
     Heads are narrow, for speed: a schedule cuts tokens, and does not ask how wide they are.
     """
     value = _REPLAYED_WIDTH // 2 if case.workload.latent_kv else None
-    narrow = dataclasses.replace(case.workload, head_dim=_REPLAYED_WIDTH, head_dim_v=value)
+    narrow = partial(dataclasses.replace, head_dim=_REPLAYED_WIDTH, head_dim_v=value)
     schedule = copy.copy(case.schedule)  # as it is, right or wrong: its constructor does not look again
-    object.__setattr__(schedule, "grid", dataclasses.replace(schedule.grid, workload=narrow))
+    grid, work = schedule.grid, schedule.grid.work
+    if work is not None:
+        work = dataclasses.replace(work, whole=narrow(work.whole))
+    grid = dataclasses.replace(grid, workload=narrow(grid.workload), work=work)
+    object.__setattr__(schedule, "grid", grid)
     verification = verify(schedule, ("float64",), max_tokens=_REPLAYED_TOKENS)
     try:
         verification.raise_if_failed()

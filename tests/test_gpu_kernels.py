@@ -15,6 +15,7 @@ from leansim.gpu.execution import Execution, row_error
 from leansim.gpu.inputs import Inputs, draw, reference
 from leansim.gpu.worklist import SEGMENT
 from leansim.numerics import attention as numerics
+from leansim.numerics import reference as whole
 from leansim.points.point import Resolved, point, resolve
 from leansim.schedule.schedule import Schedule
 from leansim.specs import catalog
@@ -206,7 +207,7 @@ def test_what_must_not_be_read_is_nan() -> None:
 def test_the_reference_is_that_of_numerics(call: str) -> None:
     item = resolved(**CALLS[call])
     inputs = draw(interpreted().torch, item.workload, "cpu", seed=2)
-    expected = numerics.reference(item.workload, *as_replay_takes_them(inputs))
+    expected = whole.reference(item.workload, *as_replay_takes_them(inputs))
     found = reference(interpreted().torch, inputs).numpy()
     np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-10, atol=1e-12)
 

@@ -13,7 +13,7 @@ from kernels import device_for
 from leansim.errors import GpuError, LeansimError
 from leansim.gpu.execution import check_residency
 from leansim.gpu.worklist import SEGMENT, SEGMENT_COLUMNS, one_at_a_time, work_list
-from leansim.numerics import attention as numerics
+from leansim.numerics.reference import random_inputs, reference
 from leansim.points.point import point, resolve
 from leansim.schedule.schedule import Schedule
 from leansim.specs import catalog
@@ -25,8 +25,8 @@ BATCH = {"context_lens": (700, 33, 1500, 64, 3000), "num_q_heads": 16, "num_kv_h
 def output(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """The output of the work list in NumPy, and the reference."""
     load = schedule.grid.workload
-    inputs = numerics.random_inputs(load, seed=3)
-    expected = numerics.reference(load, *inputs).reshape(-1, load.value_dim)
+    inputs = random_inputs(load, seed=3)
+    expected = reference(load, *inputs).reshape(-1, load.value_dim)
     return numpy_kernels(one_at_a_time(work_list(schedule)), inputs), expected
 
 
@@ -117,8 +117,8 @@ def test_a_wrong_column_shows(column: str, change: int) -> None:
         eligible = np.flatnonzero(segments[:, SEGMENT.index("peers")] > 0)
     segments[eligible[0], SEGMENT.index(column)] += change
     wrong = dataclasses.replace(work, segments=segments)
-    inputs = numerics.random_inputs(item.workload, seed=3)
-    expected = numerics.reference(item.workload, *inputs).reshape(-1, item.workload.value_dim)
+    inputs = random_inputs(item.workload, seed=3)
+    expected = reference(item.workload, *inputs).reshape(-1, item.workload.value_dim)
     try:
         found = numpy_kernels(wrong, inputs)
     except (AssertionError, IndexError):  # a slot twice or not at all, tokens that are not there

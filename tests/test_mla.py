@@ -13,7 +13,7 @@ from kernels import tiled
 
 import leansim
 from leansim.errors import ConfigError, PairingError, WorkloadError
-from leansim.numerics.attention import head_inputs, random_inputs
+from leansim.numerics.reference import head_inputs, random_inputs
 from leansim.numerics.verify import verify
 from leansim.partitioners.registry import make
 from leansim.points.keys import result_key

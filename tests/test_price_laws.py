@@ -214,7 +214,7 @@ def test_a_long_segment_owes_once_what_short_ones_owe_too(kernel: str, short: in
 @pytest.mark.parametrize(("kernel", "device"), KERNELS)
 def test_a_schedule_is_priced_by_the_instance_it_was_tiled_for(kernel: str, device: str) -> None:
     """By no other kernel's, and by none that cuts otherwise; on how many SMs is another question."""
-    where, load = catalog.device(device), suited(Workload((7_000, 30_000), 8, 1, 128), kernel)
+    where, load = catalog.device(device), suited(Workload((7_000, 20_000), 8, 1, 128), kernel)
     item = resolved(kernel, device, load)
     schedule = item.schedule
     assert lower(schedule, item.instance, where).num_phases

@@ -167,7 +167,10 @@ class Program:
     @cached_property
     def bytes_of_flow(self) -> FloatArray:
         """Bytes that are stored, and those of every flow, `[1 + flows]`; exact up to 2^53."""
-        return np.bincount(self.flow + 1, weights=self.bytes, minlength=1 + len(self.flows))
+        sizes: FloatArray = np.bincount(
+            self.flow + 1, weights=self.bytes, minlength=1 + len(self.flows)
+        ).astype(np.float64, copy=False)
+        return sizes
 
     @property
     def num_events(self) -> int:
@@ -210,5 +213,5 @@ class Program:
 
     def _of_flows(self, shares: Sequence[float], of_stored: float = 0.0) -> float:
         """Bytes of every flow, and those that are stored, times what each comes to."""
-        moved = self.bytes_of_flow.tolist()
+        moved: list[float] = self.bytes_of_flow.tolist()
         return sum(share * size for share, size in zip((of_stored, *shares), moved, strict=True))

@@ -18,12 +18,10 @@ from leansim.arrays import BoolArray, IntArray
 from leansim.errors import UnknownNameError
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
-from leansim.specs.workload import Workload
 
 Precision = Literal["float64", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FloatArray = npt.NDArray[np.floating[Any]]
-SCORES_AT_ONCE = 2**22  # of the heads that share a reference: 32 MB in float64
 
 
 # -- number formats ------------------------------------------------------------------------------
@@ -150,22 +148,24 @@ def segment_attention(
     kv_tiles: range,
     inputs: tuple[FloatArray, FloatArray, FloatArray],
     precision: Precision,
+    rows: IntArray | slice = slice(None),
 ) -> Partial:
     """Fold the KV tiles of a segment in the grid's tile order.
 
-    `inputs` are q of the output tile's rows `[rows, head_dim]` and k, v of its request and KV head
-    `[context_len, dim]`. Only tokens in the output tile's `[kv_begin, kv_end)` are read.
+    `inputs` are q of the output tile's rows, or of some `rows` of them, `[rows, head_dim]`, and k, v of
+    what it attends to, `[tokens, dim]`: of its request's whole context and KV head where that is dense.
+    Only tokens in the output tile's `[kv_begin, kv_end)` are read.
     """
     q, k, v = inputs
-    tokens, _ = row_owners(grid, output_tile)
-    position = (len(k) - grid.workload.query_len + tokens)[:, None]
+    row_at, key_at = positions(grid, output_tile)
+    position = row_at[rows, None]
     size = grid.tile_tokens
     base = int(grid.tiling_begin[output_tile] + grid.first_kv_tile[output_tile] * size)
     begin, end = int(grid.kv_begin[output_tile]), int(grid.kv_end[output_tile])
     partial = empty(len(q), v.shape[-1], accumulator(precision))
     for tile in reversed(kv_tiles) if grid.tile_order == "backward" else kv_tiles:
         low, high = max(base + tile * size, begin), min(base + (tile + 1) * size, end)
-        key = np.arange(low, high)
+        key = key_at[low:high]
         mask = key <= position
         if grid.workload.window is not None:
             mask &= key > position - grid.workload.window
@@ -173,23 +173,52 @@ def segment_attention(
     return partial
 
 
+def positions(grid: TileGrid, output_tile: int) -> tuple[IntArray, IntArray]:
+    """Where in their contexts the rows of an output tile are, `[rows]`, and what they may attend to."""
+    request, token, _ = row_owners(grid, output_tile)
+    row_at = grid.asked.lens[request] - grid.asked.query_len + token
+    item = int(grid.request[output_tile])
+    if grid.work is None:
+        return row_at, np.arange(grid.context_lens[item])
+    return row_at, grid.work.kept(item, kv_head_of(grid, output_tile))
+
+
 # -- a whole schedule ----------------------------------------------------------------------------
 
 
-def row_owners(grid: TileGrid, output_tile: int) -> tuple[IntArray, IntArray]:
-    """Return the new token and the query head of each row of an output tile, `[rows]` each."""
-    row = grid.row_block[output_tile] * grid.tile_rows + np.arange(grid.rows[output_tile])
-    head = np.full(len(row), grid.head[output_tile])
+def row_owners(grid: TileGrid, output_tile: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Return request, new token and query head of each row of an output tile, `[rows]` each."""
+    item, head = int(grid.request[output_tile]), _counted_head(grid, output_tile)
+    if grid.work is None:
+        row = grid.row_block[output_tile] * grid.tile_rows + np.arange(grid.rows[output_tile])
+        request = np.full(len(row), item)
+    else:
+        mine = slice(grid.work.row_border[item], grid.work.row_border[item + 1])
+        request, row = np.divmod(grid.work.row[mine], grid.work.rows_per_head)
     if not grid.packed:
-        return row, head
+        return request, row, np.full(len(row), head)
     group = grid.workload.group_size
-    return row // group, head * group + row % group
+    return request, row // group, head * group + row % group
+
+
+def source_of(grid: TileGrid, output_tile: int) -> int:
+    """Return the request whose KV an output tile reads: the first of those that share it."""
+    item = int(grid.request[output_tile])
+    return item if grid.work is None else int(grid.work.source[item])
 
 
 def kv_head_of(grid: TileGrid, output_tile: int) -> int:
     """Return the KV head that an output tile reads."""
-    head = int(grid.head[output_tile])
+    head = _counted_head(grid, output_tile)
     return head if grid.packed else head // grid.workload.group_size
+
+
+def _counted_head(grid: TileGrid, output_tile: int) -> int:
+    """The head of an output tile among all that have tiles of their own."""
+    head, item = int(grid.head[output_tile]), int(grid.request[output_tile])
+    if grid.work is None or not grid.work.by_head:
+        return head
+    return int(grid.work.head[item]) * grid.heads + head
 
 
 def merge_order(schedule: Schedule) -> tuple[IntArray, IntArray]:
@@ -199,34 +228,116 @@ def merge_order(schedule: Schedule) -> tuple[IntArray, IntArray]:
     return order, np.searchsorted(schedule.output_tile[order], tiles)
 
 
+def tile_states(
+    schedule: Schedule,
+    segments: Iterable[int],
+    inputs: tuple[FloatArray, FloatArray, FloatArray],
+    precision: Precision,
+    rows: IntArray | slice = slice(None),
+) -> list[tuple[FloatArray, FloatArray]]:
+    """What an output tile leaves, from its segments in merge order: `(O, lse)` of whom nobody merged.
+
+    `inputs` and `rows` as in `segment_attention`. What passes through memory is a normalised O and its
+    lse in the accumulator's type; a host keeps its own partial as it is. Nothing where none merges.
+    """
+    own: Partial | None = None
+    stored: list[tuple[FloatArray, FloatArray]] = []
+    for i in segments:
+        tile, kv_tiles = int(schedule.output_tile[i]), range(schedule.start[i], schedule.stop[i])
+        partial = segment_attention(schedule.grid, tile, kv_tiles, inputs, precision, rows)
+        if not schedule.is_partial[i]:
+            return [finish(partial)]
+        if schedule.merges[i]:
+            own = partial
+        else:
+            stored.append(finish(partial))
+    if own is not None:
+        return [finish(reduce(merge, (from_normalised(*peer) for peer in stored), own))]
+    return stored if schedule.combine == "kernel" else []
+
+
 def replay_tile(
     schedule: Schedule,
     segments: Iterable[int],
     inputs: tuple[FloatArray, FloatArray, FloatArray],
     precision: Precision,
 ) -> FloatArray:
-    """Compute one output tile, `[rows, value_dim]`, from its segments in merge order.
+    """Compute one output tile that has its rows to itself, `[rows, value_dim]`, as `tile_states`.
 
-    `inputs` as in `segment_attention`. What passes through memory is a normalised O and its lse in
-    the accumulator's type; a host keeps its own partial as it is. NaN where nothing is written.
+    NaN where nothing is written.
     """
-    out = np.full((len(inputs[0]), inputs[2].shape[-1]), np.nan, accumulator(precision))
-    own: Partial | None = None
-    stored: list[tuple[FloatArray, FloatArray]] = []
-    for i in segments:
-        tile, kv_tiles = int(schedule.output_tile[i]), range(schedule.start[i], schedule.stop[i])
-        partial = segment_attention(schedule.grid, tile, kv_tiles, inputs, precision)
-        if not schedule.is_partial[i]:
-            out = finish(partial)[0]
-        elif schedule.merges[i]:
-            own = partial
-        else:
-            stored.append(finish(partial))
-    if own is not None:
-        out = finish(reduce(merge, (from_normalised(*peer) for peer in stored), own))[0]
-    elif stored and schedule.combine == "kernel":
-        out = merge_normalised(stored)[0]
-    return rounded(out, precision)
+    states = tile_states(schedule, segments, inputs, precision)
+    if not states:
+        return np.full((len(inputs[0]), inputs[2].shape[-1]), np.nan, accumulator(precision))
+    return rounded(merge_normalised(states)[0], precision)
+
+
+class Gathered:
+    """Partials of rows that come from several output tiles, and their merge."""
+
+    def __init__(self, rows: int, dim: int, dtype: npt.DTypeLike) -> None:
+        """No partials yet of so many rows."""
+        self._levels: list[tuple[FloatArray, FloatArray]] = []
+        self._count = np.zeros(rows, dtype=np.int64)
+        self._shape, self._dtype = (rows, dim), dtype
+
+    def add(self, rows: IntArray, o: FloatArray, lse: FloatArray) -> None:
+        """A partial of some rows."""
+        while len(self._levels) <= self._count[rows].max():
+            lse_of_all = np.full(self._shape[0], -np.inf, self._dtype)
+            self._levels.append((np.zeros(self._shape, self._dtype), lse_of_all))
+        for level in np.unique(self._count[rows]):
+            mine = self._count[rows] == level
+            self._levels[level][0][rows[mine]] = o[mine]
+            self._levels[level][1][rows[mine]] = lse[mine]
+        self._count[rows] += 1
+
+    @property
+    def is_served(self) -> BoolArray:
+        """Which rows have a partial."""
+        return np.greater(self._count, 0)
+
+    def merged(self) -> tuple[FloatArray, FloatArray]:
+        """`(O [rows, dim], lse [rows])`: 0 and -inf for rows without a partial."""
+        if not self._levels:
+            return np.zeros(self._shape, self._dtype), np.full(self._shape[0], -np.inf, self._dtype)
+        return merge_normalised(self._levels)
+
+
+def replay_states(
+    schedule: Schedule,
+    q: FloatArray,
+    k: Sequence[FloatArray],
+    v: Sequence[FloatArray],
+    precision: Precision = "float64",
+) -> tuple[FloatArray, FloatArray]:
+    """Compute attention as the schedule does, and the lse beside it, neither rounded in the end.
+
+    Arguments as in `replay`. Returns `[batch, query_len, num_q_heads, value_dim]`, and the same without
+    the last: 0 and -inf for rows that attend to nothing, as on a rank that holds none of a context.
+    """
+    grid, shape = schedule.grid, q.shape[:3]
+    rows = Gathered(int(np.prod(shape)), grid.workload.value_dim, accumulator(precision))
+    order, borders = merge_order(schedule)
+    for tile in range(grid.num_output_tiles):
+        source, kv_head = source_of(grid, tile), kv_head_of(grid, tile)
+        request, token, head = row_owners(grid, tile)
+        keys, values = k[source][:, kv_head], v[source][:, kv_head]
+        if grid.work is not None:
+            kept = grid.work.kept(int(grid.request[tile]), kv_head)
+            keys, values = keys[kept], values[kept]
+        segments = order[borders[tile] : borders[tile + 1]].tolist()
+        states = tile_states(schedule, segments, (q[request, token, head], keys, values), precision)
+        for o, lse in states or [nothing_merged(len(request), values.shape[-1], precision)]:
+            rows.add(np.ravel_multi_index((request, token, head), shape), o, lse)
+    o, lse = rows.merged()
+    return o.reshape(*shape, -1), lse.reshape(shape)
+
+
+def nothing_merged(rows: int, dim: int, precision: Precision) -> tuple[FloatArray, FloatArray]:
+    """What is found where a tile was to be merged and nobody did."""
+    dtype = accumulator(precision)
+    return np.full((rows, dim), np.nan, dtype), np.zeros(rows, dtype)
 
 
 def replay(
@@ -239,92 +350,8 @@ def replay(
     """Compute attention as the schedule does; what no segment writes stays NaN.
 
     `q [batch, query_len, num_q_heads, head_dim]`; per request `k [context_len, num_kv_heads,
-    head_dim]` and `v [context_len, num_kv_heads, value_dim]`. Returns `[batch, query_len,
-    num_q_heads, value_dim]` rounded to `precision`. Raises `UnknownNameError` for a precision.
+    head_dim]` and `v [context_len, num_kv_heads, value_dim]`; of what requests share, those of the
+    first are read. Returns `[batch, query_len, num_q_heads, value_dim]` rounded to `precision`. Raises
+    `UnknownNameError` for a precision.
     """
-    grid = schedule.grid
-    out = np.full((*q.shape[:3], grid.workload.value_dim), np.nan, accumulator(precision))
-    order, borders = merge_order(schedule)
-    for tile in range(grid.num_output_tiles):
-        request, kv_head = int(grid.request[tile]), kv_head_of(grid, tile)
-        tokens, heads = row_owners(grid, tile)
-        inputs = (q[request, tokens, heads], k[request][:, kv_head], v[request][:, kv_head])
-        segments = order[borders[tile] : borders[tile + 1]].tolist()
-        out[request, tokens, heads] = replay_tile(schedule, segments, inputs, precision)
-    return out
-
-
-# -- what it is compared with --------------------------------------------------------------------
-
-
-def reference_heads(
-    q: FloatArray, k: FloatArray, v: FloatArray, window: int | None = None
-) -> FloatArray:
-    """Softmax attention of query heads over the whole context of their KV head at once, in float64.
-
-    `q [query_len, heads, head_dim]` are the last tokens of the context `k [context_len, head_dim]`,
-    `v [context_len, value_dim]`; token at position p sees keys in `(p - window, p]`. Returns
-    `[query_len, heads, value_dim]`.
-    """
-    q, k, v = (x.astype(np.float64, copy=False) for x in (q, k, v))
-    new, past = len(q), len(k) - len(q)
-    hidden = ~np.tri(new, len(k), past, dtype=bool)
-    if window is not None:
-        hidden |= np.tri(new, len(k), past - window, dtype=bool)
-    out = np.empty((*q.shape[:2], v.shape[1]))
-    at_once = max(1, SCORES_AT_ONCE // hidden.size)
-    for first in range(0, q.shape[1], at_once):
-        some = q[:, first : first + at_once]
-        scores = (some.reshape(-1, k.shape[1]) @ k.T).reshape(*some.shape[:2], len(k))
-        scores /= np.sqrt(k.shape[1])
-        np.copyto(scores, -np.inf, where=hidden[:, None])
-        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-        weights /= weights.sum(axis=2, keepdims=True)
-        summed = weights.reshape(-1, len(k)) @ v
-        out[:, first : first + at_once] = summed.reshape(*some.shape[:2], -1)
-    return out
-
-
-def reference(
-    workload: Workload, q: FloatArray, k: Sequence[FloatArray], v: Sequence[FloatArray]
-) -> FloatArray:
-    """Whole-context float64 attention of a workload; layouts as in `replay`."""
-    out = np.empty((*q.shape[:3], workload.value_dim))
-    for request in range(workload.batch_size):
-        for kv_head in range(workload.num_kv_heads):
-            heads = slice(kv_head * workload.group_size, (kv_head + 1) * workload.group_size)
-            keys, values = k[request][:, kv_head], v[request][:, kv_head]
-            out[request, :, heads] = reference_heads(q[request, :, heads], keys, values, workload.window)
-    return out
-
-
-def head_inputs(
-    workload: Workload, request: int, kv_head: int, seed: int, scale: float = 1.0
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Draw normal inputs of one request and KV head; the same whatever else is drawn.
-
-    Returns q `[query_len, group_size, head_dim]`, k `[context_len, head_dim]`, v `[context_len,
-    value_dim]`, float64; v is the leading part of k where the cache is latent. Scores have a standard
-    deviation of `scale`.
-    """
-    rng = np.random.default_rng([seed, request, kv_head])
-    tokens = workload.context_lens[request]
-    q = rng.standard_normal((workload.query_len, workload.group_size, workload.head_dim))
-    k = rng.standard_normal((tokens, workload.head_dim))
-    if workload.latent_kv:
-        return scale * q, k, k[:, : workload.value_dim]
-    return scale * q, k, rng.standard_normal((tokens, workload.value_dim))
-
-
-def random_inputs(
-    workload: Workload, seed: int, scale: float = 1.0
-) -> tuple[FloatArray, list[FloatArray], list[FloatArray]]:
-    """Draw `head_inputs` of all requests and KV heads, laid out as `replay` takes them."""
-    queries, keys, values = [], [], []
-    for request in range(workload.batch_size):
-        heads = range(workload.num_kv_heads)
-        drawn = [head_inputs(workload, request, head, seed, scale) for head in heads]
-        queries.append(np.concatenate([q for q, _, _ in drawn], axis=1))
-        keys.append(np.stack([k for _, k, _ in drawn], axis=1))
-        values.append(np.stack([v for _, _, v in drawn], axis=1))
-    return np.stack(queries), keys, values
+    return rounded(replay_states(schedule, q, k, v, precision)[0], precision)

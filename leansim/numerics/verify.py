@@ -15,15 +15,18 @@ from leansim.arrays import IntArray
 from leansim.errors import NumericsError
 from leansim.numerics.attention import (
     FloatArray,
+    Gathered,
     Precision,
-    head_inputs,
+    accumulator,
     kv_head_of,
     merge_order,
-    reference_heads,
-    replay_tile,
+    nothing_merged,
+    positions,
     rounded,
     row_owners,
+    tile_states,
 )
+from leansim.numerics.reference import head_inputs, kept_of, reference_heads
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 
@@ -140,8 +143,7 @@ def verify(
     chosen = _sample(pattern, np.diff(borders), tokens, max_tokens)
     errors = np.zeros((len(chosen), len(precisions), 4))
     for row, tile in enumerate(chosen):
-        segments = order[borders[tile] : borders[tile + 1]].tolist()
-        errors[row] = _tile_errors(schedule, tile, segments, precisions, seed)
+        errors[row] = _tile_errors(schedule, tile, (order, borders), precisions, seed)
     return Verification(
         cover=count_cover(schedule),
         checks=tuple(_check(p, errors[:, i]) for i, p in enumerate(precisions)),
@@ -194,28 +196,72 @@ def _sample(pattern: IntArray, segments: IntArray, tokens: IntArray, max_tokens:
 def _tile_errors(
     schedule: Schedule,
     tile: int,
-    segments: Sequence[int],
+    in_order: tuple[IntArray, IntArray],
     precisions: Sequence[Precision],
     seed: int,
 ) -> FloatArray:
-    """Return `[precisions, 4]`: largest error, sum of squares, largest relative error, elements."""
-    grid = schedule.grid
-    workload, request, kv_head = grid.workload, int(grid.request[tile]), kv_head_of(grid, tile)
-    q, k, v = head_inputs(workload, request, kv_head, seed)
-    tokens, heads = row_owners(grid, tile)
-    member = heads - kv_head * workload.group_size
+    """Return `[precisions, 4]`: largest error, sum of squares, largest relative error, elements.
+
+    They are of the rows that the tile has of one request. Other tiles that serve them are replayed too.
+    """
+    grid, kv_head = schedule.grid, kv_head_of(schedule.grid, tile)
+    owners, _, heads_here = row_owners(grid, tile)
+    request = int(owners[-1])
+    group = grid.asked.group_size
+    heads_here = np.unique(heads_here) - kv_head * group
+    q, k, v = _context(grid, request, kv_head, seed)
+    kept = kept_of(grid.asked, request, kv_head)
     errors = np.empty((len(precisions), 4))
     for i, precision in enumerate(precisions):
-        out = replay_tile(schedule, segments, (q[tokens, member], k, v), precision)
+        rows = Gathered(q.shape[0] * group, v.shape[1], accumulator(precision))
+        for other in _serving(grid, tile, request):
+            owner, token, head = row_owners(grid, other)
+            mine = np.flatnonzero(owner == request)
+            token, member = token[mine], head[mine] - kv_head * group
+            keys = positions(grid, other)[1]
+            inputs = (q[token, member], k[keys], v[keys])
+            segments = in_order[0][in_order[1][other] : in_order[1][other + 1]].tolist()
+            states = tile_states(schedule, segments, inputs, precision, mine)
+            for o, lse in states or [nothing_merged(len(mine), v.shape[1], precision)]:
+                rows.add(token * group + member, o, lse)
+        out = rounded(rows.merged()[0], precision).reshape(*q.shape[:2], -1)
         rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q, k, v))
         both = np.hstack([rv, np.abs(rv)])
-        whole = np.empty((*q.shape[:2], both.shape[1]))
-        heads_here = np.unique(member)
-        whole[:, heads_here] = reference_heads(rq[:, heads_here], rk, both, workload.window)
-        wanted, size = np.split(whole[tokens, member], 2, axis=1)
-        error = np.abs(out - wanted)
-        errors[i] = error.max(), np.sum(error**2), (error / size).max(), error.size
+        window = grid.asked.window
+        whole = reference_heads(rq[:, heads_here], rk, both, window, kept)
+        served = rows.is_served.reshape(q.shape[:2])[:, heads_here]
+        wanted, size = np.split(whole[served], 2, axis=1)
+        error = np.abs(out[:, heads_here][served] - wanted)
+        relative = np.divide(error, size, out=np.zeros_like(error), where=(size > 0) | (error != 0))
+        errors[i] = error.max(), np.sum(error**2), relative.max(), error.size
     return errors
+
+
+def _serving(grid: TileGrid, tile: int, request: int) -> list[int]:
+    """Output tiles that serve the rows which a tile has of a request, itself included."""
+    if grid.work is None:
+        return [tile]
+    head, by_head = int(grid.head[tile]), grid.work.by_head
+    item = int(grid.request[tile])
+    alike = [
+        other
+        for other in grid.work.items_of(request).tolist()
+        if not by_head or grid.work.head[other] == grid.work.head[item]
+    ]
+    return [other * grid.heads + head for other in alike]
+
+
+def _context(
+    grid: TileGrid, request: int, kv_head: int, seed: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Draw `head_inputs` of a request; what it shares is that of the request whose KV is read."""
+    q, k, v = head_inputs(grid.asked, request, kv_head, seed)
+    for prefix in grid.asked.prefixes:
+        if request in prefix.requests[1:]:
+            _, shared_k, shared_v = head_inputs(grid.asked, prefix.requests[0], kv_head, seed)
+            span = slice(prefix.begin, prefix.end)
+            k[span], v[span] = shared_k[span], shared_v[span]
+    return q, k, v
 
 
 def _check(precision: Precision, errors: FloatArray) -> PrecisionCheck:
@@ -285,9 +331,7 @@ def count_cover(schedule: Schedule) -> Cover:
 def _cover_problems(schedule: Schedule, count: IntArray, excess: IntArray) -> Iterator[str]:
     """Say what is not covered exactly once; `count` KV tiles are wanted of each output tile."""
     grid, tile = schedule.grid, schedule.output_tile
-    workload = grid.workload
-    if grid.rows.sum() != workload.batch_size * workload.query_len * workload.num_q_heads:
-        yield f"output tiles have {grid.rows.sum()} query rows in all"
+    yield from _row_problems(grid)
     if np.any((schedule.start < 0) | (schedule.stop > count[tile])):
         yield "a segment leaves its output tile"
         return
@@ -306,6 +350,27 @@ def _cover_problems(schedule: Schedule, count: IntArray, excess: IntArray) -> It
     if len(wrong := np.flatnonzero(excess)):
         yield f"output tile {wrong[0]} reads {excess[wrong[0]]:+d} KV tokens ({len(wrong)} such)"
     yield from _combiner_problems(schedule)
+
+
+def _row_problems(grid: TileGrid) -> Iterator[str]:
+    """Say which rows do not get all that they attend to, from the workload."""
+    asked = grid.asked
+    if grid.work is None:
+        if grid.rows.sum() != asked.num_query_rows:
+            yield f"output tiles have {grid.rows.sum()} query rows in all"
+        return
+    kept = np.broadcast_to(asked.kept_lens.T, (asked.num_kv_heads, asked.batch_size)).T
+    wanted = np.repeat(kept, asked.group_size, axis=1)
+    found = np.zeros((asked.batch_size, asked.query_len, asked.num_q_heads), dtype=np.int64)
+    for tile, tokens in enumerate((grid.kv_end - grid.kv_begin).tolist()):
+        np.add.at(found, row_owners(grid, tile), tokens)
+    newest = found[:, -1]  # of a request's new tokens the one that nothing is hidden to
+    if len(wrong := np.argwhere(newest != wanted)):
+        request, head = wrong[0]
+        yield (
+            f"request {request}, query head {head} gets {newest[request, head]} KV tokens, "
+            f"wanted {wanted[request, head]}"
+        )
 
 
 def _combiner_problems(schedule: Schedule) -> Iterator[str]:

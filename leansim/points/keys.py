@@ -29,7 +29,7 @@ _PACKAGE = __name__.partition(".")[0]
 # Packages that turn a point into numbers, and the rest of what does.
 MODEL = ("specs", "schedule", "partitioners", "timing", "engine", "results")
 MODEL_FILES = tuple(
-    f"points/{name}.py" for name in ("policy", "batch", "shape", "call", "point", "simulate")
+    f"points/{name}.py" for name in ("policy", "batch", "shape", "kept", "call", "point", "simulate")
 )
 PLUGINS = (partitioners.PLUGINS, loops.PLUGINS)
 _SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.registry import Partitioner, find, option_names, partitioners
 from leansim.points.batch import BatchFields, context_lens_of
 from leansim.points.call import CallFields, call_of
+from leansim.points.kept import KeptFields, reads_of
 from leansim.points.keys import result_key
 from leansim.points.policy import PolicyFields, kernel_of, partitioner_of
 from leansim.points.shape import ShapeFields, shape_of
@@ -36,7 +37,7 @@ from leansim.specs.workload import Workload
 
 
 # Fields of the last part come first: device, kernel, ... overrides, as help and tables list them.
-class Point(CallFields, ShapeFields, BatchFields, PolicyFields):
+class Point(CallFields, KeptFields, ShapeFields, BatchFields, PolicyFields):
     """A device, a kernel and a workload, in one flat vocabulary.
 
     Each part says in which ways its fields may be given. `overrides` changes any number of the device or
@@ -164,8 +165,10 @@ def validated(fields: dict[str, Any], source: str) -> Point:
 def resolve(point: Point) -> Resolved:
     """Look up a point's names and build its workload. Raises a named `LeansimError`."""
     device, kernel = _overridden(point, catalog.device(point.device), kernel_of(point))
-    partitioner = partitioner_of(point, kernel)
-    return Resolved(point, device, kernel, workload_of(point), partitioner)
+    workload = workload_of(point)
+    if workload.prefixes and not kernel.shares_prefixes:  # each request reads its context for itself
+        workload = replace(workload, reads=None)
+    return Resolved(point, device, kernel, workload, partitioner_of(point, kernel))
 
 
 def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, Kernel]:
@@ -183,9 +186,10 @@ def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, K
 
 def workload_of(point: Point) -> Workload:
     """Build a point's workload. Raises `WorkloadError` for missing or contradictory fields."""
-    shape = shape_of(point)
+    shape, lens = shape_of(point), context_lens_of(point)
     return Workload(
-        context_lens=context_lens_of(point),
+        context_lens=lens,
+        reads=reads_of(point, len(lens), point.page_tokens),
         max_context_len=point.max_context_len,
         label=point.trace or "",
         **shape,

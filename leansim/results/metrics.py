@@ -88,7 +88,7 @@ def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
 
 def summarise(result: Result, schedule: Schedule, device: Device) -> Metrics:
     """Compute every metric of a run."""
-    workload = schedule.grid.workload
+    workload = schedule.grid.asked
     makespan = result.makespan_s
     floor = roofline(workload, device)
     shares = time_shares(result)

@@ -52,7 +52,8 @@ class Schedule:
     waits for its peers in the same launch. `num_splits` is the split count the partitioner's own
     host code reports. `partials` is, per output tile, how many partial slots the combine reads:
     by default its segment count where that exceeds 1; a kernel that always goes through partials
-    gives more. Raises `ScheduleError`.
+    gives more. Output tiles that have rows in common leave a partial each, which a kernel merges after
+    all others. Raises `ScheduleError`.
     """
 
     grid: TileGrid
@@ -280,7 +281,9 @@ class Schedule:
     @cached_property
     def rows(self) -> Ints:
         """Valid query rows of each segment's output tile; one number where all tiles have the same."""
-        return self.grid.rows_per_head if self.grid.row_blocks == 1 else self.grid.rows[self.output_tile]
+        if self.grid.row_blocks == 1 and self.grid.work is None:
+            return self.grid.rows_per_head
+        return self.grid.rows[self.output_tile]
 
     @cached_property
     def merges(self) -> BoolArray:
@@ -296,9 +299,21 @@ class Schedule:
 
     @cached_property
     def is_partial(self) -> BoolArray:
-        """Whether a segment's result goes through a partial instead of straight to the output."""
+        """Whether a segment's result goes through a partial instead of straight to the output.
+
+        That a CTA merges goes there all the same where its rows are those of other output tiles too.
+        """
         assert self.partials is not None
         return np.greater(self.partials[self.output_tile], 0)
+
+    @cached_property
+    def states(self) -> IntArray | None:
+        """Partials of each output tile that a kernel after all others reads; None without one."""
+        assert self.partials is not None
+        by_kernel = self.partials if self.combine == "kernel" else np.zeros_like(self.partials)
+        if self.grid.is_shared is not None:
+            return np.where(self.grid.is_shared & (by_kernel == 0), 1, by_kernel)
+        return by_kernel if self.combine == "kernel" else None
 
     @cached_property
     def splits_of_request(self) -> IntArray:

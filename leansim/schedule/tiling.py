@@ -13,7 +13,8 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import FloatArray, IntArray
+from leansim.arrays import BoolArray, FloatArray, IntArray
+from leansim.schedule.work import Work
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance
 from leansim.specs.workload import Workload
@@ -32,6 +33,8 @@ class TileGrid:
     `ctas_per_sm` is how many CTAs of the `kernel` fit on an SM of the device, `num_sms` its SMs. A CTA
     takes `step_tokens` of KV at a time (0: what a partitioner says). Where `whole_pages` are loaded,
     what lies beyond the end of a context is traffic too.
+    Where contexts are not dense the `workload` is the call that a kernel sees, each of whose requests is
+    an item of the `work` to be done, with rows of its own.
     """
 
     workload: Workload
@@ -46,6 +49,12 @@ class TileGrid:
     whole_pages: bool = False
     step_tokens: int = 0
     kernel: str = ""
+    work: Work | None = None
+
+    @property
+    def asked(self) -> Workload:
+        """The workload as it was asked for."""
+        return self.workload if self.work is None else self.work.whole
 
     @property
     def context_lens(self) -> IntArray:
@@ -69,7 +78,9 @@ class TileGrid:
 
     @cached_property
     def rows_per_head(self) -> int:
-        """Query rows of one request and one counted head."""
+        """Query rows of one request and one counted head, at most."""
+        if self.work is not None:
+            return int(self.work.rows.max())
         group = self.workload.group_size if self.packed else 1
         return self.workload.query_len * group
 
@@ -112,7 +123,22 @@ class TileGrid:
     @cached_property
     def rows(self) -> IntArray:
         """Valid query rows of each output tile."""
+        if self.work is not None:
+            return self.of_tiles(self.work.rows[:, None])
         return self.of_tiles(self.rows_of_block)
+
+    @cached_property
+    def is_shared(self) -> BoolArray | None:
+        """Which output tiles have rows that others serve as well; None where none has."""
+        if self.work is None or not self.work.is_shared.any():
+            return None
+        return self.of_tiles(self.work.is_shared[:, None])
+
+    def states_of_rows(self, states: IntArray) -> IntArray:
+        """Partials that merge to each row of the output, where output tiles leave `states` each."""
+        if self.work is None:
+            return np.repeat(states, self.rows)
+        return self.work.states_of_rows(states.reshape(self.batch_size, self.heads))
 
     def of_tiles(self, of_block: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
         """Spread what row blocks have, `[row blocks]` or `[batch, row blocks]`, over the heads."""
@@ -247,7 +273,10 @@ class TileGrid:
 
 def tile_grid(workload: Workload, instance: Instance, device: Device) -> TileGrid:
     """Tile a call as an instance of a kernel does on a device."""
-    shape = instance.shape
+    shape, work = instance.shape, None
+    if not workload.is_dense:
+        work = Work.of(workload, shape.tile_rows, shape.packed)
+        workload = work.call
     return TileGrid(
         workload=workload,
         tile_rows=shape.tile_rows,
@@ -261,4 +290,5 @@ def tile_grid(workload: Workload, instance: Instance, device: Device) -> TileGri
         whole_pages=shape.whole_pages,
         step_tokens=shape.step_tokens,
         kernel=shape.kernel,
+        work=work,
     )

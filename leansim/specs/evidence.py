@@ -117,7 +117,7 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
         workload.launch,
         workload.cache,
         workload.page_tokens,
-        UNIFORM if least == most else RAGGED,
+        _batch(workload, least == most),
         workload.head_dim,
         DTYPE_BYTES[workload.kv_dtype],
         workload.window is not None,
@@ -134,6 +134,13 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
     first = of_setting[0]
     error = max(first.mean_error, without.expected_error)
     return Grounds("measured", first.ranges.outside(workload, least, most), error)
+
+
+def _batch(workload: Workload, alike: bool) -> str:
+    """How the contexts of a batch differ, or what is read of them: nobody timed prefixes and lists."""
+    if not workload.is_dense:
+        return "shared-prefix" if workload.prefixes else "KV-list"
+    return UNIFORM if alike else RAGGED
 
 
 @lru_cache(maxsize=4096)

@@ -241,7 +241,8 @@ class Kernel(SourcedSpec):
     8-bit query, whatever the call's own. KV tiles count from the first token of the context, or, where
     `window_tiles` are `shifted`, from the first token that a sliding window leaves visible.
     Calls that the host leaves in one take tiles of their own where there is an `unsplit_entry`
-    (`Only.split`).
+    (`Only.split`). One that `shares_prefixes` tiles the rows of all requests of a prefix together;
+    others read each request's context for itself.
     """
 
     partitioner: PartitionerChoice
@@ -255,6 +256,7 @@ class Kernel(SourcedSpec):
     latent_kv: bool = False
     quantises_query: bool = False
     unsplit_entry: bool = False
+    shares_prefixes: bool = False
 
     loops: dict[str, LoopNumbers] = Field(min_length=1)
     compute: Compute
@@ -339,6 +341,7 @@ class Kernel(SourcedSpec):
             "latent_kv",
             "quantises_query",
             "unsplit_entry",
+            "shares_prefixes",
         }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,6 +13,8 @@ import numpy.typing as npt
 
 from leansim.errors import WorkloadError, suggestion
 from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
+from leansim.specs.kv_lists import KvList
+from leansim.specs.prefixes import Prefix, Prefixes, prefix_problems
 
 Cache = Literal["cold", "warm"]
 MOST_TOKENS = 2**40
@@ -24,11 +28,12 @@ class Workload:
     new tokens per request (1 in plain decode). `max_context_len` is the longest context the *call*
     is told about: split heuristics and CUDA-graph captures read it instead of the lengths
     themselves; None means the longest request. `window` keeps only the last tokens of each
-    context. `latent_kv` says that a token's cache entry is one latent key per KV head, whose leading
-    `head_dim_v` elements are the value too (MLA with its up-projections absorbed into the query and
-    the output). `cache` says whether KV is in L2 from a replay (`warm`) or not (`cold`, as in
-    serving), `launch` how kernels are issued. Raises `WorkloadError` naming every contradiction at
-    once.
+    context. `reads` are the prefixes that requests have in common, whose tokens count in `context_lens`,
+    or the KV list that each keeps of its context. `latent_kv` says that a token's cache entry is one
+    latent key per KV head, whose leading `head_dim_v` elements are the value too (MLA with its
+    up-projections absorbed into the query and the output). `cache` says whether KV is in L2 from a
+    replay (`warm`) or not (`cold`, as in serving), `launch` how kernels are issued. Raises
+    `WorkloadError` naming every contradiction at once.
     """
 
     context_lens: tuple[int, ...]
@@ -45,11 +50,15 @@ class Workload:
     latent_kv: bool = False
     cache: Cache = "cold"
     launch: LaunchMode = "graph"
+    reads: Prefixes | KvList | None = None
     label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "context_lens", tuple(map(int, self.context_lens)))
-        if problems := [*self._count_problems(), *self._name_problems(), *self._length_problems()]:
+        problems = [*self._count_problems(), *self._name_problems(), *self._length_problems()]
+        if not (problems or self.is_dense):
+            problems = [*self._reading_problems()]
+        if problems:
             raise WorkloadError("workload: " + "; ".join(problems))
 
     def _count_problems(self) -> list[str]:
@@ -106,12 +115,35 @@ class Workload:
             )
         return problems
 
+    def _reading_problems(self) -> Iterator[str]:
+        """Prefixes that are no tree, and a window beside what is read."""
+        if self.window is not None:
+            found = "prefixes" if self.prefixes else "a KV list"
+            yield f"found {found} and a window, wanted one of them (a list can keep a window)"
+        elif self.prefixes:
+            yield from islice(prefix_problems(self.prefixes, (self.lens - self.query_len).tolist()), 8)
+
     @classmethod
     def uniform(cls, batch_size: int, context_len: int, **shape: object) -> Workload:
         """Build a batch of `batch_size` requests of `context_len` tokens each."""
         if batch_size < 1:
             raise WorkloadError(f"workload: batch_size is {batch_size}, wanted at least 1")
         return cls(context_lens=(context_len,) * batch_size, **shape)  # type: ignore[arg-type]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each request attends to all of its own context, or to a window of it."""
+        return self.reads is None
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """What requests share."""
+        return self.reads.tree if isinstance(self.reads, Prefixes) else ()
+
+    @property
+    def mask(self) -> KvList | None:
+        """The list that requests keep of their contexts, if not all."""
+        return None if isinstance(self.reads, Prefixes) else self.reads
 
     @property
     def batch_size(self) -> int:
@@ -166,9 +198,19 @@ class Workload:
         return np.minimum(self.lens, self.visible_tokens(MOST_TOKENS))
 
     @cached_property
+    def kept_lens(self) -> npt.NDArray[np.int64]:
+        """Tokens that requests attend to, `[batch]`, or where KV heads differ `[batch, KV heads]`."""
+        if self.mask is None:
+            return self.visible_lens
+        return self.mask.counts(self.lens, self.num_kv_heads)
+
+    @cached_property
     def kv_bytes(self) -> int:
-        """Distinct KV bytes the batch must read."""
-        return int(self.visible_lens.sum()) * self.num_kv_heads * self.kv_bytes_per_token
+        """Distinct KV bytes the batch must read: those of a shared prefix once."""
+        kept = self.kept_lens
+        heads = self.num_kv_heads if kept.ndim == 1 else 1
+        spared = self.reads.spared_tokens if isinstance(self.reads, Prefixes) else 0
+        return (int(kept.sum()) * heads - spared * self.num_kv_heads) * self.kv_bytes_per_token
 
     @property
     def num_query_rows(self) -> int:
@@ -188,10 +230,14 @@ class Workload:
     @cached_property
     def flop(self) -> int:
         """Multiply-adds of QK and PV counted as two operations each, nothing padded."""
+        per_score = 2 * (self.head_dim + self.value_dim)
+        if self.mask is not None:
+            heads = self.num_q_heads if self.kept_lens.ndim == 1 else self.group_size
+            return per_score * int(self.kept_lens.sum()) * heads * self.query_len
         limit = self.window or MOST_TOKENS
         seen = (np.minimum(self.lens - j, limit) for j in range(self.query_len))  # by each new token
         scores = sum(int(tokens.sum()) for tokens in seen)
-        return 2 * scores * self.num_q_heads * (self.head_dim + self.value_dim)
+        return per_score * scores * self.num_q_heads
 
     def describe(self) -> str:
         """One line for tables and figures."""
@@ -204,6 +250,10 @@ class Workload:
         else:
             mean = sum(lens) / len(lens)
             batch = f"batch {len(lens)}, {min(lens):,}-{max(lens):,} tokens (mean {mean:,.0f})"
+        if self.prefixes:
+            batch += f", {len(self.prefixes)} shared prefixes"
+        if self.mask is not None:
+            batch += f", of which {self.mask!r} is kept"
         return f"{self.label + ': ' if self.label else ''}{batch}, {heads}, {self.kv_dtype} KV"
 
 

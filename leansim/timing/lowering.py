@@ -27,6 +27,7 @@ from leansim.schedule.schedule import IN_LAUNCH, Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 from leansim.specs.instance import CombineNumbers, Instance, NoCombine
+from leansim.specs.workload import Workload
 from leansim.timing import ctas, memory, merges, segments
 from leansim.timing.prices import Prices, paces_s
 from leansim.timing.segments import SegmentCosts
@@ -76,8 +77,8 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     planned = [_setup_launch(device, gap_ps) for _ in range(instance.ctas.setup_kernels)]
     costs = SegmentCosts.of(schedule, instance, device, prices)
     planned.append(_main_launch(schedule, instance, device, costs, gap_ps))
-    if schedule.combine == "kernel":
-        planned.append(_combine_launch(schedule, instance, device))
+    if schedule.states is not None:
+        planned.append(_combine_launch(schedule, schedule.states, instance, device))
     begun = accumulate((len(one.border) - 1 for one in planned), initial=0)
     launches = [
         Launch(one.name, first, last, one.ctas_per_sm, one.gap_ps if first else 0)
@@ -266,14 +267,14 @@ def _writes(
     release_ps = picoseconds(merges.release_s(device)) if in_launch else 0
     output = _rows_moved(rows * (memory.output_row_bytes(workload) + query_row_bytes), 0, device)
     output["latency_ps"] = output["latency_ps"] + merges.lone_merge_ps(schedule, instance, device, idle)
-    if schedule.combine == "none":
+    shared = schedule.grid.is_shared
+    if schedule.combine == "none" and shared is None:
         return output
     published = schedule.is_partial & ~schedule.merges
+    stored = published if shared is None else published | shared[schedule.output_tile]
     partial_row_bytes = memory.partial_row_bytes(workload, instance.partial_dtype)
     partials = _rows_moved(rows * (partial_row_bytes + query_row_bytes), release_ps, device)
-    written: dict[str, Ints] = {
-        name: np.where(published, partials[name], output[name]) for name in output
-    }
+    written: dict[str, Ints] = {name: np.where(stored, partials[name], output[name]) for name in output}
     if in_launch:
         written["signal_counter"] = np.where(published, schedule.output_tile, _NONE)
     return written
@@ -325,26 +326,32 @@ def _setup_launch(device: Device, gap_ps: int) -> _Unfilled:
     return _Unfilled("setup", 1, gap_ps, np.array([0, 1]), fill)
 
 
-def _combine_launch(schedule: Schedule, instance: Instance, device: Device) -> _Unfilled:
+def _combine_launch(
+    schedule: Schedule, states: IntArray, instance: Instance, device: Device
+) -> _Unfilled:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
-    combine, workload = instance.combine, schedule.grid.workload
+    combine, workload = instance.combine, schedule.grid.asked
     if isinstance(combine, NoCombine):
         raise PairingError(
-            f"kernel {instance.kernel!r} has no combine kernel, and the schedule is split for one: "
+            f"kernel {instance.kernel!r} has no combine kernel, and the schedule needs one: "
             "use a partitioner whose host CTAs merge, or a kernel such as fa2"
         )
     gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine.start))
     num_ctas = -(-workload.num_query_rows // combine.rows_per_cta)
-    fill = partial(_fill_combine, schedule, instance, combine, device)
+    of_row = schedule.grid.states_of_rows(states)
+    fill = partial(_fill_combine, of_row, workload, instance, combine, device)
     return _Unfilled("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
 
 
 def _fill_combine(
-    schedule: Schedule, instance: Instance, combine: CombineNumbers, device: Device, columns: _Columns
+    splits_of_row: IntArray,
+    workload: Workload,
+    instance: Instance,
+    combine: CombineNumbers,
+    device: Device,
+    columns: _Columns,
 ) -> None:
-    assert schedule.partials is not None
-    workload, rows_per_cta = schedule.grid.workload, combine.rows_per_cta
-    splits_of_row = np.repeat(schedule.partials, schedule.grid.rows)
+    rows_per_cta = combine.rows_per_cta
     starts = np.arange(0, len(splits_of_row), rows_per_cta)
     most = np.maximum.reduceat(splits_of_row, starts)
     reads = np.add.reduceat(splits_of_row, starts)

@@ -82,16 +82,18 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     A KV head is read once per row block, and once per query head of its group where the group is
     not packed. What runs at the same time reads it from DRAM once (assumed). Query heads that do not
     all run at the same time (grids go through the batch before they come to the next head) find of it
-    what L2 kept meanwhile. In a warm replay the first read finds what L2 kept of the whole.
+    what L2 kept meanwhile. Work items that attend to the same tokens read them from DRAM once, as row
+    blocks do. In a warm replay the first read finds what L2 kept of the whole.
     """
     workload = grid.workload
     heads = 1 if grid.packed else workload.group_size
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
     rounds = -(-heads // together)
     warm = replay_hit_share(grid, device)
-    again = kept_share(workload.kv_bytes / workload.num_kv_heads, device)
+    again = kept_share(grid.asked.kv_bytes / workload.num_kv_heads, device)
     from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
-    return 1.0 - min(1.0, from_dram / (grid.row_blocks * heads))
+    once = 1.0 if grid.work is None else grid.work.distinct_share
+    return 1.0 - min(1.0, once * from_dram / (grid.row_blocks * heads))
 
 
 def replay_hit_share(grid: TileGrid, device: Device) -> float:
@@ -106,12 +108,12 @@ def replay_hit_share(grid: TileGrid, device: Device) -> float:
 
 def touched_bytes(grid: TileGrid) -> float:
     """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output."""
-    return loaded_kv_bytes(grid) + grid.workload.q_bytes + grid.workload.o_bytes
+    return loaded_kv_bytes(grid) + grid.asked.q_bytes + grid.asked.o_bytes
 
 
 def loaded_kv_bytes(grid: TileGrid) -> float:
     """Distinct KV bytes that the batch reads, more than it attends to where whole pages are loaded."""
-    return grid.workload.kv_bytes * grid.loaded_tokens / grid.total_tokens
+    return grid.asked.kv_bytes * grid.loaded_tokens / grid.total_tokens
 
 
 def query_row_bytes(workload: Workload) -> int:

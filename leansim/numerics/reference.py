@@ -1,0 +1,117 @@
+"""What a schedule's attention is compared with: softmax over whole contexts, and inputs for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from leansim.arrays import IntArray
+from leansim.numerics.attention import FloatArray
+from leansim.specs.workload import Workload
+
+SCORES_AT_ONCE = 2**22  # of the heads that share a reference: 32 MB in float64
+
+
+def reference_heads(
+    q: FloatArray,
+    k: FloatArray,
+    v: FloatArray,
+    window: int | None = None,
+    kept: IntArray | None = None,
+) -> FloatArray:
+    """Softmax attention of query heads over the whole context of their KV head at once, in float64.
+
+    `q [query_len, heads, head_dim]` are the last tokens of the context `k [context_len, head_dim]`,
+    `v [context_len, value_dim]`; token at position p sees keys in `(p - window, p]`, of which others
+    than those `kept` are hidden. Returns `[query_len, heads, value_dim]`, 0 where all is hidden.
+    """
+    q, k, v = (x.astype(np.float64, copy=False) for x in (q, k, v))
+    new, past = len(q), len(k) - len(q)
+    hidden = ~np.tri(new, len(k), past, dtype=bool)
+    if window is not None:
+        hidden |= np.tri(new, len(k), past - window, dtype=bool)
+    if kept is not None:
+        hidden |= np.isin(np.arange(len(k)), kept, invert=True)
+    out = np.empty((*q.shape[:2], v.shape[1]))
+    at_once = max(1, SCORES_AT_ONCE // hidden.size)
+    for first in range(0, q.shape[1], at_once):
+        some = q[:, first : first + at_once]
+        scores = (some.reshape(-1, k.shape[1]) @ k.T).reshape(*some.shape[:2], len(k))
+        scores /= np.sqrt(k.shape[1])
+        np.copyto(scores, -np.inf, where=hidden[:, None])
+        top = scores.max(axis=2, keepdims=True)
+        weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
+        weights /= np.where(np.isneginf(top), 1.0, weights.sum(axis=2, keepdims=True))
+        summed = weights.reshape(-1, len(k)) @ v
+        out[:, first : first + at_once] = summed.reshape(*some.shape[:2], -1)
+    return out
+
+
+def reference(
+    workload: Workload, q: FloatArray, k: Sequence[FloatArray], v: Sequence[FloatArray]
+) -> FloatArray:
+    """Whole-context float64 attention of a workload; layouts as in `replay`.
+
+    Of what requests share each must hold a copy.
+    """
+    out = np.empty((*q.shape[:3], workload.value_dim))
+    for request in range(workload.batch_size):
+        for kv_head in range(workload.num_kv_heads):
+            heads = slice(kv_head * workload.group_size, (kv_head + 1) * workload.group_size)
+            keys, values = k[request][:, kv_head], v[request][:, kv_head]
+            kept = kept_of(workload, request, kv_head)
+            out[request, :, heads] = reference_heads(
+                q[request, :, heads], keys, values, workload.window, kept
+            )
+    return out
+
+
+def kept_of(workload: Workload, request: int, kv_head: int) -> IntArray | None:
+    """The tokens that a request's mask keeps for a KV head; None without one."""
+    if workload.mask is None:
+        return None
+    lens = workload.kept_lens
+    count = int(lens[request] if lens.ndim == 1 else lens[request, kv_head])
+    kept = workload.mask.kept(workload.context_lens[request], request, kv_head)
+    return kept if count else kept[:0]
+
+
+def head_inputs(
+    workload: Workload, request: int, kv_head: int, seed: int, scale: float = 1.0
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Draw normal inputs of one request and KV head; the same whatever else is drawn.
+
+    Returns q `[query_len, group_size, head_dim]`, k `[context_len, head_dim]`, v `[context_len,
+    value_dim]`, float64; v is the leading part of k where the cache is latent. Scores have a standard
+    deviation of `scale`.
+    """
+    rng = np.random.default_rng([seed, request, kv_head])
+    tokens = workload.context_lens[request]
+    q = rng.standard_normal((workload.query_len, workload.group_size, workload.head_dim))
+    k = rng.standard_normal((tokens, workload.head_dim))
+    if workload.latent_kv:
+        return scale * q, k, k[:, : workload.value_dim]
+    return scale * q, k, rng.standard_normal((tokens, workload.value_dim))
+
+
+def random_inputs(
+    workload: Workload, seed: int, scale: float = 1.0
+) -> tuple[FloatArray, list[FloatArray], list[FloatArray]]:
+    """Draw `head_inputs` of all requests and KV heads, laid out as `replay` takes them.
+
+    Requests that share a prefix hold the same in it.
+    """
+    queries, keys, values = [], [], []
+    for request in range(workload.batch_size):
+        heads = range(workload.num_kv_heads)
+        drawn = [head_inputs(workload, request, head, seed, scale) for head in heads]
+        queries.append(np.concatenate([q for q, _, _ in drawn], axis=1))
+        keys.append(np.stack([k for _, k, _ in drawn], axis=1))
+        values.append(np.stack([v for _, _, v in drawn], axis=1))
+    for prefix in workload.prefixes:
+        first, *others = prefix.requests
+        span = slice(prefix.begin, prefix.end)
+        for request in others:
+            keys[request][span], values[request][span] = keys[first][span], values[first][span]
+    return np.stack(queries), keys, values
