@@ -16,8 +16,9 @@ from kernels import device_for, suited, tiled
 from leansim.errors import NumericsError, PairingError, PartitionerError, UnknownNameError
 from leansim.numerics import attention as numerics
 from leansim.numerics.attention import PRECISIONS, Precision
+from leansim.numerics.cover import count_cover
 from leansim.numerics.invariance import Invariance, batch_invariance
-from leansim.numerics.verify import TOLERANCES, count_cover, verify
+from leansim.numerics.verify import TOLERANCES, verify
 from leansim.partitioners.registry import make, partitioners
 from leansim.schedule.schedule import Schedule
 from leansim.specs import catalog

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kernels import devices_of, tiled
 
 from leansim.errors import PairingError, PartitionerError
-from leansim.numerics.verify import count_cover, verify
+from leansim.numerics.cover import count_cover
+from leansim.numerics.verify import verify
 from leansim.partitioners.lean_attention import LeanAttention
 from leansim.partitioners.registry import make
 from leansim.schedule.schedule import Schedule, changes

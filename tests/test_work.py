@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import leansim
 from leansim.engine.execute import execute
 from leansim.errors import ConfigError, ScheduleError, WorkloadError
 from leansim.numerics.attention import replay, replay_states
@@ -25,6 +26,7 @@ from leansim.partitioners.lean_cascade import LeanCascade
 from leansim.partitioners.per_request_splits import PerRequestSplits
 from leansim.points.point import Point, point, resolve
 from leansim.points.simulate import simulate
+from leansim.results.metrics import SHARES
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.schedule.work import Work
@@ -325,6 +327,56 @@ def test_batch_invariance_is_checked_with_prefixes() -> None:
     found = batch_invariance(LeanCascade(), kernel, DEVICE, load)
     assert not found.invariant
     assert "is cut" in found.counterexample
+
+
+# -- kernels that launch once for what is shared --------------------------------------------------
+
+CASCADES = ("flashinfer_cascade", "vllm_cascade", "relay")
+
+
+@pytest.mark.parametrize("kernel", CASCADES)
+def test_a_cascade_launches_for_the_prefix_and_for_the_rest_and_merges(kernel: str) -> None:
+    found = simulate(asked(kernel=kernel, context_len=2000, prefix_len=1500, batch_size=6))
+    names = [launch.name for launch in found.program.launches]
+    assert names[0] == "prefix"
+    assert names[-1] == "merge"
+    assert "attention" in names
+    load = found.resolved.workload
+    assert found.metrics.kv_bytes >= load.kv_bytes
+    assert found.metrics.roofline_s < found.metrics.latency_s
+    assert sum(found.metrics.__dict__[f"share_{name}"] for name in SHARES) == pytest.approx(1.0)
+    passed = leansim.verify(asked(kernel=kernel, context_len=900, prefix_len=700))
+    assert all(one.passed for one in passed.answers)
+
+
+@pytest.mark.parametrize("kernel", CASCADES)
+def test_without_a_prefix_a_cascade_is_its_own_decode_kernel(kernel: str) -> None:
+    base = {"flashinfer_cascade": "flashinfer_tc_decode", "vllm_cascade": "vllm_fa2"}.get(kernel)
+    alone = simulate(asked(kernel=kernel)).result.makespan_ps
+    assert alone == simulate(asked(kernel=base or "vllm_paged_v2")).result.makespan_ps
+
+
+def test_launches_joined_are_those_of_one_program() -> None:
+    """A split call's two launches, apart and joined, are what the engine makes of both."""
+    found = simulate(asked(kernel="vllm_cascade", context_len=2000, prefix_len=1500))
+    result, program = found.result, found.program
+    assert result.launch_begin[1:] == result.launch_end[:-1]
+    for launch, end in zip(program.launches, result.launch_end, strict=True):
+        mine = slice(launch.first_cta, launch.last_cta)
+        assert int(result.cta_end[mine].max()) == end
+    for launch, begin in zip(program.launches, result.launch_begin, strict=True):
+        first = int(result.cta_begin[launch.first_cta])
+        assert first >= begin + launch.gap_ps
+    assert program.num_phases == len(result.begin) == int(program.phase_of_cta[-1])
+    assert result.bytes_served == program.shared_bytes
+
+
+@pytest.mark.parametrize("engine", ["simpy", "numba"])
+def test_engines_agree_on_work_items(engine: Any) -> None:
+    for fields in ({"prefix_len": 700}, {"kv_budget": 300}, {"mask": MASKS[5]}, {"kv_ranks": 3}):
+        for kernel in ("lean_cascade", "relay"):
+            what = asked(kernel=kernel, **fields)
+            assert simulate(what, engine).result.makespan_ps == simulate(what).result.makespan_ps
 
 
 # -- as points -------------------------------------------------------------------------------------

@@ -120,13 +120,13 @@ class Program:
     wait_counter: IntArray
     wait_target: IntArray
     signal_counter: IntArray
-    num_counters: int
     num_sms: int
     dispatch_interval_ps: int
     launch_ps: int
     dram_bytes_per_ps: float
     l2_bytes_per_ps: float
     dram_saturation_exponent: float
+    num_counters: int = 0
     drift_ps: IntArray | None = None
 
     @property

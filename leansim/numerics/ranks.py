@@ -17,7 +17,6 @@ from leansim.errors import UnknownNameError
 from leansim.numerics.attention import (
     FloatArray,
     Precision,
-    accumulator,
     merge_normalised,
     replay_states,
     rounded,
@@ -51,6 +50,27 @@ def merged(states: Sequence[States], order: MergeOrder) -> States:
     return o.reshape(shape), lse.reshape(shape[:-1])
 
 
+def merge_error(
+    whole: Workload,
+    schedules: Sequence[Schedule],
+    order: MergeOrder = "ring",
+    precision: Precision = "float64",
+    seed: int = 0,
+) -> float:
+    """Largest error of what several schedules leave and is merged, against a workload's attention.
+
+    As a share of `softmax(scores) @ |v|` (`verify.TOLERANCES`). All inputs are in memory at once: for
+    small workloads.
+    """
+    q, k, v = random_inputs(whole, seed)
+    states = [replay_states(schedule, q, k, v, precision) for schedule in schedules]
+    found = rounded(merged(states, order)[0], precision)
+    q = rounded(q, precision).astype(np.float64)
+    keys, values = ([rounded(one, precision).astype(np.float64) for one in some] for some in (k, v))
+    error = np.abs(found - reference(whole, q, keys, values))
+    return float((error / reference(whole, q, keys, [np.abs(one) for one in values])).max())
+
+
 def rank_error(
     workload: Workload,
     scheduled: Callable[[Workload], Schedule],
@@ -58,24 +78,10 @@ def rank_error(
     precision: Precision = "float64",
     seed: int = 0,
 ) -> float:
-    """Largest error of merged ranks, as a share of `softmax(scores) @ |v|` (`verify.TOLERANCES`).
+    """`merge_error` of ranks, for each of which `scheduled` makes a schedule.
 
-    `scheduled` makes each rank's schedule. All inputs are in memory at once: for small workloads.
+    A rank that holds none of any context has none: it would add nothing.
     """
+    busy = [shard for shard in shards(workload) if shard.kept_lens.any()]
     whole = replace(workload, reads=None)
-    q, k, v = random_inputs(whole, seed)
-    states = []
-    for shard in shards(workload):
-        if int(shard.kept_lens.max()) == 0:  # contexts shorter than there are ranks
-            nothing = np.full(q.shape[:3], -np.inf, accumulator(precision))
-            states.append((np.zeros((*q.shape[:3], whole.value_dim), nothing.dtype), nothing))
-        else:
-            states.append(replay_states(scheduled(shard), q, k, v, precision))
-    found = rounded(merged(states, order)[0], precision)
-    q, k, v = (
-        rounded(q, precision).astype(np.float64),
-        [rounded(one, precision).astype(np.float64) for one in k],
-        [rounded(one, precision).astype(np.float64) for one in v],
-    )
-    error = np.abs(found - reference(whole, q, k, v))
-    return float((error / reference(whole, q, k, [np.abs(one) for one in v])).max())
+    return merge_error(whole, [*map(scheduled, busy)], order, precision, seed)

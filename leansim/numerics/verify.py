@@ -1,12 +1,12 @@
 """Checks a schedule: exact cover and exact numbers.
 
-Counts cover afresh from the workload and replays output tiles against whole-context attention.
+Counts cover afresh and replays output tiles against whole-context attention.
 Ignores time. A large workload is replayed in part; the report says how much of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from leansim.numerics.attention import (
     row_owners,
     tile_states,
 )
+from leansim.numerics.cover import Cover, count_cover, token_borders
 from leansim.numerics.reference import head_inputs, kept_of, reference_heads
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
@@ -47,28 +48,6 @@ TOLERANCES: dict[Precision, float] = {
     "float16": 1.05 * 2 * 2.0**-11,
 }
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Cover:
-    """What the segments of a schedule add up to.
-
-    Sums over output tiles; `partials_merged` counts what combines read, a host's own included.
-    `problem` is empty if all is covered exactly once and each split output tile has one combiner.
-    """
-
-    output_tiles: int
-    rows: int
-    kv_tiles: int
-    kv_tokens: int
-    segments: int
-    partials_merged: int
-    problem: str = ""
-
-    @property
-    def exact(self) -> bool:
-        """Whether everything is covered exactly once."""
-        return not self.problem
 
 
 @dataclass(frozen=True)
@@ -108,6 +87,26 @@ class Verification:
         """Whether the cover is exact and every precision is within tolerance."""
         return self.cover.exact and all(check.passed for check in self.checks)
 
+    @classmethod
+    def of_all(cls, found: Sequence[Verification]) -> Verification:
+        """What was found out about schedules that run one after the other: the worst of their errors."""
+        last = found[-1]
+        sums = ("output_tiles", "rows", "kv_tiles", "kv_tokens", "segments", "partials_merged")
+        cover = Cover(
+            **{name: sum(getattr(one.cover, name) for one in found) for name in sums},
+            problem="; ".join(filter(None, (one.cover.problem for one in found))),
+        )
+        alike = zip(*(one.checks for one in found), strict=True)
+        return cls(
+            cover=cover,
+            checks=tuple(max(some, key=lambda check: check.max_rel_error) for some in alike),
+            replayed_tiles=sum(one.replayed_tiles for one in found),
+            replayed_tokens=sum(one.replayed_tokens for one in found),
+            replayed_patterns=sum(one.replayed_patterns for one in found),
+            patterns=sum(one.patterns for one in found),
+            facts=last.facts,
+        )
+
     def rows(self) -> list[dict[str, str | float | bool]]:
         """One record for each precision, for tables."""
         return [{**asdict(check), "passed": check.passed} for check in self.checks]
@@ -138,7 +137,7 @@ def verify(
     error: see `Verification.raise_if_failed`. Raises `UnknownNameError` for a precision.
     """
     order, borders = merge_order(schedule)
-    tokens = np.subtract(*_token_borders(schedule.grid)[::-1])
+    tokens = np.subtract(*token_borders(schedule.grid)[::-1])
     pattern = _patterns(schedule, order, borders)
     chosen = _sample(pattern, np.diff(borders), tokens, max_tokens)
     errors = np.zeros((len(chosen), len(precisions), 4))
@@ -210,7 +209,7 @@ def _tile_errors(
     group = grid.asked.group_size
     heads_here = np.unique(heads_here) - kv_head * group
     q, k, v = _context(grid, request, kv_head, seed)
-    kept = kept_of(grid.asked, request, kv_head)
+    kept = positions(grid, tile)[1] if grid.is_part else kept_of(grid.asked, request, kv_head)
     errors = np.empty((len(precisions), 4))
     for i, precision in enumerate(precisions):
         rows = Gathered(q.shape[0] * group, v.shape[1], accumulator(precision))
@@ -238,8 +237,11 @@ def _tile_errors(
 
 
 def _serving(grid: TileGrid, tile: int, request: int) -> list[int]:
-    """Output tiles that serve the rows which a tile has of a request, itself included."""
-    if grid.work is None:
+    """Output tiles that serve the rows which a tile has of a request, itself included.
+
+    Where others do in another launch, it alone: what it attends to is then all that counts.
+    """
+    if grid.work is None or grid.work.is_part:
         return [tile]
     head, by_head = int(grid.head[tile]), grid.work.by_head
     item = int(grid.request[tile])
@@ -287,102 +289,3 @@ def _facts(schedule: Schedule) -> dict[str, str | int]:
         "max_segments_of_tile": int(schedule.segments_of_tile.max()),
         "split_output_tiles": int(np.count_nonzero(schedule.segments_of_tile > 1)),
     }
-
-
-# -- exact cover ---------------------------------------------------------------------------------
-
-
-def _token_borders(grid: TileGrid) -> tuple[IntArray, IntArray]:
-    """Derive `[begin, end)` of the tokens each output tile attends to from the workload's mask."""
-    workload = grid.workload
-    tiles_per_request = grid.heads * grid.row_blocks
-    lens = np.repeat(np.asarray(workload.context_lens), tiles_per_request)
-    block = np.arange(len(lens)) % grid.row_blocks
-    share = workload.group_size if grid.packed else 1
-    last_row = np.minimum((block + 1) * grid.tile_rows, share * workload.query_len) - 1
-    past = lens - workload.query_len
-    begin = np.zeros_like(lens)
-    if workload.window is not None:
-        begin = np.maximum(past + block * grid.tile_rows // share - workload.window + 1, 0)
-    return begin, past + last_row // share + 1
-
-
-def count_cover(schedule: Schedule) -> Cover:
-    """Count what the segments cover, from the workload; O(KV tiles) time and memory."""
-    grid, tile = schedule.grid, schedule.output_tile
-    begin, end = _token_borders(grid)
-    origin = begin if grid.shifted else begin // grid.tile_tokens * grid.tile_tokens
-    count = -(-(end - origin) // grid.tile_tokens)
-    low = np.maximum(origin[tile] + schedule.start * grid.tile_tokens, begin[tile])
-    high = np.minimum(origin[tile] + schedule.stop * grid.tile_tokens, end[tile])
-    tokens = np.bincount(tile, weights=high - low, minlength=len(begin)).astype(np.int64)
-    assert schedule.partials is not None
-    return Cover(
-        output_tiles=len(begin),
-        rows=int(grid.rows.sum()),
-        kv_tiles=int(count.sum()),
-        kv_tokens=int(tokens.sum()),
-        segments=len(tile),
-        partials_merged=int(schedule.partials.sum()),
-        problem="; ".join(_cover_problems(schedule, count, tokens - (end - begin))),
-    )
-
-
-def _cover_problems(schedule: Schedule, count: IntArray, excess: IntArray) -> Iterator[str]:
-    """Say what is not covered exactly once; `count` KV tiles are wanted of each output tile."""
-    grid, tile = schedule.grid, schedule.output_tile
-    yield from _row_problems(grid)
-    if np.any((schedule.start < 0) | (schedule.stop > count[tile])):
-        yield "a segment leaves its output tile"
-        return
-    base = np.r_[0, np.cumsum(count + 1)]  # one spare cell after each output tile, for its end
-    opened = np.bincount(base[tile] + schedule.start, minlength=base[-1])
-    closed = np.bincount(base[tile] + schedule.stop, minlength=base[-1])
-    times = np.cumsum(opened - closed)
-    wanted = np.ones_like(times)
-    wanted[base[1:] - 1] = 0
-    if len(wrong := np.flatnonzero(times != wanted)):
-        owner = int(np.searchsorted(base, wrong[0], side="right")) - 1
-        yield (
-            f"KV tile {wrong[0] - base[owner]} of output tile {owner} is covered {times[wrong[0]]} "
-            f"times ({len(wrong)} such)"
-        )
-    if len(wrong := np.flatnonzero(excess)):
-        yield f"output tile {wrong[0]} reads {excess[wrong[0]]:+d} KV tokens ({len(wrong)} such)"
-    yield from _combiner_problems(schedule)
-
-
-def _row_problems(grid: TileGrid) -> Iterator[str]:
-    """Say which rows do not get all that they attend to, from the workload."""
-    asked = grid.asked
-    if grid.work is None:
-        if grid.rows.sum() != asked.num_query_rows:
-            yield f"output tiles have {grid.rows.sum()} query rows in all"
-        return
-    kept = np.broadcast_to(asked.kept_lens.T, (asked.num_kv_heads, asked.batch_size)).T
-    wanted = np.repeat(kept, asked.group_size, axis=1)
-    found = np.zeros((asked.batch_size, asked.query_len, asked.num_q_heads), dtype=np.int64)
-    for tile, tokens in enumerate((grid.kv_end - grid.kv_begin).tolist()):
-        np.add.at(found, row_owners(grid, tile), tokens)
-    newest = found[:, -1]  # of a request's new tokens the one that nothing is hidden to
-    if len(wrong := np.argwhere(newest != wanted)):
-        request, head = wrong[0]
-        yield (
-            f"request {request}, query head {head} gets {newest[request, head]} KV tokens, "
-            f"wanted {wanted[request, head]}"
-        )
-
-
-def _combiner_problems(schedule: Schedule) -> Iterator[str]:
-    """Say which output tiles in partials have not one combiner; a kernel or a last CTA always is."""
-    tiles = schedule.grid.num_output_tiles
-    counts = np.bincount(schedule.output_tile, minlength=tiles)
-    split = (counts > 1) | (np.asarray(schedule.partials) > 0)
-    hosts = np.bincount(schedule.output_tile[schedule.start == 0], minlength=tiles)
-    combiners = {"none": np.zeros(tiles), "host": hosts}.get(schedule.combine, np.ones(tiles))
-    if len(wrong := np.flatnonzero(split & (combiners != 1))):
-        found = int(combiners[wrong[0]])
-        yield f"output tile {wrong[0]} has partials and {found} combiners ({len(wrong)} such)"
-
-
-# -- batch invariance ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from leansim.answers import Row
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
 from leansim.files.strict_yaml import Document
 from leansim.partitioners.flash_attention_2 import FlashAttention2
-from leansim.partitioners.registry import Partitioner, find, option_names, partitioners
+from leansim.partitioners.registry import Partitioner, find, make, option_names, partitioners
 from leansim.points.batch import BatchFields, context_lens_of
 from leansim.points.call import CallFields, call_of
 from leansim.points.kept import KeptFields, reads_of
@@ -26,6 +26,7 @@ from leansim.points.policy import PolicyFields, kernel_of, partitioner_of
 from leansim.points.shape import ShapeFields, shape_of
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
+from leansim.schedule.work import Level
 from leansim.specs import catalog
 from leansim.specs.base import Count
 from leansim.specs.device import Device
@@ -62,6 +63,7 @@ class Resolved:
     kernel: Kernel
     workload: Workload
     partitioner: Partitioner
+    level: Level = "all"
 
     @property
     def title(self) -> str:
@@ -71,14 +73,46 @@ class Resolved:
     @cached_property
     def instance(self) -> Instance:
         """What of the kernel runs for this call on the device, in plain numbers."""
-        return instance_of(self.kernel, self.device, self.workload, self.is_split)
+        return instance_of(self.kernel, self.device, self._rows_together, self.is_split)
 
     @cached_property
     def grid(self) -> TileGrid:
         """The tiled workload."""
         if self.kernel.asks_split and self.is_split:
             return self._grid_if_split
-        return tile_grid(self.workload, self.instance, self.device)
+        level = "suffix" if self.prefix_call is not None else self.level
+        return tile_grid(self.workload, self.instance, self.device, level)
+
+    @cached_property
+    def prefix_call(self) -> Resolved | None:
+        """The launch for what requests share, where that is one of its own, by another kernel."""
+        how = self.kernel.prefix_call
+        if how is None or not self.workload.prefixes or self.level != "all":
+            return None
+        kernel = catalog.kernel(how.kernel)
+        said = how.partitioner or kernel.partitioner
+        partitioner = make(said.name, said.options)
+        return replace(self, kernel=kernel, partitioner=partitioner, level="prefix")
+
+    @property
+    def calls(self) -> list[Resolved]:
+        """The launches that attend to KV, in order."""
+        return [self] if self.prefix_call is None else [self.prefix_call, self]
+
+    @property
+    def _rows_together(self) -> Workload:
+        """The call that decides which instance runs: of prefixes one with the rows of all that share."""
+        if self.level != "prefix":
+            return self.workload
+        most = max(self.workload.prefixes, key=lambda one: len(one.requests))
+        rows = len(most.requests) * self.workload.query_len
+        return replace(
+            self.workload,
+            context_lens=(most.end + rows,),
+            query_len=rows,
+            max_context_len=None,
+            reads=None,
+        )
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -12,13 +12,14 @@ from leansim.answers import Tabled
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
+from leansim.engine.sequence import joined
 from leansim.errors import OutOfRangeError
 from leansim.points.point import Point, Resolved, plan_row, resolve
 from leansim.points.results_table import results_table
 from leansim.results.metrics import Metrics, summarise
 from leansim.schedule.schedule import Schedule
 from leansim.specs.evidence import Grounds, told
-from leansim.timing.lowering import lower
+from leansim.timing.lowering import lower, lower_merge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,8 @@ class Simulation(Tabled):
     @cached_property
     def metrics(self) -> Metrics:
         """What it came to."""
-        return summarise(self.result, self.schedule, self.resolved.device)
+        schedules = [call.schedule for call in self.resolved.calls]
+        return summarise(self.result, schedules, self.resolved.device)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -180,13 +182,20 @@ def _in_stages(group: list[Resolved | Exception], engine: Engine) -> list[Simula
 
 
 def _scheduled(item: Resolved) -> Resolved:
-    _ = item.schedule  # made when first looked at
+    for call in item.calls:
+        _ = call.schedule  # made when first looked at
     return item
 
 
-def _priced(item: Resolved) -> tuple[Resolved, Program]:
-    return item, lower(item.schedule, item.instance, item.device)
+def _priced(item: Resolved) -> tuple[Resolved, list[Program]]:
+    calls = item.calls
+    programs = [lower(call.schedule, call.instance, item.device) for call in calls]
+    if len(calls) > 1:
+        programs.append(lower_merge([call.schedule for call in calls], item.instance, item.device))
+    return item, programs
 
 
-def _executed(priced: tuple[Resolved, Program], engine: Engine) -> Simulation:
-    return Simulation(*priced, execute(priced[1], engine))
+def _executed(priced: tuple[Resolved, list[Program]], engine: Engine) -> Simulation:
+    item, programs = priced
+    result = joined([execute(program, engine) for program in programs])
+    return Simulation(item, result.program, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +87,19 @@ def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
     return int(program.bytes.sum()) - of_kv - q_bytes - workload.o_bytes
 
 
-def summarise(result: Result, schedule: Schedule, device: Device) -> Metrics:
-    """Compute every metric of a run."""
+def summarise(result: Result, schedules: Sequence[Schedule], device: Device) -> Metrics:
+    """Compute every metric of a run of a schedule, or of several, launched one after the other.
+
+    Waves are those of the last.
+    """
+    schedule = schedules[-1]
     workload = schedule.grid.asked
     makespan = result.makespan_s
     floor = roofline(workload, device)
     shares = time_shares(result)
-    grid = schedule.grid
-    q_bytes = int(grid.rows[schedule.output_tile].sum()) * query_row_bytes(workload)
+    rows = sum(int(one.grid.rows[one.output_tile].sum()) for one in schedules)
+    tokens = sum(one.grid.total_tokens for one in schedules)
+    q_bytes = rows * query_row_bytes(workload)
     dram = result.program.dram_bytes
     return Metrics(
         latency_s=result.latency_s,
@@ -105,7 +111,7 @@ def summarise(result: Result, schedule: Schedule, device: Device) -> Metrics:
         num_waves=schedule.num_waves,
         wave_efficiency=schedule.wave_efficiency,
         tail_s=tail_s(result),
-        kv_bytes=grid.total_tokens * workload.kv_bytes_per_token,
+        kv_bytes=tokens * workload.kv_bytes_per_token,
         q_bytes=q_bytes,
         o_bytes=workload.o_bytes,
         partial_bytes=partial_bytes(result, workload, q_bytes),

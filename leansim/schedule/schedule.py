@@ -308,10 +308,13 @@ class Schedule:
 
     @cached_property
     def states(self) -> IntArray | None:
-        """Partials of each output tile that a kernel after all others reads; None without one."""
+        """Partials of each output tile that a combine kernel reads; None without one.
+
+        Those of rows that are served in another launch too are left to a merge after both.
+        """
         assert self.partials is not None
         by_kernel = self.partials if self.combine == "kernel" else np.zeros_like(self.partials)
-        if self.grid.is_shared is not None:
+        if self.grid.is_shared is not None and not self.grid.is_part:
             return np.where(self.grid.is_shared & (by_kernel == 0), 1, by_kernel)
         return by_kernel if self.combine == "kernel" else None
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leansim.arrays import BoolArray, FloatArray, IntArray
-from leansim.schedule.work import Work
+from leansim.schedule.work import Level, Work
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance
 from leansim.specs.workload import Workload
@@ -133,6 +133,11 @@ class TileGrid:
         if self.work is None or not self.work.is_shared.any():
             return None
         return self.of_tiles(self.work.is_shared[:, None])
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other output tiles of the workload are in another launch."""
+        return self.work is not None and self.work.is_part
 
     def states_of_rows(self, states: IntArray) -> IntArray:
         """Partials that merge to each row of the output, where output tiles leave `states` each."""
@@ -271,11 +276,11 @@ class TileGrid:
         return replace(self, num_sms=num_sms, ctas_per_sm=ctas_per_sm)
 
 
-def tile_grid(workload: Workload, instance: Instance, device: Device) -> TileGrid:
-    """Tile a call as an instance of a kernel does on a device."""
+def tile_grid(workload: Workload, instance: Instance, device: Device, level: Level = "all") -> TileGrid:
+    """Tile a call as an instance of a kernel does on a device; of shared prefixes maybe a `level`."""
     shape, work = instance.shape, None
     if not workload.is_dense:
-        work = Work.of(workload, shape.tile_rows, shape.packed)
+        work = Work.of(workload, shape.tile_rows, shape.packed, level)
         workload = work.call
     return TileGrid(
         workload=workload,

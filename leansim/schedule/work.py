@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from leansim.arrays import BoolArray, IntArray
 from leansim.errors import ScheduleError
 from leansim.specs.workload import Workload
+
+Level = Literal["all", "prefix", "suffix"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,8 @@ class Work:
     `row[row_border[i] : row_border[i + 1]]`, row `r` being row `r % rows_per_head` of request
     `r // rows_per_head`. The rows of a request and a head are token by token where query heads are
     `packed`, which then has `rows_per_head` of them, else those of one query head.
+    Kernels that launch once for what is shared and once more for the rest have a part of the items in
+    each launch, its `level`; `shared` then says which have rows that others serve as well.
     Raises `ScheduleError` where the items of a row do not cover what it attends to once.
     """
 
@@ -39,18 +44,36 @@ class Work:
     lens: IntArray
     row_border: IntArray
     row: IntArray
+    level: Level = "all"
+    shared: BoolArray | None = None
 
     def __post_init__(self) -> None:
+        if self.is_part:
+            return  # the whole was looked at
         if problem := next(self._cover_problems(), ""):
             raise ScheduleError(f"work items: {problem}")
 
     @classmethod
-    def of(cls, workload: Workload, tile_rows: int, packed: bool) -> Work:
+    def of(cls, workload: Workload, tile_rows: int, packed: bool, level: Level = "all") -> Work:
         """Items of no more rows than a tile has: of each prefix, then of what each request has alone.
 
-        Where heads keep different numbers of tokens each has items of its own.
+        Where heads keep different numbers of tokens each has items of its own. Of a `level` those items
+        only, of prefixes or of the rest.
         """
-        return cls(workload, packed, *_columns([*_items(workload, tile_rows, packed)]))
+        items = [*_items(workload, tile_rows, packed)]
+        whole = cls(workload, packed, *_columns(items))
+        if level == "all":
+            return whole
+        ends = {(one.begin, one.end, one.requests[0]) for one in workload.prefixes}
+        of_prefix = [(item[2], item[3], item[0]) in ends for item in items]
+        chosen = np.flatnonzero(np.equal(of_prefix, level == "prefix"))
+        mine = _columns([items[i] for i in chosen.tolist()])
+        return cls(workload, packed, *mine, level, whole.is_shared[chosen])
+
+    @property
+    def is_part(self) -> bool:
+        """Whether other items of the workload are in another launch."""
+        return self.level != "all"
 
     @property
     def rows_per_head(self) -> int:
@@ -94,6 +117,8 @@ class Work:
     @cached_property
     def is_shared(self) -> BoolArray:
         """Which items have rows that other items serve as well."""
+        if self.shared is not None:
+            return self.shared
         cell = self._cell_of_row
         several: BoolArray = np.bincount(cell)[cell] > 1
         shared: BoolArray = np.logical_or.reduceat(several, self.row_border[:-1])
@@ -176,11 +201,15 @@ class Work:
 _Item = tuple[int, int, int, int, int, IntArray]  # source, head, begin, end, tokens, rows
 
 
-def _columns(items: list[_Item]) -> tuple[IntArray, ...]:
+_Columns = tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]
+
+
+def _columns(items: list[_Item]) -> _Columns:
     numbers = np.array([item[:5] for item in items], dtype=np.int64).reshape(-1, 5).T
+    source, head, begin, end, tokens = numbers
     rows = [item[5] for item in items]
     border = np.cumsum([0, *map(len, rows)])
-    return (*numbers, border, np.concatenate(rows) if rows else border[:0])
+    return source, head, begin, end, tokens, border, np.concatenate(rows) if rows else border[:0]
 
 
 def _items(load: Workload, tile_rows: int, packed: bool) -> Iterator[_Item]:

@@ -233,6 +233,13 @@ class Tile(Spec):
     combine: Overlay = Field(default_factory=dict)
 
 
+class PrefixCall(Spec):
+    """The launch for shared prefixes: its `kernel`, and its `partitioner` if it is not the kernel's."""
+
+    kernel: str
+    partitioner: PartitionerChoice | None = None
+
+
 class Kernel(SourcedSpec):
     """How a CTA computes its tiles. Costs carry sources; structure is what the code is.
 
@@ -241,8 +248,9 @@ class Kernel(SourcedSpec):
     8-bit query, whatever the call's own. KV tiles count from the first token of the context, or, where
     `window_tiles` are `shifted`, from the first token that a sliding window leaves visible.
     Calls that the host leaves in one take tiles of their own where there is an `unsplit_entry`
-    (`Only.split`). One that `shares_prefixes` tiles the rows of all requests of a prefix together;
-    others read each request's context for itself.
+    (`Only.split`). One that `shares_prefixes` tiles the rows of all requests of a prefix together,
+    in a launch before its own if there is a `prefix_call`; others read each request's context
+    for itself.
     """
 
     partitioner: PartitionerChoice
@@ -257,6 +265,7 @@ class Kernel(SourcedSpec):
     quantises_query: bool = False
     unsplit_entry: bool = False
     shares_prefixes: bool = False
+    prefix_call: PrefixCall | None = None
 
     loops: dict[str, LoopNumbers] = Field(min_length=1)
     compute: Compute
@@ -342,6 +351,7 @@ class Kernel(SourcedSpec):
             "quantises_query",
             "unsplit_entry",
             "shares_prefixes",
+            "prefix_call",
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -78,34 +78,57 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     costs = SegmentCosts.of(schedule, instance, device, prices)
     planned.append(_main_launch(schedule, instance, device, costs, gap_ps))
     if schedule.states is not None:
-        planned.append(_combine_launch(schedule, schedule.states, instance, device))
+        of_rows = grid.states_of_rows(schedule.states)
+        planned.append(_combine_launch(of_rows, grid.asked, instance, device))
+    return _program(
+        planned,
+        device,
+        num_sms=grid.num_sms,
+        launch_ps=gap_ps,
+        flows=_flows(schedule, device, prices, costs),
+        num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
+        drift_ps=segments.drift_ps(grid, instance, device, prices),
+    )
+
+
+def lower_merge(parts: Sequence[Schedule], instance: Instance, device: Device) -> Program:
+    """Price the kernel that merges what launches for shared prefixes and for the rest left of each row.
+
+    It is the combine kernel of the instance, and reads a state of each launch that served the row.
+    """
+    grid, workload = parts[-1].grid, parts[-1].grid.asked
+    left = [part.grid.states_of_rows(np.ones_like(part.segments_of_tile)) for part in parts]
+    states = np.sum(left, axis=0)
+    merge = _combine_launch(np.where(states > 1, states, 0), workload, instance, device)
+    on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, 0.0)
+    return _program([replace(merge, name="merge")], device, num_sms=grid.num_sms,
+                    launch_ps=merge.gap_ps, flows=(on_chip, on_chip, rows))  # fmt: skip
+
+
+def _program(planned: Sequence[_Unfilled], device: Device, **numbers: Any) -> Program:
+    """Fill the phases of launches that run one after the other, and check their times."""
     begun = accumulate((len(one.border) - 1 for one in planned), initial=0)
     launches = [
         Launch(one.name, first, last, one.ctas_per_sm, one.gap_ps if first else 0)
         for one, (first, last) in zip(planned, pairwise(begun), strict=True)
     ]
     offsets = [*accumulate((int(one.border[-1]) for one in planned), initial=0)]
-    columns = _blank(offsets[-1])
+    columns: dict[str, Any] = _blank(offsets[-1])
     for one, (first, last) in zip(planned, pairwise(offsets), strict=True):
         one.fill({name: column[first:last] for name, column in columns.items()})
     border = planned[0].border
     if len(planned) > 1:
         later = zip(planned[1:], offsets[1:], strict=False)
         border = np.concatenate([border, *(one.border[1:] + offset for one, offset in later)])
-    peak = device.achievable_dram_bytes_per_s
     program = Program(
         launches=tuple(launches),
-        flows=_flows(schedule, device, prices, costs),
         phase_of_cta=border,
         **columns,
-        num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
-        num_sms=grid.num_sms,
         dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
-        launch_ps=gap_ps,
-        dram_bytes_per_ps=peak / PS_PER_S,
+        dram_bytes_per_ps=device.achievable_dram_bytes_per_s / PS_PER_S,
         l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / PS_PER_S,
         dram_saturation_exponent=device.dram_saturation_exponent,
-        drift_ps=segments.drift_ps(grid, instance, device, prices),
+        **numbers,
     )
     return _in_range(program)
 
@@ -232,7 +255,9 @@ def _main_launch(
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
         put(places.write, Phase.WRITE, **_writes(schedule, instance, device, idle))
 
-    return _Unfilled("attention", schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
+    work = schedule.grid.work
+    name = "prefix" if work is not None and work.level == "prefix" else "attention"
+    return _Unfilled(name, schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
 
 
 def _merges(
@@ -327,10 +352,10 @@ def _setup_launch(device: Device, gap_ps: int) -> _Unfilled:
 
 
 def _combine_launch(
-    schedule: Schedule, states: IntArray, instance: Instance, device: Device
+    states_of_rows: IntArray, workload: Workload, instance: Instance, device: Device
 ) -> _Unfilled:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
-    combine, workload = instance.combine, schedule.grid.asked
+    combine = instance.combine
     if isinstance(combine, NoCombine):
         raise PairingError(
             f"kernel {instance.kernel!r} has no combine kernel, and the schedule needs one: "
@@ -338,8 +363,7 @@ def _combine_launch(
         )
     gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine.start))
     num_ctas = -(-workload.num_query_rows // combine.rows_per_cta)
-    of_row = schedule.grid.states_of_rows(states)
-    fill = partial(_fill_combine, of_row, workload, instance, combine, device)
+    fill = partial(_fill_combine, states_of_rows, workload, instance, combine, device)
     return _Unfilled("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
 
 
