@@ -312,5 +312,91 @@ def test_more_ctas_than_slots_are_fine_while_somebody_can_finish() -> None:
 
 
 def test_fractions_are_refused() -> None:
-    with pytest.raises(ScheduleError, match="start holds fractions"):
+    with pytest.raises(ScheduleError, match=r"start holds 0\.5, wanted whole"):
         Schedule(grid_of(), np.arange(2), np.arange(2), np.array([0, 0.5]), np.array([5, 5]), num_ctas=2)
+
+
+# -- what makes no sense ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"combine": "hosts"}, r"combine is 'hosts', wanted one of none, kernel, host, last .*'host'"),
+        ({"combine": None}, r"combine is None, wanted one of none, kernel, host, last"),
+        ({"combine": np.array(["host"])}, r"combine is array"),
+        ({"dispatch": "bogus"}, r"dispatch is 'bogus', wanted one of grid, queue"),
+        ({"dispatch": True}, r"dispatch is True, wanted one of grid, queue"),
+        ({"num_splits": -5}, r"num_splits is -5, wanted a whole number of at least 1"),
+        ({"num_splits": 0}, r"num_splits is 0, wanted"),
+        ({"num_splits": 2.5}, r"num_splits is 2\.5, wanted"),
+        ({"num_splits": True}, r"num_splits is True, wanted"),
+        ({"num_splits": "2"}, r"num_splits is '2', wanted"),
+        ({"num_splits": float("nan")}, r"num_splits is nan, wanted"),
+        ({"num_splits": 1}, r"num_splits is 1, but output tile 0 has 2 segments"),
+        ({"num_splits": 2**70}, r"num_splits is 11805"),
+        ({"num_ctas": 3.5}, r"num_ctas is 3\.5, wanted a whole number of at least 1"),
+        ({"num_ctas": np.float64("inf")}, r"num_ctas is .*inf.*, wanted"),
+        ({"num_ctas": None}, r"num_ctas is None, wanted"),
+        ({"num_ctas": 0}, r"num_ctas is 0, wanted"),
+        ({"num_empty_ctas": -1, "num_ctas": 2}, r"num_empty_ctas is -1, wanted"),
+        ({"num_empty_ctas": 0.5}, r"num_empty_ctas is 0\.5, wanted"),
+        ({"partials": np.array([2.5, 0.0])}, r"partials holds 2\.5, wanted"),
+        ({"partials": np.array([[2, 0]])}, r"partials has 2 dimensions, wanted 1"),
+        ({"partials": "none"}, r"partials is of <U4, wanted whole numbers"),
+        ({"grid": "a grid"}, r"grid is 'a grid', wanted a TileGrid"),
+    ],
+    ids=str,
+)
+def test_what_is_said_beside_the_segments_has_a_meaning(more: dict[str, Any], message: str) -> None:
+    said = {"num_ctas": 3, "combine": "kernel", **more}
+    with pytest.raises(ScheduleError, match=message):
+        schedule_of(HOSTED, **said)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (np.array([False, False]), r"start is of bool, wanted whole numbers"),
+        (["0", "0"], r"start is of <U1, wanted whole numbers"),
+        (np.array([0.0, np.nan]), r"start holds nan, wanted whole numbers of 64 bits"),
+        (np.array([0.0, 1e300]), r"start holds 1e\+300, wanted"),
+        (np.array([0, 2**63], dtype=np.uint64), r"start holds 9223372036854775808, wanted"),
+        ([0, 2**80], r"start is of object, wanted"),
+        ([[0], [0, 1]], r"start is no array, wanted"),
+        (None, r"start is of object, wanted"),
+        (0, r"start has 0 dimensions, wanted 1"),
+        (np.zeros((2, 1)), r"start has 2 dimensions, wanted 1"),
+    ],
+    ids=str,
+)
+def test_segments_are_whole_numbers(start: Any, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        Schedule(grid_of(), np.arange(2), np.arange(2), start, np.array([5, 5]), num_ctas=2)
+
+
+def test_whole_numbers_of_other_types_are_taken() -> None:
+    schedule = schedule_of(HOSTED, np.int32(3), combine="kernel", num_splits=np.float64(2))  # type: ignore[arg-type]
+    assert (schedule.num_ctas, schedule.num_splits) == (3, 2)
+    assert type(schedule.num_ctas) is type(schedule.num_splits) is int
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tile_rows": 0}, "tile_rows is 0, wanted a whole number of at least 1"),
+        ({"tile_tokens": -1}, "tile_tokens is -1, wanted"),
+        ({"num_sms": 1.5}, r"num_sms is 1\.5, wanted"),
+        ({"ctas_per_sm": 0}, "ctas_per_sm is 0, wanted"),
+        ({"num_xcds": 0}, "num_xcds is 0, wanted"),
+        ({"step_tokens": -64}, "step_tokens is -64, wanted"),
+        (
+            {"tile_order": "backwards"},
+            r"tile_order is 'backwards', wanted .*\(did you mean 'backward'\?\)",
+        ),
+    ],
+    ids=str,
+)
+def test_tiles_that_nothing_can_be_cut_into_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        dataclasses.replace(grid_of(), **changed)

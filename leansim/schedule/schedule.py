@@ -11,17 +11,20 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from leansim.arrays import BoolArray, IntArray, Ints
 from leansim.errors import ScheduleError
 from leansim.schedule.tiling import TileGrid
+from leansim.schedule.whole import one_of, whole_number, whole_numbers
 
 CombineKind = Literal["none", "kernel", "host", "last"]
 Dispatch = Literal["grid", "queue"]
 IN_LAUNCH: tuple[CombineKind, ...] = ("host", "last")
+_COMBINES: tuple[str, ...] = get_args(CombineKind)
+_DISPATCHES: tuple[str, ...] = get_args(Dispatch)
 
 
 def changes(values: IntArray) -> BoolArray:
@@ -50,10 +53,11 @@ class Schedule:
     `num_empty_ctas`. `combine` says who merges the partials of an output tile that has several
     segments: a separate `kernel`, or the `host` CTA (the one with the tile's first KV tiles), which
     waits for its peers in the same launch. `num_splits` is the split count the partitioner's own
-    host code reports. `partials` is, per output tile, how many partial slots the combine reads:
-    by default its segment count where that exceeds 1; a kernel that always goes through partials
-    gives more. Output tiles that have rows in common leave a partial each, which a kernel merges after
-    all others. Raises `ScheduleError`.
+    host code reports, of which output tiles may use fewer. `partials` is, per output tile, how many
+    partial slots the combine reads: by default its segment count where that exceeds 1; a kernel that
+    always goes through partials gives more. Output tiles that have rows in common leave a partial each,
+    which a kernel merges after all others. CTAs are dealt work by the `grid`, or fetch it from a
+    `queue`. Raises `ScheduleError`.
     """
 
     grid: TileGrid
@@ -70,6 +74,7 @@ class Schedule:
     segments_of_tile: IntArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._check_options()
         for name in ("cta", "output_tile", "start", "stop"):
             self._own(name, getattr(self, name))
         self._check_shapes()
@@ -79,8 +84,7 @@ class Schedule:
         self._check_cover()
         self._check_ctas()
         self._check_partials()
-        if self.num_splits is None:
-            object.__setattr__(self, "num_splits", int(counts.max()))
+        self._check_splits()
         if self.combine == "host":  # the last segment of a tile waits for none that is placed after it
             self._check_progress()
 
@@ -113,14 +117,21 @@ class Schedule:
 
     def _own(self, name: str, values: object) -> None:
         """Keep a read-only copy of an array."""
-        array = np.array(values, dtype=np.int64)
-        whole = isinstance(values, np.ndarray) and values.dtype == np.int64
-        if not whole and not np.array_equal(array, values):  # type: ignore[arg-type]
-            raise ScheduleError(f"{name} holds fractions, wanted whole numbers")
-        array.flags.writeable = False
-        object.__setattr__(self, name, array)
+        object.__setattr__(self, name, whole_numbers(name, values))
 
     # -- what must hold ------------------------------------------------------------------------
+
+    def _check_options(self) -> None:
+        """What is said beside the segments has a meaning."""
+        if not isinstance(self.grid, TileGrid):
+            raise ScheduleError(f"grid is {self.grid!r}, wanted a TileGrid")
+        one_of("combine", self.combine, _COMBINES)
+        one_of("dispatch", self.dispatch, _DISPATCHES)
+        counts = {"num_ctas": 1, "num_empty_ctas": 0}
+        if self.num_splits is not None:
+            counts["num_splits"] = 1
+        for name, least in counts.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
 
     def _check_shapes(self) -> None:
         sizes = {name: len(getattr(self, name)) for name in ("cta", "output_tile", "start", "stop")}
@@ -190,14 +201,25 @@ class Schedule:
         if self.partials is None:
             self._own("partials", default)
             return
-        partials = np.asarray(self.partials, dtype=np.int64)
+        partials = whole_numbers("partials", self.partials)
         if self.combine == "none" and partials.any():
             raise ScheduleError("there are partials and no combiner")
         if partials.shape != counts.shape or np.any((partials < counts) & ((partials > 0) | split)):
             raise ScheduleError("partials must be 0 for unsplit output tiles or at least their segments")
         if self.combine in IN_LAUNCH and not np.array_equal(partials, default):
             raise ScheduleError("a CTA merges in its launch exactly the partials of its peers")
-        self._own("partials", partials)
+        object.__setattr__(self, "partials", partials)
+
+    def _check_splits(self) -> None:
+        """The host's split count is no less than what any output tile is cut into."""
+        most = int(self.segments_of_tile.max())
+        if self.num_splits is None:
+            object.__setattr__(self, "num_splits", most)
+        elif self.num_splits < most:
+            tile = int(self.segments_of_tile.argmax())
+            raise ScheduleError(
+                f"num_splits is {self.num_splits}, but output tile {tile} has {most} segments"
+            )
 
     def _check_progress(self) -> None:
         """Every wait ends: CTAs are placed in order, and a slot is held until its CTA is done.

@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from leansim.arrays import BoolArray, FloatArray, IntArray
+from leansim.schedule.whole import one_of, whole_number
 from leansim.schedule.work import Level, Work
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance
 from leansim.specs.workload import Workload
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
+TileOrder = Literal["backward", "forward"]
+_ORDERS: tuple[str, ...] = get_args(TileOrder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,8 @@ class TileGrid:
     takes `step_tokens` of KV at a time (0: what a partitioner says). Where `whole_pages` are loaded,
     what lies beyond the end of a context is traffic too.
     Where contexts are not dense the `workload` is the call that a kernel sees, each of whose requests is
-    an item of the `work` to be done, with rows of its own.
+    an item of the `work` to be done, with rows of its own. Raises `ScheduleError` for numbers that
+    nothing can be cut into.
     """
 
     workload: Workload
@@ -43,13 +47,19 @@ class TileGrid:
     num_sms: int
     ctas_per_sm: int
     packed: bool = True
-    tile_order: Literal["backward", "forward"] = "backward"
+    tile_order: TileOrder = "backward"
     num_xcds: int = 1
     shifted: bool = False
     whole_pages: bool = False
     step_tokens: int = 0
     kernel: str = ""
     work: Work | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tile_rows", "tile_tokens", "num_sms", "ctas_per_sm", "num_xcds"):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))
+        object.__setattr__(self, "step_tokens", whole_number("step_tokens", self.step_tokens, 0))
+        one_of("tile_order", self.tile_order, _ORDERS)
 
     @property
     def asked(self) -> Workload:
