@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import leansim
@@ -296,6 +296,7 @@ def workloads(draw: st.DrawFn) -> Workload:
     return Workload(tuple(lens), **shape, query_len=query_len, reads=reads)
 
 
+@settings(deadline=None)
 @given(load=workloads(), slots=st.integers(2, 40), which=st.integers(0, 3))
 def test_any_tree_and_list_is_exact_under_any_partitioner(
     load: Workload, slots: int, which: int

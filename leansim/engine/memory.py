@@ -8,7 +8,6 @@ O(log transfers + pools).
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,8 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL, EventPriority
 
-from leansim.engine.program import FlowKind, Program
-from leansim.engine.sharing import Demand, shared_rates, sm_limits
+from leansim.engine.program import FlowKind, Program, out_of_range
+from leansim.engine.sharing import Demand, shared_rates, sm_limits, wait_ps
 
 # After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
 PLACE = EventPriority(2)
@@ -148,7 +147,10 @@ class Memory:
             pool.rate = rate
             target = pool.next_end()
             assert target is not None
-            waits.append(max(1, math.ceil((target - pool.served - RESIDUE / 2) / rate)))
+            wait = int(wait_ps(target - pool.served - RESIDUE / 2, rate))
+            if not wait:
+                raise out_of_range()
+            waits.append(wait)
         self.wake = At(self.env, min(waits), NORMAL, self._complete) if waits else None
 
     def _regroup(self, sm: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leansim.engine.heaps import jit, pop, push, sort
+from leansim.engine.heaps import jit, sort
 from leansim.engine.memory import RESIDUE
 from leansim.engine.numba_memory import (
     CACHED,
@@ -20,11 +20,13 @@ from leansim.engine.numba_memory import (
     begin_transfer,
     end_transfers,
     is_settled,
-    new_memory,
+    memory_system,
     serve,
     settle,
+    start_idle,
 )
-from leansim.engine.program import Phase, Program
+from leansim.engine.numba_slots import DUE, IDLE, RUN, Slots, clear, due_at, run_due, slots_in
+from leansim.engine.program import Phase, Program, out_of_range
 from leansim.engine.result import Result
 from leansim.engine.sharing import sm_limits
 
@@ -32,6 +34,7 @@ _WAITING, _LATENCY, _MOVING, _DONE = 0, 1, 2, 3  # stages of a phase
 # Phases and slots are counted without sign, where none is missing: the compiled code then need not
 # ask at every index whether it counts from the end. A plain 1 added to one would make a float of it.
 _ONE = np.uint64(1)
+MOMENTS = 2**16  # that the compiled code runs through at a time: a tenth of a second or so
 
 
 class _Phases(NamedTuple):
@@ -68,60 +71,13 @@ class _Counters(NamedTuple):
     waiter: Any
 
 
-class _Slots(NamedTuple):
-    """Where each slot stands, and lists of slots, linked or in a row."""
-
-    phase: Any
-    last: Any
-    stage: Any
-    next_waiter: Any  # behind a slot that waits on a counter
-    chain: Any  # behind a slot due at a moment
-    due_times: Any  # a binary heap of moments,
-    due_slots: Any  # and the first slot due then
-    run: Any  # a stack of those whose next step is due now; their order is of no consequence
-    idle: Any
-    n: Any  # how much of these lists is in use
-
-
-# Places in `n`; the last two are the moment last pushed, and the end of its chain.
-_DUE, _RUN, _IDLE, _OPEN_TIME, _OPEN_SLOT = range(5)
-
-
 @jit
-def _run_due(now: int, slots: _Slots) -> None:
-    """Have the slots run that are due now."""
-    n = slots.n
-    while n[_DUE] and slots.due_times[0] == now:
-        slot = slots.due_slots[0]
-        n[_DUE] = pop(slots.due_times, slots.due_slots, n[_DUE])
-        while slot >= 0:
-            slots.run[n[_RUN]] = slot
-            n[_RUN] += 1
-            slot = slots.chain[slot]
-    if now == n[_OPEN_TIME]:
-        n[_OPEN_TIME] = -1
-
-
-@jit
-def _due_at(time: int, slot: int, slots: _Slots) -> None:
-    """Have a slot run at a time; slots that follow one another to the same time form a chain."""
-    n = slots.n
-    slots.chain[slot] = -1
-    if time == n[_OPEN_TIME]:
-        slots.chain[n[_OPEN_SLOT]] = slot
-    else:
-        n[_DUE] = push(slots.due_times, slots.due_slots, n[_DUE], time, slot)
-        n[_OPEN_TIME] = time
-    n[_OPEN_SLOT] = slot
-
-
-@jit
-def _end_moves(phases: _Phases, slots: _Slots, memory: Memory) -> int:
+def _end_moves(phases: _Phases, slots: Slots, memory: Memory) -> int:
     """Have the slots run whose transfers are over; returns how many bytes those moved."""
     moved = 0
-    first = slots.n[_RUN]
-    slots.n[_RUN] = end_transfers(slots.run, first, memory)
-    for i in range(first, slots.n[_RUN]):
+    first = slots.n[RUN]
+    slots.n[RUN] = end_transfers(slots.run, first, memory)
+    for i in range(first, slots.n[RUN]):
         slot = slots.run[i]
         slots.stage[slot] = _DONE
         moved += phases.size[slots.phase[slot]]
@@ -129,7 +85,7 @@ def _end_moves(phases: _Phases, slots: _Slots, memory: Memory) -> int:
 
 
 @jit
-def _must_wait(slot: int, phases: _Phases, slots: _Slots, counters: _Counters) -> bool:
+def _must_wait(slot: int, phases: _Phases, slots: Slots, counters: _Counters) -> bool:
     """Whether a slot's phase waits for a counter; then it is listed there."""
     if not len(counters.value):
         return False
@@ -143,7 +99,7 @@ def _must_wait(slot: int, phases: _Phases, slots: _Slots, counters: _Counters) -
 
 
 @jit
-def _signal(counter: int, phases: _Phases, slots: _Slots, counters: _Counters) -> None:
+def _signal(counter: int, phases: _Phases, slots: Slots, counters: _Counters) -> None:
     """Raise a counter, and have the slots run that waited for just that."""
     counters.value[counter] += 1
     host, ahead = counters.waiter[counter], -1
@@ -156,14 +112,14 @@ def _signal(counter: int, phases: _Phases, slots: _Slots, counters: _Counters) -
                 counters.waiter[counter] = behind
             else:
                 slots.next_waiter[ahead] = behind
-            slots.run[slots.n[_RUN]] = host
-            slots.n[_RUN] += 1
+            slots.run[slots.n[RUN]] = host
+            slots.n[RUN] += 1
         host = behind
 
 
 @jit
 def _begin_latency(
-    now: int, slot: int, phases: _Phases, records: _Records, slots: _Slots, counters: _Counters,
+    now: int, slot: int, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
     memory: Memory,
 ) -> bool:  # fmt: skip
     """Begin the fixed part of a slot's phase; returns whether there is one to sit out.
@@ -188,13 +144,13 @@ def _begin_latency(
         records.begin[at] = records.ready[at] = then
         then += phases.latency[at] + drift * phases.streams[at]
     slots.phase[slot] = at
-    _due_at(then, slot, slots)
+    due_at(then, slot, slots)
     return True
 
 
 @jit
 def _advance(
-    now: int, slot: int, phases: _Phases, records: _Records, slots: _Slots, counters: _Counters,
+    now: int, slot: int, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
     memory: Memory,
 ) -> None:  # fmt: skip
     """Let a slot go as far as it can: to a wait, a latency, a transfer, or the end of its CTA."""
@@ -216,8 +172,8 @@ def _advance(
             _signal(phases.signal_counter[at], phases, slots, counters)
         slots.phase[slot] = at + _ONE
         if at + _ONE == slots.last[slot]:
-            slots.idle[slots.n[_IDLE]] = slot
-            slots.n[_IDLE] += 1
+            slots.idle[slots.n[IDLE]] = slot
+            slots.n[IDLE] += 1
             return
         records.begin[at + _ONE] = now
         slots.stage[slot] = _WAITING
@@ -225,11 +181,11 @@ def _advance(
 
 @jit
 def _place(
-    start: int, now: int, next_cta: int, count: int, phases: _Phases, records: _Records, slots: _Slots
+    start: int, now: int, next_cta: int, count: int, phases: _Phases, records: _Records, slots: Slots
 ) -> None:
     """Give the next CTAs to the idle slots, in order of the slots, to begin at `start`."""
     n = slots.n
-    sort(slots.idle, n[_IDLE])
+    sort(slots.idle, n[IDLE])
     for j in range(count):
         slot, cta = slots.idle[j], next_cta + j
         first = phases.border[cta]
@@ -238,44 +194,56 @@ def _place(
         records.begin[first] = start
         records.slot_of[cta] = slot
         if start > now:
-            _due_at(start, slot, slots)
+            due_at(start, slot, slots)
         else:
-            slots.run[n[_RUN]] = slot
-            n[_RUN] += 1
-    n[_IDLE] = 0
+            slots.run[n[RUN]] = slot
+            n[RUN] += 1
+    n[IDLE] = 0
+
+
+# Where a run stands between two calls: numbers of an array.
+_LAUNCH, _NOW, _CLOCK, _WAKE, _NEXT_CTA, _NEXT_DISPATCH, _LEFT, _MOVED = range(8)
 
 
 @jit
-def _launch(
-    now: int, clock: int, first_cta: int, last_cta: int, per_sm: int, interval: int, phases: _Phases,
-    records: _Records, slots: _Slots, counters: _Counters, memory: Memory,
-) -> tuple[Any, Any, int]:  # fmt: skip
-    """Run a launch from `now`; returns its end, when rates were last settled, and the bytes moved."""
-    n = slots.n
-    next_cta, next_dispatch = first_cta, now
-    resident = min(last_cta - first_cta, len(memory.flows.load) * per_sm)
+def _begin_launch(stand: Any, launch: Any, resident: int, slots: Slots) -> None:
+    """Have every resident slot wait for a CTA of a launch, once its gap is over."""
+    first_cta, last_cta, _, gap = launch
+    stand[_NOW] += gap
+    stand[_WAKE] = NEVER
+    stand[_NEXT_CTA], stand[_NEXT_DISPATCH] = first_cta, stand[_NOW]
+    stand[_LEFT] = last_cta - first_cta + resident  # CTAs not over, and slots that have not had any
     for slot in range(resident):
         slots.idle[slot] = slot
-    n[_IDLE] = resident
-    left = last_cta - first_cta + resident  # CTAs not over, and slots that have not had any
+    slots.n[IDLE] = resident
+
+
+@jit
+def _run(
+    stand: Any, moments: int, last_cta: int, resident: int, interval: int, phases: _Phases,
+    records: _Records, slots: Slots, counters: _Counters, memory: Memory,
+) -> int:  # fmt: skip
+    """Run a launch on; returns how many of the `moments` are left at its end, -1 if it has not ended."""
+    n = slots.n
+    now, clock, wake = stand[_NOW], stand[_CLOCK], stand[_WAKE]
+    next_cta, next_dispatch, left = stand[_NEXT_CTA], stand[_NEXT_DISPATCH], stand[_LEFT]
     moved = 0
-    wake: Any = NEVER
-    while True:
+    while moments >= 0:
         # 1. what ends now
-        _run_due(now, slots)
+        run_due(now, slots)
         if wake == now:
             serve(now - clock, memory)
             clock = now
             moved += _end_moves(phases, slots, memory)
         # 2. place, and let every slot go as far as it can; placing may free slots again
         while True:
-            while n[_RUN]:
-                n[_RUN] -= 1
-                _advance(now, slots.run[n[_RUN]], phases, records, slots, counters, memory)
-            left -= n[_IDLE]
-            count = min(n[_IDLE], last_cta - next_cta)
+            while n[RUN]:
+                n[RUN] -= 1
+                _advance(now, slots.run[n[RUN]], phases, records, slots, counters, memory)
+            left -= n[IDLE]
+            count = min(n[IDLE], last_cta - next_cta)
             if count == 0:
-                n[_IDLE] = 0
+                n[IDLE] = 0
                 break
             start = max(now, next_dispatch)
             next_dispatch = start + count * interval
@@ -288,46 +256,61 @@ def _launch(
             wake = settle(now, resident, memory)
         # 4. on to the next moment
         if left == 0:
-            return now, clock, moved
-        upcoming = min(wake, slots.due_times[0]) if n[_DUE] else wake
+            break
+        upcoming = min(wake, slots.due_times[0]) if n[DUE] else wake
+        if upcoming <= now:
+            raise OverflowError("no moment comes after this")
         if upcoming == NEVER:
             raise RuntimeError("every CTA waits for another")
         now = upcoming
+        moments -= 1
+    stand[_NOW], stand[_CLOCK], stand[_WAKE] = now, clock, wake
+    stand[_NEXT_CTA], stand[_NEXT_DISPATCH], stand[_LEFT] = next_cta, next_dispatch, left
+    stand[_MOVED] += moved
+    return moments
 
 
 @jit
 def _execute(
+    stand: Any,
+    moments: int,
     launches: Any,  # [n, 4] first CTA, last CTA, CTAs per SM, gap
     launch_times: Any,
     interval: int,
     phases: _Phases,
     records: _Records,
     counters: _Counters,
-    numbers: Any,  # [20, slots], zero
-    memory: tuple[Any, ...],  # arguments of `new_memory`
-) -> int:
-    """Run every launch, writing into the arrays of results; returns the bytes moved."""
+    numbers: Any,  # [20, slots], zero at first
+    memory: tuple[Any, ...],  # arguments of `memory_system` and `start_idle`
+) -> bool:
+    """Run launches on, writing into the arrays of results; returns whether all are over.
+
+    They are not if that takes more moments than are given: then this is to be called again.
+    """
     num_sms, limits, power, kinds, paces, slot_bytes, pool_numbers, pool_rates, known = memory
-    system = new_memory(
-        num_sms, limits, power, kinds, paces, numbers[:10], slot_bytes, pool_numbers, pool_rates, known
+    system = memory_system(
+        num_sms, power, paces, numbers[:10], slot_bytes, pool_numbers, pool_rates, known
     )
-    s = numbers[10:]
-    slots = _Slots(
-        s[0].view(np.uint64), s[1].view(np.uint64), s[2], s[3], s[4], s[5], s[6],
-        s[7].view(np.uint64), s[8].view(np.uint64), s[9],
-    )  # fmt: skip
-    slots.n[_OPEN_TIME] = -1
-    now = clock = moved = 0
-    for i in range(launches.shape[0]):
-        first_cta, last_cta, per_sm, gap = launches[i]
-        launch_times[i, 0] = now
-        now, clock, served = _launch(
-            now + gap, clock, first_cta, last_cta, per_sm, interval, phases, records, slots, counters,
-            system,
-        )  # fmt: skip
-        launch_times[i, 1] = now
-        moved += served
-    return moved
+    slots = slots_in(numbers[10:])
+    if stand[_LAUNCH] < 0:
+        start_idle(limits, kinds, system)
+        clear(slots)
+        stand[_LAUNCH] = 0
+    while stand[_LAUNCH] < len(launches):
+        i = stand[_LAUNCH]
+        first_cta, last_cta, per_sm, _ = launches[i]
+        resident = min(last_cta - first_cta, num_sms * per_sm)
+        if stand[_LEFT] == 0:
+            launch_times[i, 0] = stand[_NOW]
+            _begin_launch(stand, launches[i], resident, slots)
+        moments = _run(
+            stand, moments, last_cta, resident, interval, phases, records, slots, counters, system
+        )
+        if moments < 0:
+            return False
+        launch_times[i, 1] = stand[_NOW]
+        stand[_LAUNCH] += 1
+    return True
 
 
 def execute(program: Program) -> Result:
@@ -343,7 +326,7 @@ def execute(program: Program) -> Result:
     kinds = [(flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps) for flow in program.flows]
     num_slots = max(8, program.num_sms * program.max_ctas_per_sm)
     drift = program.drift_ps
-    moved = _execute(
+    arguments = (
         launches,
         launch_times,
         program.dispatch_interval_ps,
@@ -378,6 +361,12 @@ def execute(program: Program) -> Result:
             np.full((2, CACHED), -1.0),
         ),
     )
+    stand = np.array([-1, *(0 for _ in range(_MOVED))], np.int64)
+    try:
+        while not _execute(stand, MOMENTS, *arguments):  # where Python looks whether it is interrupted
+            pass
+    except OverflowError:
+        raise out_of_range() from None
     return Result(
         program=program,
         begin=times[0],
@@ -387,5 +376,5 @@ def execute(program: Program) -> Result:
         slot=slot,
         launch_begin=tuple(launch_times[:, 0].tolist()),
         launch_end=tuple(launch_times[:, 1].tolist()),
-        bytes_served=int(moved),
+        bytes_served=int(stand[_MOVED]),
     )

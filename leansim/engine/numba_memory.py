@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from leansim.engine.heaps import Nodes, jit, meld, remove, take_reached
-from leansim.engine.sharing import fill_rates
+from leansim.engine.sharing import fill_rates, loaded_capacity, wait_ps
 
 _fill_rates = jit(fill_rates)
+_loaded_capacity = jit(loaded_capacity)
+_wait_ps = jit(wait_ps)
 NEVER: Any = np.int64(2**62)
 CACHED = 256  # capacities remembered
+_MOST_OFFERED = 2.0**40  # of which a place among them is worked out
 
 
 class Flows(NamedTuple):
@@ -175,12 +177,10 @@ def _capacity(offered: float, memory: Memory) -> float:
     The same loads come back, and two powers are slow.
     """
     peak, exponent, known = memory.dram_peak, memory.dram_exponent, memory.known
-    if offered <= 0.0:
-        return peak
-    line = np.int64(offered * 65536.0) & (CACHED - 1)
+    line = np.int64(min(offered, _MOST_OFFERED) * 65536.0) & (CACHED - 1)
     if known[0, line] != offered:
         known[0, line] = offered
-        known[1, line] = offered / (1.0 + (offered / peak) ** exponent) ** (1.0 / exponent)
+        known[1, line] = _loaded_capacity(offered, peak, exponent)
     return float(known[1, line])
 
 
@@ -188,7 +188,7 @@ def _capacity(offered: float, memory: Memory) -> float:
 def settle(now: int, resident: int, memory: Memory) -> Any:
     """Regroup what changed and share the bandwidth; returns when the first transfer ends.
 
-    `resident` is how many slots have been in use in this launch.
+    Where one never does, that is `now`. `resident` is how many slots have been in use in this launch.
     """
     _regroup(resident, memory)
     pools, nodes = memory.pools, memory.nodes
@@ -217,17 +217,15 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
         pool, rate = pools.active[i], pools.a_rate[i]
         pools.rate[pool] = rate
         left = nodes.target[pools.root[pool]] - pools.served[pool] - memory.residue / 2
-        wait: Any = np.int64(math.ceil(left / rate))
-        wake = min(wake, now + max(1, wait))
+        wait: Any = np.int64(_wait_ps(left, rate))
+        wake = min(wake, now + wait)
     return wake
 
 
 @jit
-def new_memory(
+def memory_system(
     num_sms: int,
-    limits: Any,
     power: Any,
-    kinds: Any,
     paces: tuple[float, float, float, float],
     slot_numbers: Any,
     slot_bytes: Any,
@@ -235,10 +233,9 @@ def new_memory(
     pool_rates: Any,
     known: Any,
 ) -> Memory:
-    """An idle memory system, in arrays given for it (all zero).
+    """A memory system in arrays given for it; where they are new it is to `start_idle`.
 
-    `limits` is `[loads, kinds]` as in `sharing.sm_limits`; `kinds` is `[3, kinds]`: shares that pass
-    DRAM and L2, and what is offered. `paces` are DRAM's peak and exponent, L2's peak, and the residue.
+    `paces` are DRAM's peak and exponent, L2's peak, and the residue.
     """
     s, p = slot_numbers, pool_rates
     flows = Flows(s[0].view(np.uint64), s[1], s[2], slot_bytes[0], s[3][:num_sms], s[4], s[5])
@@ -247,8 +244,20 @@ def new_memory(
         p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10],
         pool_numbers[0], pool_numbers[1], pool_numbers[2],
     )  # fmt: skip
+    dram_peak, exponent, l2_peak, residue = paces
+    return Memory(flows, pools, nodes, power, dram_peak, exponent, l2_peak, residue, known, s[9])
+
+
+@jit
+def start_idle(limits: Any, kinds: Any, memory: Memory) -> None:
+    """Make a memory system of zeros one in which nothing moves.
+
+    `limits` is `[loads, kinds]` as in `sharing.sm_limits`; `kinds` is `[3, kinds]`: shares that pass
+    DRAM and L2, and what is offered.
+    """
+    flows, pools, nodes = memory.flows, memory.pools, memory.nodes
     for slot in range(len(flows.sm)):
-        flows.sm[slot] = slot % num_sms
+        flows.sm[slot] = slot % len(flows.load)
         flows.kind[slot] = flows.pool[slot] = -1
         nodes.child[slot] = nodes.after[slot] = nodes.before[slot] = -1
     num_kinds = limits.shape[1]
@@ -258,5 +267,3 @@ def new_memory(
         pools.limit[pool] = limits[pool // num_kinds, kind]
         pools.share[pool], pools.l2_share[pool] = kinds[0, kind], kinds[1, kind]
         pools.offer[pool] = kinds[2, kind]
-    dram_peak, exponent, l2_peak, residue = paces
-    return Memory(flows, pools, nodes, power, dram_peak, exponent, l2_peak, residue, known, s[9])

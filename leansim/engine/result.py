@@ -10,6 +10,7 @@ import numpy as np
 from leansim.arrays import IntArray
 from leansim.engine.program import Launch, Phase, Program
 
+_EXACT = 2**53  # up to where floating-point sums of whole numbers are exact
 _PHASES = tuple(phase.name.lower() for phase in Phase)
 
 
@@ -76,10 +77,16 @@ class Result:
         """
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
-        took = np.bincount(kind, weights=self.end[at] - ready, minlength=len(_PHASES))
-        spent = dict(zip(_PHASES, map(int, took.tolist()), strict=True))
-        spent["wait"] = int((ready - self.begin[at]).sum()) if self.program.num_counters else 0
+        took, waited = self.end[at] - ready, ready - self.begin[at]
         index = self.program.launches.index(launch)
         window = self.launch_end[index] - self.launch_begin[index]
-        spent["idle"] = window * self.program.slots(launch) - sum(spent.values())
+        held = window * self.program.slots(launch)
+        if held < _EXACT:
+            sums = np.bincount(kind, weights=took, minlength=len(_PHASES)).tolist()
+        else:  # whole numbers without end, which take their time
+            took, waited = took.astype(object), waited.astype(object)
+            sums = [took[kind == phase].sum() for phase in range(len(_PHASES))]
+        spent = dict(zip(_PHASES, map(int, sums), strict=True))
+        spent["wait"] = int(waited.sum()) if self.program.num_counters else 0
+        spent["idle"] = held - sum(spent.values())
         return spent

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from leansim.arrays import FloatArray, IntArray
-from leansim.engine.program import FlowKind
+from leansim.engine.program import MOST_PS, FlowKind
+
+_MOST_LOG = 700.0  # of the largest float, a little less
+_MOST_WAIT_PS = float(MOST_PS)
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,20 @@ def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
     """Bandwidth of a memory offered more or less than it can serve.
 
     `offered / (1 + (offered / peak) ** q) ** (1 / q)`: close to the offer when little is asked, to
-    the peak when much is (fitted to bandwidth against bytes in flight; q per device).
+    the peak when much is (fitted to bandwidth against bytes in flight; q per device). A compiled engine
+    can compile this very function.
     """
-    if offered <= 0.0:
-        return peak
+    if offered <= 0.0 or exponent * math.log(offered / peak) > _MOST_LOG:
+        return peak  # the power would be no number
     return float(offered / (1.0 + (offered / peak) ** exponent) ** (1.0 / exponent))
+
+
+def wait_ps(left: float, rate: float) -> float:
+    """Time until so many bytes are moved, ps, whole and at least 1; 0 where no clock could count it.
+
+    A compiled engine can compile this very function.
+    """
+    return max(1.0, float(math.ceil(left / rate))) if left < rate * _MOST_WAIT_PS else 0.0
 
 
 def fill_rates(

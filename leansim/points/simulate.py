@@ -30,7 +30,7 @@ _TOGETHER = 32
 # Query rows of all of them, which limits their output tiles: some 30 MB of phases.
 _ROWS_TOGETHER = 2**17
 # What comes of numbers that no clock or memory could hold.
-_TOO_MUCH = (OverflowError, MemoryError, FloatingPointError)
+TOO_MUCH = (ArithmeticError, MemoryError)
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -143,7 +143,7 @@ def simulate_each(
     groups = _groups(attempted(resolve, points))
     simulations = chain.from_iterable(_in_stages(group, engine) for group in groups)
     for point, found in zip(points, simulations, strict=True):
-        if isinstance(found, _TOO_MUCH) and isinstance(point, Point):
+        if isinstance(found, TOO_MUCH) and isinstance(point, Point):
             where = f"{point.policy} on {point.device}"
             yield OutOfRangeError(f"{where}: a number is out of range: {found}")
         else:

@@ -11,7 +11,7 @@ from leansim.errors import OutOfRangeError
 from leansim.partitioners.per_request_splits import PerRequestSplits
 from leansim.partitioners.registry import Partitioner
 from leansim.points.point import Resolved
-from leansim.points.simulate import Simulation
+from leansim.points.simulate import TOO_MUCH, Simulation
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs.instance import Instance, instance_of
@@ -84,7 +84,7 @@ class Bench:
     def _priced(self, schedule: Schedule, instance: Instance) -> Program:
         try:
             return lower(schedule, instance, self.resolved.device)
-        except (OverflowError, MemoryError, FloatingPointError) as error:
+        except TOO_MUCH as error:
             raise OutOfRangeError(
                 f"{self.resolved.point.policy}: a number is out of range: {error}"
             ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from leansim.arrays import BoolArray, IntArray, Ints
-from leansim.engine.program import picoseconds, rounded_ps
+from leansim.engine.program import MOST_PS, out_of_range, picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance, NoCombine
@@ -41,7 +41,10 @@ def arrival_ps(schedule: Schedule, instance: Instance, device: Device) -> IntArr
             scanned[slots:] -= scanned[:-slots].copy()
             # A kernel built for splits looks up how many each request has as well.
             looks = 2 if schedule.combine == "kernel" else 1
-            arrival += scanned * looks * picoseconds(instance.ctas.scan_s)
+            scan_ps = looks * picoseconds(instance.ctas.scan_s)
+            if int(scanned.max()) * scan_ps >= MOST_PS:
+                raise out_of_range()
+            arrival += scanned * scan_ps
     return arrival
 
 

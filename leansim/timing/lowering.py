@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from leansim.arrays import BoolArray, IntArray, Ints, where
+from leansim.engine.longest import check_countable
 from leansim.engine.program import (
-    MOST_PS,
     PS_PER_S,
     FlowKind,
     Launch,
     Phase,
     Program,
-    out_of_range,
     picoseconds,
     rounded_ps,
 )
@@ -64,6 +63,8 @@ class _Unfilled:
 @np.errstate(invalid="ignore", over="ignore")  # what overflows is refused at the end
 def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     """Price a schedule. Raises `PairingError` where it is not of the instance, or not for the device.
+
+    Raises `OutOfRangeError` where a run could take longer than the clock can count.
 
     DRAM runs at the bandwidth that long reads reach, not at the datasheet's. Partials are
     merged from L2 (assumed: they fit). What a CTA reads and writes row by row moves at the end, at
@@ -130,7 +131,7 @@ def _program(planned: Sequence[_Unfilled], device: Device, **numbers: Any) -> Pr
         dram_saturation_exponent=device.dram_saturation_exponent,
         **numbers,
     )
-    return _in_range(program)
+    return check_countable(program)
 
 
 def _check_of_one_instance(grid: TileGrid, instance: Instance) -> None:
@@ -142,20 +143,6 @@ def _check_of_one_instance(grid: TileGrid, instance: Instance) -> None:
                 f"the schedule is of tiles with {name} {found!r}; wanted those of the instance that "
                 f"prices it, {wanted!r}"
             )
-
-
-def _in_range(program: Program) -> Program:
-    """Refuse a program that could run longer than the clock can count. Raises `OutOfRangeError`."""
-    paces = [flow.max_bytes_per_ps for flow in program.flows]
-    slowest = min(*paces, program.dram_bytes_per_ps, program.l2_bytes_per_ps)
-    rates_ok = 0.0 < slowest < MOST_PS and all(
-        0.0 < flow.sm_ps_per_byte < MOST_PS for flow in program.flows
-    )
-    fixed = float(program.latency_ps.sum(dtype=np.float64))
-    longest = fixed + float(program.bytes.sum()) * 100.0 / slowest if rates_ok else np.inf
-    if not (program.latency_ps.min() >= 0 and longest < MOST_PS):
-        raise out_of_range()
-    return program
 
 
 def _flows(
