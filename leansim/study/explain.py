@@ -80,6 +80,7 @@ class Explanation(Tabled):
             "device": self.simulation.point.device,
             "policy": self.simulation.point.policy,
             "latency_s": metrics.latency_s,
+            "roofline_s": metrics.roofline_s,
             "bound_s": self.oracle.bound.latency_s,
             "busy_ctas": facts.busy_ctas,
             "num_sms": facts.num_sms,

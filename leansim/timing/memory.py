@@ -97,13 +97,18 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
 
 
 def replay_hit_share(grid: TileGrid, device: Device) -> float:
-    """Share of what a call touches that L2 kept of the replay before, 0 to 1: of KV, Q and the output.
+    """Share of what a call touches, KV, Q and output, that L2 kept of the replay before, 0 to 1."""
+    return replay_kept_share(grid.workload, touched_bytes(grid), device)
+
+
+def replay_kept_share(workload: Workload, touched: float, device: Device) -> float:
+    """Share of the bytes that a call touches that L2 kept of the replay before, 0 to 1.
 
         kept(KV + Q + output) with `cache` warm, else 0
 
     Only in a warm replay is there one before (assumed).
     """
-    return kept_share(touched_bytes(grid), device) if grid.workload.cache == "warm" else 0.0
+    return kept_share(touched, device) if workload.cache == "warm" else 0.0
 
 
 def touched_bytes(grid: TileGrid) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
+from leansim.timing.memory import replay_kept_share
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,21 @@ class Roofline:
 
 
 def roofline(workload: Workload, device: Device) -> Roofline:
-    """Distinct bytes over peak bandwidth, and unpadded FLOP over the dense tensor rate, s.
+    """Distinct bytes over peak bandwidths, and unpadded FLOP over the dense tensor rate, s.
 
-        memory = KV bytes / bandwidth,    compute = FLOP / (rate of an SM * SMs)
+        memory  = max((1 - kept) * KV bytes / DRAM bandwidth, KV bytes / L2 bandwidth)
+        compute = FLOP / (rate of an SM * SMs)
 
-    Datasheet DRAM bandwidth when `cache` is cold; when it is warm, L2 bandwidth, since a replayed
-    footprint may be resident. Williams et al., CACM 2009.
+    Datasheet bandwidths. `kept` is the share of a warm replay's footprint that L2 kept of the replay
+    before, 0 when `cache` is cold. The rate is the dtype's of the query or of the cache, whichever is
+    faster: a kernel may compute in either. Williams et al., CACM 2009.
     """
-    peak = device.dram_bandwidth_bytes_per_s
-    if workload.cache == "warm":
-        peak = max(peak, device.l2_bandwidth_bytes_per_s)
-    rate = device.tensor_flop_per_s_per_sm(workload.q_dtype)
+    footprint = workload.kv_bytes + workload.q_bytes + workload.o_bytes
+    missed = (1.0 - replay_kept_share(workload, footprint, device)) * workload.kv_bytes
+    memory_s = max(
+        missed / device.dram_bandwidth_bytes_per_s, workload.kv_bytes / device.l2_bandwidth_bytes_per_s
+    )
+    dtypes = (workload.q_dtype, workload.kv_dtype)
+    rate = max(device.tensor_flop_per_s_per_sm(dtype) or 0.0 for dtype in dtypes)
     compute_s = workload.flop / (rate * device.num_sms) if rate else 0.0
-    return Roofline(workload.kv_bytes / peak, compute_s)
+    return Roofline(memory_s, compute_s)
