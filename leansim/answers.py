@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # What one row of a table holds, by column.
 Row = dict[str, Any]
+_FORMULA = "=+-@"  # a cell that begins so is a formula to spreadsheets
 
 
 def render(rows: Sequence[Row], form: str, title: str = "") -> str:
@@ -23,22 +24,23 @@ def render(rows: Sequence[Row], form: str, title: str = "") -> str:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if form == "csv":
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(map(csv_cell, columns))
+        writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
         return text.getvalue().rstrip("\n")
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    heads = [printable(column) for column in columns]
     if form == "html":
-        lines = [_tags("th", columns), *(_tags("td", line) for line in cells)]
+        lines = [_tags("th", heads), *(_tags("td", line) for line in cells)]
         return "<table>\n" + "\n".join(lines) + "\n</table>"
     if form == "md":
-        lines = [_piped(line) for line in (columns, ["---"] * len(columns), *cells)]
+        lines = [_piped(line) for line in (heads, ["---"] * len(columns), *cells)]
         return "\n".join(lines)
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     numeric = [all(_numeric(row.get(column)) for row in rows) for column in columns]
     rule = "  ".join("-" * width for width in widths)
-    body = [_line(line, widths, numeric) for line in (columns, *cells)]
-    return "\n".join([*([title] if title else []), body[0], rule, *body[1:]])
+    body = [_line(line, widths, numeric) for line in (heads, *cells)]
+    return "\n".join([*([printable(title)] if title else []), body[0], rule, *body[1:]])
 
 
 def _tags(tag: str, cells: Sequence[str]) -> str:
@@ -52,7 +54,7 @@ def _escaped(text: str) -> str:
 
 
 def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(marked_down, cells)) + " |"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
@@ -67,7 +69,53 @@ def _numeric(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
+
+
+def printable(text: str) -> str:
+    """A text on one line, with what a terminal would obey or not show written out, as Python does."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text
+    )
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return text if text.isprintable() else "\n".join(map(printable, text.split("\n")))
+
+
+def marked_down(text: str) -> str:
+    """A text as Markdown shows it on one line, in a table too: no column, tag or heading of its own."""
+    return printable(text).replace("|", r"\|").replace("<", "&lt;")
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell of a CSV: a text that spreadsheets take for a formula has an apostrophe before it."""
+    if not isinstance(value, str) or not value:
+        return value
+    text = printable(value)
+    return f"'{text}" if text[0] in _FORMULA and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def spreadsheet(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts are cells of a CSV: see `csv_cell`. Looks at each text once."""
+    changed: dict[str, pd.Series[Any]] = {}
+    for name in map(str, frame.select_dtypes(exclude=["number", "bool"])):
+        values = frame[name].dropna().unique()
+        cells = {value: cell for value in values if (cell := csv_cell(value)) is not value}
+        if cells:
+            changed[name] = frame[name].map(lambda value, cells=cells: cells.get(value, value))
+    return frame.assign(**changed).rename(columns=csv_cell)
 
 
 class Shown:
@@ -103,10 +151,12 @@ class Shown:
 
 
 def _head(title: str, form: str) -> str:
+    title = printable(title)
     return f"<p><b>{_escaped(title)}</b></p>" if form == "html" else title
 
 
 def _note(note: str, form: str) -> str:
+    note = printable_lines(note)
     return f"<p>{_escaped(note.strip())}</p>" if form == "html" else note
 
 

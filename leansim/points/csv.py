@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from leansim.answers import Row
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow, read_csv
+from leansim.files.terminal import tell
 from leansim.points.point import PLAN_COLUMNS, check_columns
 
 _Item = TypeVar("_Item")
@@ -73,7 +73,7 @@ def csv_points(
     found = _results(columns)
     foreign = found + check_columns([name for name in columns if name not in (*also, *found)], source)
     if foreign:
-        print(f"note: carried along unread: {', '.join(foreign)}", file=sys.stderr)
+        tell(f"note: carried along unread: {', '.join(foreign)}")
     lines, records = zip(*numbered, strict=True)
     rows = records
     if foreign:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from leansim.answers import printable
+from leansim.files.terminal import tell
+
 _LINE_EVERY_S = 30.0
 
 
@@ -18,7 +21,7 @@ class Progress:
 
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         """`name` stands before the bar; `clock` gives seconds."""
-        self.name, self.clock = name, clock
+        self.name, self.clock = printable(name), clock
         self.first: tuple[int, float] | None = None
         self.shown, self.shown_s = 0, 0.0
         self.bar: Any = None
@@ -43,7 +46,7 @@ class Progress:
             if self.bar is not None:
                 self.task = self.bar.add_task(self.name, total=total, completed=done, rate="")
             elif done:
-                print(f"{self.name}: {done}/{total} points already there", file=sys.stderr)
+                tell(f"{self.name}: {done}/{total} points already there")
             return
         rate, left_s = estimate(self.first, (done, now_s), total)
         if self.bar is not None:
@@ -51,7 +54,7 @@ class Progress:
         elif self._is_due(done, total, now_s):
             self.shown, self.shown_s = done * 10 // total, now_s
             text = f"{self.name}: {done}/{total} points, {rate:,.1f} points/s, {_spell(left_s)} left"
-            print(text, file=sys.stderr)
+            tell(text)
 
     def _is_due(self, done: int, total: int, now_s: float) -> bool:
         return done * 10 // total > self.shown or now_s - self.shown_s >= _LINE_EVERY_S
@@ -79,7 +82,7 @@ def _bar() -> Any:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
