@@ -12,7 +12,7 @@ from leansim.errors import LeansimError
 from leansim.files.strict_yaml import Document
 from leansim.points.grid import PointGrid, build
 from leansim.points.simulate import simulate
-from leansim.report.study_figures import regret_figure, regret_figures, save_all
+from leansim.report.study_figures import regret_figure, regret_figures
 from leansim.report.study_report import write_study
 from leansim.specs import catalog
 from leansim.study.regret import RegretMap, cell_rows, cells_of, family, regret
@@ -119,8 +119,7 @@ def test_figures_and_folder(found: RegretMap, tmp_path: Path) -> None:
     cells = [text.get_text() for axes in figure.axes for text in axes.texts]
     mine = table[table["policy"] == "fa2"]["regret"]
     assert sorted(cells) == sorted(f"{r:.2f}" if r < 10 else f"{r:.3g}" for r in mine)
-    written = write_study(tmp_path / "out", found.config, found)
-    written += save_all(figures, tmp_path / "out")
+    written = write_study(tmp_path / "out", found.config, found, figures)
     assert all(path.stat().st_size > 0 for path in written)
     read = pd.read_csv(tmp_path / "out" / "results.csv")
     assert read["regret"].tolist() == pytest.approx(found.table["regret"].tolist(), nan_ok=True)

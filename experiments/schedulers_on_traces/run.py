@@ -17,7 +17,8 @@ import pandas as pd
 from leansim.answers import render
 from leansim.files.writing import write_whole
 from leansim.points.grid import load
-from leansim.report.study_figures import regret_figure, save_all
+from leansim.report.sheet import save
+from leansim.report.study_figures import regret_figure
 from leansim.study.regret import RegretMap, regret
 from leansim.sweeps.compare import finished
 from leansim.sweeps.progress import Progress
@@ -148,7 +149,8 @@ def figures(found: RegretMap, out: Path) -> None:
         name: regret_figure(table, policy, ("kv_heads", "batch_size"), "batches of serving traces")
         for name, policy in FIGURES.items()
     }
-    save_all(drawn, out)
+    for name, figure in drawn.items():
+        save(figure, out / f"{name}.png")
 
 
 KV_HEADS = {"llama_3_8b": 8, "llama_3_70b": 1, "qwen_2_5_7b": 4}

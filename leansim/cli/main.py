@@ -29,8 +29,12 @@ from leansim.cli.options import (
     grid_of,
     mistake,
     with_point_flags,
+    writable_file,
+    writable_folder,
 )
 from leansim.errors import LeansimError, StoreError
+from leansim.files.terminal import never_fail, say, tell, tell_written
+from leansim.files.writing import write_whole
 from leansim.sweeps.allocator import keep_memory
 
 if TYPE_CHECKING:
@@ -59,19 +63,12 @@ def run(
     """Simulate one workload under several kernels and print one table."""
     extra = [f"baseline={baseline}"] if baseline else []
     grid = grid_of(file, [*extra, *(settings or [])], flags, form)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
     done = leansim.run(grid, engine=engine_of(engine))
-    print(done.written(form))
+    say(done.written(form))
     if out is not None:
         from leansim.report.run import write_run
 
-        written = write_run(done, out)
-        print(
-            f"\nwrote {len(written)} files under {out}/: "
-            + ", ".join(str(p.relative_to(out)) for p in written),
-            file=sys.stderr,
-        )
+        tell_written(write_run(done, out), out)
 
 
 @app.command()
@@ -117,29 +114,29 @@ def sweep(
                 engine=engine_of(engine),
             )
     except KeyboardInterrupt:
-        print(
-            f"interrupted; what is finished is kept in {out}, the same command goes on", file=sys.stderr
-        )
+        tell(f"interrupted; what is finished is kept in {out}, the same command goes on")
         raise typer.Exit(130) from None
     _tell_sweep(done, plots and shard is None)
 
 
 def _tell_sweep(done: Sweep, plots: bool) -> None:
     """Print what became of a sweep's points, draw it, and exit with 1 if some failed."""
-    print("\n".join(done.notes()))
+    say("\n".join(done.notes()))
     if plots:
         try:
             for path in leansim.plot(done.folder):
-                print(f"  drew {path}")
+                say(f"  drew {path}")
         except StoreError as error:
-            print(f"  no figures: {error}")
+            say(f"  no figures: {error}")
     if done.failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def merge(
-    out: Annotated[Path, typer.Argument(help="folder for the whole sweep's results")],
+    out: Annotated[
+        Path, typer.Argument(help="folder for the whole sweep's results", callback=writable_folder)
+    ],
     folders: Annotated[
         list[Path] | None, typer.Argument(help="the shards' folders; by default those in OUT")
     ] = None,
@@ -156,7 +153,10 @@ def merge(
 @with_point_flags
 def plan(
     file: Annotated[str | None, typer.Argument(help="a YAML file or a CSV of points")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the planned points")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="file for the planned points", callback=writable_file),
+    ] = None,
     settings: Settings = None,
     form: Form = "table",
     segments: Annotated[bool, typer.Option("--segments", help="list every segment")] = False,
@@ -174,7 +174,7 @@ def plan(
         plans = leansim.plan(file)
         _print_or_write(plans.written("csv" if out is not None and form == "table" else form), out)
         if out is not None:
-            print(f"planned {len(plans)} points into {out}", file=sys.stderr)
+            tell(f"planned {len(plans)} points into {out}")
         return
     plans = leansim.plan(grid_of(file, settings, flags))
     if segments:
@@ -186,7 +186,10 @@ def plan(
 @app.command()
 def predict(
     file: Annotated[str, typer.Argument(help="a CSV of points; columns as for `plan`")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the predictions")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="file for the predictions", callback=writable_file),
+    ] = None,
     form: Form = "csv",
     jobs: Jobs = None,
     engine: EngineName = "auto",
@@ -197,10 +200,10 @@ def predict(
     check_form(form)
     found = leansim.predict(file, jobs, engine=engine_of(engine))
     for note in found.notes():
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     _print_or_write(render(found.records(), form), out)
     if out is not None:
-        print(f"predicted {len(found)} points into {out}", file=sys.stderr)
+        tell(f"predicted {len(found)} points into {out}")
 
 
 @app.command()
@@ -216,7 +219,7 @@ def verify(
 ) -> None:
     """Replay schedules in NumPy against reference attention; exits with 1 if one is not exact."""
     found = leansim.verify(grid_of(file, settings, flags, form), input_seed=input_seed)
-    print(found.written(form))
+    say(found.written(form))
     if not all(one.passed for one in found):
         raise typer.Exit(1)
 
@@ -228,7 +231,7 @@ def plot(
 ) -> None:
     """Draw the figures of stored results again, without simulating."""
     for path in leansim.plot(folder, baseline):
-        print(path)
+        say(str(path))
 
 
 @app.command("list")
@@ -238,7 +241,7 @@ def list_(
     """List what there is."""
     from leansim.report.show import listed
 
-    print(listed(what))  # type: ignore[arg-type]
+    say(listed(what))  # type: ignore[arg-type]
 
 
 @app.command()
@@ -250,29 +253,29 @@ def show(
     """Print every number of a thing with its source."""
     from leansim.report.show import described
 
-    print(described(name))
+    say(described(name))
 
 
 @app.command()
 def schema(
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="file for the schema")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="file for the schema", callback=writable_file)
+    ] = None,
 ) -> None:
     """Print the JSON Schema of run and sweep files, for editors."""
     _print_or_write(json.dumps(leansim.schema(), indent=2), out)
 
 
 def _print_or_write(text: str, out: Path | None) -> None:
-    from leansim.files.writing import write_whole
-
     if out is None:
-        print(text)
+        say(text)
     else:
         write_whole(out, text + "\n")
 
 
 def _version(value: bool) -> None:
     if value:
-        print(f"leansim {__version__}")
+        say(f"leansim {__version__}")
         raise typer.Exit
 
 
@@ -293,14 +296,15 @@ study.register(app)
 def main() -> None:
     """Entry point: run the app; print what a user got wrong, without a traceback, and exit with 2."""
     keep_memory()
+    never_fail()
     try:
         app()
     except LeansimError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(2)
     except OSError as error:  # a folder that is a file, a full disk, a missing permission
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        tell(f"error: {place}{error.strerror or error}")
         sys.exit(2)
 
 

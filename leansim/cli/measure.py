@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import leansim
-from leansim.cli.options import mistake
+from leansim.cli.options import mistake, writable_file
 from leansim.errors import LeansimError
+from leansim.files.terminal import say, tell
 
 if TYPE_CHECKING:
     from leansim.files.csv import CsvRow
@@ -39,7 +39,10 @@ HELP = "\n\n".join(
 
 def measure(
     what: Annotated[str, typer.Argument(metavar="POINTS.csv|campaign|micro", help="what to measure")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV for the measurements")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="CSV for the measurements", callback=writable_file),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="the GPU in configs/devices; recognised by default; not for a CSV of points"),
@@ -76,11 +79,9 @@ def measure(
                 _Complaints(),
             )
     except KeyboardInterrupt:
-        print(
-            f"interrupted; what is finished is kept in {out}, the same command goes on", file=sys.stderr
-        )
+        tell(f"interrupted; what is finished is kept in {out}, the same command goes on")
         raise typer.Exit(130) from None
-    print("\n".join(done.notes()))
+    say("\n".join(done.notes()))
     if done.refused:
         raise typer.Exit(1)
 
@@ -95,7 +96,7 @@ class _Complaints:
         if str(error) not in self.told:
             self.told.add(str(error))
             named = ", ".join(f"{key}={value}" for key, value in row.items() if value)
-            print(f"refused: {named}: {error}", file=sys.stderr)
+            tell(f"refused: {named}: {error}")
 
 
 def register(app: typer.Typer) -> None:

@@ -13,6 +13,7 @@ import typer
 from leansim.engine.execute import Engine, check_engine
 from leansim.errors import ConfigError, Problem
 from leansim.files.strict_yaml import Document
+from leansim.files.writing import check_file, check_folder
 from leansim.points.point import POINT_KEYS, Point
 
 if TYPE_CHECKING:
@@ -29,7 +30,25 @@ Settings = Annotated[
     ),
 ]
 Form = Annotated[str, typer.Option("--format", help="table, json, csv or md")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="folder for artifacts")]
+
+
+def writable_folder(out: Path | None) -> Path | None:
+    """Check a folder for artifacts before the work whose results it is to hold."""
+    if out is not None:
+        check_folder(out)
+    return out
+
+
+def writable_file(out: Path | None) -> Path | None:
+    """The same of a file."""
+    if out is not None:
+        check_file(out)
+    return out
+
+
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="folder for artifacts", callback=writable_folder)
+]
 File = Annotated[
     str | None, typer.Argument(help="a YAML file; the flags below override it, or stand for one")
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,9 @@ from typing import Annotated
 import typer
 
 import leansim
-from leansim.cli.options import Jobs
+from leansim.cli.options import Jobs, writable_folder
+from leansim.files.terminal import say, tell, tell_written
+from leansim.files.writing import check_file
 
 Data = Annotated[
     Path | None,
@@ -39,7 +40,10 @@ def validate(
     ] = None,
     data: Data = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="folder for predictions, tables and figures")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="folder for predictions, tables and figures", callback=writable_folder
+        ),
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="how many of the worst rows to print")] = 15,
     jobs: Jobs = None,
@@ -48,8 +52,6 @@ def validate(
     from leansim.report import validation_report
     from leansim.sweeps.progress import Progress
 
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # complain before simulating, not after
     with Progress("validate") as progress:
         table = leansim.validate(
             tables or (),
@@ -61,15 +63,14 @@ def validate(
             jobs,
             progress,
         ).table
-    print(validation_report.printed(table, worst))
+    say(validation_report.printed(table, worst))
     if out is not None:
         flags = [f"--sample {sample}"] if sample else []
         flags += [f"--points {points.name}"] if points else []
         flags += [f"--split {split or 'test'}"] if split or not points else []
         command = " ".join(["leansim validate", *(tables or ()), *flags])
         written = validation_report.write_validation(table, out, worst, command)
-        names = ", ".join(path.name for path in written)
-        print(f"wrote {len(written)} files under {out}/: {names}", file=sys.stderr)
+        tell_written(written, out)
 
 
 def calibrate(
@@ -82,23 +83,27 @@ def calibrate(
 ) -> None:
     """Fit the free constants of kernels, devices and harnesses to measurements, and write them."""
     from leansim.report import validation_report
-    from leansim.silicon.fit import write
+    from leansim.silicon.calibration import read_calibration
+    from leansim.silicon.fit import files_of, write
 
+    calibration = read_calibration(config)
+    for path in () if dry_run else files_of(calibration):
+        check_file(path)
     told_s = time.monotonic()
 
     def progress(evaluations: int, error: float) -> None:
         nonlocal told_s
         if time.monotonic() - told_s > _TOLD_EVERY_S:
             told_s = time.monotonic()
-            print(f"calibrate: {evaluations} evaluations, mean error {error:.2%}", file=sys.stderr)
+            tell(f"calibrate: {evaluations} evaluations, mean error {error:.2%}")
 
-    fit = leansim.calibrate(config, data, jobs, progress)
-    print(validation_report.fitted(fit))
+    fit = leansim.calibrate(calibration, data, jobs, progress)
+    say(validation_report.fitted(fit))
     if dry_run:
-        print("\nnothing written: --dry-run")
+        say("\nnothing written: --dry-run")
         return
     for path in write(fit):
-        print(f"wrote {path}")
+        say(f"wrote {path}")
 
 
 def register(app: typer.Typer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import leansim
-from leansim.cli.options import File, Form, Jobs, Out, Settings, Verb, grid_of, mistake, with_point_flags
+from leansim.cli.options import (
+    File,
+    Form,
+    Jobs,
+    Out,
+    Settings,
+    Verb,
+    grid_of,
+    mistake,
+    with_point_flags,
+)
+from leansim.files.terminal import say, tell_written
 
 if TYPE_CHECKING:
     from leansim.answers import Tabled
@@ -39,7 +49,7 @@ def oracle(
     """Find the best split counts by search, and what each split rule loses against them."""
     grid = grid_of(file, settings, flags, form)
     found = leansim.oracle(grid, _names(rules), max_splits, budget)
-    print(found.written(form))
+    say(found.written(form))
     _write(out, grid, found)
 
 
@@ -57,7 +67,7 @@ def splits(
     """Latency against the number of splits, its knee, and what each split rule picks."""
     grid = grid_of(file, settings, flags, form)
     found = leansim.splits(grid, _names(rules), _numbers(counts))
-    print(found.written(form))
+    say(found.written(form))
     if out is not None:
         from leansim.report.study_figures import splits_figure
 
@@ -77,7 +87,7 @@ def explain(
     grid = grid_of(file, settings, flags, form)
     found = leansim.explain(grid, _names(rules), budget)
     people = form in ("table", "md")
-    print("\n\n".join(found.notes()) if people else found.written(form))
+    say("\n\n".join(found.notes()) if people else found.written(form))
     _write(out, grid, found)
 
 
@@ -97,7 +107,7 @@ def regret(
     grid = grid_of(file, settings, flags, form)
     with Progress(grid.name) as progress:
         found = leansim.regret(grid, jobs=jobs, budget=budget, progress=progress)
-    print(replace(found, most_shown=worst).written(form))
+    say(replace(found, most_shown=worst).written(form))
     if out is not None:
         from leansim.report.study_figures import regret_figures
 
@@ -125,7 +135,7 @@ def buckets(
     choices = _numbers(counts) or COUNTS
     with Progress(grid.name) as progress:
         found = leansim.buckets(grid, _numbers(sizes), batches, choices, jobs, progress)
-    print(found.written(form))
+    say(found.written(form))
     _write(out, grid, found)
 
 
@@ -141,7 +151,7 @@ def invariance(
     """Which split rules are batch-invariant, and what invariance costs."""
     grid = grid_of(file, settings, flags, form)
     found = leansim.invariance(grid, _names(rules), seeds)
-    print(found.written(form))
+    say(found.written(form))
     _write(out, grid, found)
 
 
@@ -175,10 +185,4 @@ def _write(
         return
     from leansim.report.study_report import write_study
 
-    written = write_study(out, grid, found)
-    if figures:
-        from leansim.report.study_figures import save_all
-
-        written += save_all(figures, out)
-    names = ", ".join(str(path.relative_to(out)) for path in written)
-    print(f"\nwrote {len(written)} files under {out}/: {names}", file=sys.stderr)
+    tell_written(write_study(out, grid, found, figures), out)

@@ -101,7 +101,7 @@ def _rendered(value: Any, column: int | None = None) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_rendered(item) for item in value) + "]"
     if isinstance(value, str):
-        quoted = json.dumps(value, ensure_ascii=False)
+        quoted = json.dumps(value, ensure_ascii=not value.isprintable())
         if column is None or "\\" in quoted or "  " in quoted:
             return quoted
         room = max(_WIDTH - column, 40)

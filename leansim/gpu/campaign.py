@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from leansim.answers import csv_cell
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
 from leansim.files.csv import CsvRow, read_csv
 from leansim.files.writing import write_whole
@@ -111,11 +112,14 @@ class MeasuredFile:
         """Open or create. Raises `ConfigError` for a file of other columns."""
         self.path, self.columns = path, tuple(columns)
         self.rows: list[CsvRow] = []
+        if path.exists() and not path.is_file():
+            found = f"{path}, which is no regular file"
+            raise ConfigError("measure", [Problem("--out", found, "wanted a file that can grow")])
         if path.exists() and path.stat().st_size and not fresh:
             self._resume()
         else:
             write_whole(path, self._line(self.columns))
-        self._handle = path.open("a", encoding="utf-8", newline="")
+        self._handle = path.open("ab")
 
     def _resume(self) -> None:
         text = self.path.read_bytes()
@@ -142,14 +146,20 @@ class MeasuredFile:
         """Append a row, to the disk. Raises `StoreError` for a value that is in no column."""
         if foreign := sorted(set(row) - set(self.columns)):
             raise StoreError(f"{self.path}: found a value of {foreign[0]!r}; wanted one of its columns")
-        self._handle.write(self._line([row.get(name, "") for name in self.columns]))
-        self._handle.flush()
+        line = self._line([row.get(name, "") for name in self.columns])
+        whole = self._handle.tell()
+        try:
+            self._handle.write(line.encode("utf-8", "backslashreplace"))
+            self._handle.flush()
+        except OSError:  # a full disk, say: half a row is none
+            self._handle.truncate(whole)
+            raise
         os.fsync(self._handle.fileno())
 
     @staticmethod
     def _line(values: Iterable[Any]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(values)
+        csv.writer(text, lineterminator="\n").writerow(map(csv_cell, values))
         return text.getvalue()
 
 
@@ -169,10 +179,10 @@ def measured(
     start = clock()
     names = [name for name in rows[0] if name not in MEASUREMENT_COLUMNS] if rows else []
     present = {tuple(row[name] for name in names) for row in file.rows}
-    done = sum(tuple(row[name] for name in names) in present for row in rows)
+    done = sum(tuple(csv_cell(row[name]) for name in names) in present for row in rows)
     yield done, len(rows)
     for row in rows:
-        if tuple(row[name] for name in names) in present:
+        if tuple(csv_cell(row[name]) for name in names) in present:
             continue
         if budget_s is not None and clock() - start > budget_s:
             return

@@ -5,10 +5,11 @@ A panel per measured table; a colour per kernel.
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from leansim.report.sheet import Sheet, plain, save, styles_of
+from leansim.files.writing import Content
+from leansim.report.sheet import Sheet, plain, png, styles_of
 from leansim.sweeps.compare import ticks
 
 if TYPE_CHECKING:
@@ -25,14 +26,13 @@ _MOST_POINTS = 4000
 _LARGEST = 1.0
 
 
-def draw(validated: pd.DataFrame, folder: Path) -> list[Path]:
-    """Draw every figure of a validation as PNG into a folder, and return the paths."""
+def drawn(validated: pd.DataFrame) -> dict[str, Content]:
+    """Every figure of a validation as PNG, by the name of its file."""
     done = validated[validated["refused"] == ""]
-    figures = {
-        "predicted_measured": scatter(done),
-        **{f"error_over_{axis}": error_over(done, axis) for axis in _AXES},
+    return {
+        "predicted_measured.png": png(partial(scatter, done)),
+        **{f"error_over_{axis}.png": png(partial(error_over, done, axis)) for axis in _AXES},
     }
-    return [save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def scatter(done: pd.DataFrame) -> Figure:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leansim.errors import StoreError
+from leansim.files.artifacts import Digests, write_artifacts
+from leansim.files.writing import Content
 from leansim.report.figures import line_figure, winner_map
-from leansim.report.sheet import save
+from leansim.report.sheet import png
 from leansim.sweeps.compare import axes_of, finished, has_speedup, point_columns, varying, with_speedup
 from leansim.sweeps.sweep import read_results
 
@@ -34,17 +37,21 @@ def plot(folder: str | Path, baseline: str | None = None) -> list[Path]:
         raise StoreError(f"{folder}: nothing to draw: {_why_nothing(table)}")
     baseline = baseline or manifest["config"].get("baseline")
     title, out = str(manifest["config"]["name"]), Path(folder)
-    drawn = []
+    files: dict[str, Content] = {}
     for axis in axes:
         for value, name in (("latency_s", "latency"), ("sm_busy_fraction", "busy")):
-            figure = line_figure(table, axis, value, title, None)
-            drawn.append(save(figure, out / f"{name}_{axis}.png"))
+            files[f"{name}_{axis}.png"] = png(partial(line_figure, table, axis, value, title, None))
         if baseline is not None and has_speedup(table, baseline):
-            figure = line_figure(table, axis, "speedup", title, baseline)
-            drawn.append(save(figure, out / f"speedup_{axis}.png"))
+            draw = partial(line_figure, table, axis, "speedup", title, baseline)
+            files[f"speedup_{axis}.png"] = png(draw)
     if len(axes) >= 2 and len(policies) >= 2:
-        drawn.append(save(winner_map(table, axes[0], axes[1], title), out / "winner_map.png"))
-    return drawn
+        files["winner_map.png"] = png(partial(winner_map, table, axes[0], axes[1], title))
+    write_artifacts(out, files, manifest, _all_but_figures)
+    return [out / name for name in files]
+
+
+def _all_but_figures(before: Digests, _: Digests) -> list[str]:
+    return [name for name in before if not name.endswith(".png")]
 
 
 def _why_nothing(results: pd.DataFrame) -> str:

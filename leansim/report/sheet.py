@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leansim.files.writing import write_whole
+from leansim.answers import printable
+from leansim.files.writing import Content, write_whole
 from leansim.sweeps.compare import Comparison, finished
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ class Sheet:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a formula into a name."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading a formula into a name, and from drawing what has no shape."""
+    return printable(text).replace("$", r"\$")
 
 
 @cache
@@ -172,7 +173,12 @@ def _why_empty(results: pd.DataFrame, device: str, baseline: str | None) -> str:
     return "no point that every kernel finished"
 
 
+def png(figure: Figure | Callable[[], Figure]) -> Content:
+    """The PNG of a figure, or of what draws it no sooner than it is written."""
+    return lambda part: (figure() if callable(figure) else figure).savefig(part, dpi=130, format="png")
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG and return its path."""
-    write_whole(path, lambda part: figure.savefig(part, dpi=130, format="png"))
+    write_whole(path, png(figure))
     return path

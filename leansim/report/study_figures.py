@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leansim.report.sheet import COLOURS, Sheet, inches_of, plain, save
+from leansim.report.sheet import COLOURS, Sheet, inches_of, plain
 from leansim.study.regret import RegretMap
 from leansim.study.splits import SplitCurve
 from leansim.sweeps.compare import axes_of, compare, finished, ticks
@@ -158,9 +156,3 @@ def regret_figures(found: RegretMap) -> dict[str, Figure]:
                 name = f"regret_{policy}" + (f"_{other}" if len(axes) > 2 else "")
                 figures[name] = regret_figure(table, policy, (axes[0], other), found.config.name)
     return figures
-
-
-def save_all(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write figures as PNG under their names and return the paths."""
-    names = {name: re.sub(r"[^\w.+-]+", "_", name) for name in figures}
-    return [save(figure, folder / f"{names[name]}.png") for name, figure in figures.items()]

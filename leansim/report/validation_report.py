@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from leansim import __version__
-from leansim.answers import render
-from leansim.files.writing import write_whole
-from leansim.report.error_figures import draw
+from leansim.answers import marked_down, printable, render, spreadsheet
+from leansim.files.artifacts import write_artifacts
+from leansim.files.writing import Content
+from leansim.report.error_figures import drawn
 from leansim.silicon.fit import Fit
 from leansim.silicon.other_tools import comparison_sample, errors_of_tools, sample
 from leansim.silicon.published import installed_version
@@ -55,32 +56,29 @@ def write_validation(
         "ranking": ranking(validated),
         "comparison": comparison_sample(validated),
     }
-    written = []
-    if predictions:
-        write_whole(path := folder / "predictions.parquet", validated.to_parquet)
-        written.append(path)
+    files: dict[str, Content] = {"predictions.parquet": validated.to_parquet} if predictions else {}
     for name, frame in frames.items():
-        write_whole(path := folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.6g"))
-        written.append(path)
-    figures = draw(validated, folder)
-    write_whole(path := folder / "RESULTS.md", results(validated, worst, what, figures))
-    return [*written, *figures, path]
+        files[f"{name}.csv"] = spreadsheet(frame).to_csv(index=False, float_format="%.6g")
+    figures = drawn(validated)
+    files |= {**figures, "RESULTS.md": results(validated, worst, what, tuple(figures))}
+    made = {"command": what, "model_version": __version__, "tables": installed_version()}
+    return write_artifacts(folder, files, made)
 
 
-def results(validated: pd.DataFrame, worst: int, what: str, figures: Sequence[Path]) -> str:
-    """RESULTS.md: what was compared, every table, and the figures."""
+def results(validated: pd.DataFrame, worst: int, what: str, figures: Sequence[str]) -> str:
+    """RESULTS.md: what was compared, every table, and the figures by the names of their files."""
     lines = [
         "# Predictions against measured latencies",
         "",
-        f"Written by `{what}` with leansim {__version__} from {installed_version()}.",
+        f"Written by `{printable(what)}` with leansim {__version__} from {installed_version()}.",
         "An error is predicted over measured, less one; bias is its mean, the rest is of its size.",
         "",
     ]
     for title, rows, note in sections(validated, worst):
-        lines += [f"## {title}", "", render(rows, "md"), "", *([note, ""] if note else [])]
+        lines += [f"## {marked_down(title)}", "", render(rows, "md"), "", *([note, ""] if note else [])]
     if told := list(refusals(validated)):
-        lines += ["## Rows left out", "", *(f"- {sentence}" for sentence in told), ""]
-    lines += [f"![{path.stem.replace('_', ' ')}]({path.name})\n" for path in figures]
+        lines += ["## Rows left out", "", *(f"- {printable(sentence)}" for sentence in told), ""]
+    lines += [f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in figures]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from leansim.engine.program import Phase
 from leansim.engine.result import Result
-from leansim.files.writing import write_whole
+from leansim.files.writing import Content, write_whole
 
 _PS_PER_NS = 1000  # what Perfetto resolves
 _HALF_NS = 0.0005  # in microseconds
@@ -106,6 +106,16 @@ def _busy_slots(result: Result) -> list[tuple[int, int]]:
     return [(int(t), int(n)) for t, n in zip(at, busy, strict=True)]
 
 
+def trace(result: Result) -> Content:
+    """A trace file that ui.perfetto.dev and chrome://tracing open, made no sooner than it is written."""
+
+    def written(file: BinaryIO) -> None:
+        events = {"traceEvents": trace_events(result), "displayTimeUnit": "ns"}
+        file.write(json.dumps(events).encode())
+
+    return written
+
+
 def write_trace(result: Result, path: Path) -> None:
-    """Write a trace file that ui.perfetto.dev and chrome://tracing open."""
-    write_whole(path, json.dumps({"traceEvents": trace_events(result), "displayTimeUnit": "ns"}))
+    """Write a trace to a file."""
+    write_whole(path, trace(result))

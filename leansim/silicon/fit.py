@@ -331,6 +331,12 @@ def _source_key(data: dict[str, Any], sources: dict[str, str], keys: tuple[str, 
     return ".".join(keys) if own is None or others else own
 
 
+def files_of(calibration: Calibration) -> list[Path]:
+    """The files that a calibration's constants stand in. Raises `UnknownNameError`."""
+    places = {(target.kind, target.name) for target in calibration.targets}
+    return [catalog.spec_path(kind, name) for kind, name in sorted(places)]  # type: ignore[arg-type]
+
+
 def write(fit: Fit) -> list[Path]:
     """Write fitted constants into their files, all or none, and return the files."""
     files = edits(fit)

@@ -8,12 +8,11 @@ not depend on where, in what order or after how many interruptions the points we
 from __future__ import annotations
 
 import itertools
-import json
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim import __version__
-from leansim.answers import Row, Shown
+from leansim.answers import Row, Shown, spreadsheet
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, LeansimError, Problem, StoreError
-from leansim.files.writing import write_together
+from leansim.files.artifacts import MANIFEST, Digests, check_artifact, read_manifest, write_artifacts
+from leansim.files.writing import Content
 from leansim.points.grid import PointGrid, load
 from leansim.points.keys import plugin_versions
 from leansim.points.point import Point
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESULTS = "results.parquet"
-MANIFEST = "manifest.json"
 _CHUNK_S = 0.1  # what a chunk should take: long beside handing it out, short beside a kill's loss
 _MOST_POINTS_PER_CHUNK = 256
 # Chunks shrink towards the end, so that nobody waits long for the last one or does it as well.
 _LEAST_CHUNKS_LEFT = 16
+_NEEDED = ("device", "policy")  # columns without which a table is no results
 _FEW_POINTS = 8  # not worth starting processes for
 
 Progress = Callable[[int, int], None]
@@ -248,16 +248,21 @@ class _Work:
 def write_results(
     folder: Path, grid: PointGrid, results: pd.DataFrame, seconds: float | None = None
 ) -> None:
-    """Write results and manifest, whole or not at all; nothing where there is no result."""
+    """Write results and manifest, whole or not at all; nothing where there is no result.
+
+    Figures of other results are removed.
+    """
     if results.empty:
         return
-    write_together(
-        {
-            folder / RESULTS: lambda part: results.to_parquet(part, index=False),
-            folder / "results.csv": lambda part: results.to_csv(part, index=False),
-            folder / MANIFEST: json.dumps(manifest(grid, seconds), indent=2) + "\n",
-        }
-    )
+    files: dict[str, Content] = {
+        RESULTS: lambda part: results.to_parquet(part, index=False),
+        "results.csv": lambda part: spreadsheet(results).to_csv(part, index=False),
+    }
+    write_artifacts(folder, files, manifest(grid, seconds), _if_same_results)
+
+
+def _if_same_results(before: Digests, now: Digests) -> Collection[str]:
+    return before if before.get(RESULTS) == now[RESULTS] else ()
 
 
 def manifest(grid: PointGrid, seconds: float | None = None) -> dict[str, Any]:
@@ -303,7 +308,14 @@ def read_results(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not (folder / RESULTS).exists():
         found = "an unfinished store" if (folder / FILE_NAME).exists() else "nothing"
         raise StoreError(f"{folder / RESULTS}: found {found}; wanted the results of `leansim sweep`")
+    manifest = read_manifest(folder)
+    if not isinstance(config := manifest.get("config"), dict) or "name" not in config:
+        raise StoreError(f"{folder / MANIFEST}: found no config in it; wanted that of a sweep")
     try:
-        return pd.read_parquet(folder / RESULTS), json.loads((folder / MANIFEST).read_text())
+        check_artifact(folder, RESULTS)
+        table = pd.read_parquet(folder / RESULTS)
     except (OSError, ValueError) as error:
-        raise StoreError(f"{folder}: found {error}; wanted results and a manifest") from None
+        raise StoreError(f"{folder / RESULTS}: found {error}; wanted results") from None
+    if missing := [name for name in _NEEDED if name not in table]:
+        raise StoreError(f"{folder / RESULTS}: found no column {missing[0]!r}; wanted results")
+    return table, manifest
