@@ -61,7 +61,14 @@ class Plugins:
 
     def _ours(self, modules: Iterable[str]) -> Iterator[tuple[str, type[Any]]]:
         for name in modules:
-            module = importlib.import_module(f"{self.package}.{name}")
+            path = f"{self.package}.{name}"
+            try:
+                module = importlib.import_module(path)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                warnings.warn(f"{path} failed to load: {described(error)}", stacklevel=4)
+                continue
             for value in vars(module).values():
                 if self.accepts(value, module.__name__):
                     yield snake_case(value.__name__), value
@@ -75,16 +82,28 @@ class Plugins:
     def _loaded(self, entry: EntryPoint) -> type[Any] | None:
         try:
             loaded = entry.load()
-        except Exception as error:
-            warnings.warn(
-                f"{self.kind} {entry.name!r} ({entry.value}) failed to load: {error}", stacklevel=3
-            )
+            accepted = self.accepts(loaded)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as SystemExit, which would end us without a word
+            found = f"failed to load: {described(error)}"
+            warnings.warn(f"{self.kind} {entry.name!r} ({entry.value}) {found}", stacklevel=3)
             return None
-        if self.accepts(loaded):
+        if accepted:
             return loaded  # type: ignore[no-any-return]
         wanted = f"is not a frozen dataclass with {' and '.join(self.methods)}"
         warnings.warn(f"{self.kind} {entry.name!r} ({entry.value}) {wanted}", stacklevel=3)
         return None
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error of foreign code, and what it says if it can."""
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{kind}: {text}" if text else kind
 
 
 def snake_case(name: str) -> str:

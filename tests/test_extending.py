@@ -148,7 +148,10 @@ def test_a_broken_entry_point_is_named_and_breaks_nothing(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert names == ["pipelined", "serial_chain", "single_buffered", "transposed", "unbuffered"]
-    assert "tile loop 'nowhere' (nowhere:Thing) failed to load: No module named" in done.stderr
+    assert (
+        "tile loop 'nowhere' (nowhere:Thing) failed to load: ModuleNotFoundError: No module named"
+        in done.stderr
+    )
     wrong = "(my_attention.longest_first:LongestFirst) is not a frozen dataclass with price and fill_s"
     assert f"tile loop 'no_loop' {wrong}" in done.stderr
     taken = "(my_attention.unbuffered:Unbuffered) is not used: leansim.timing.loops.pipelined has one"

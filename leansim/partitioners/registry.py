@@ -13,8 +13,15 @@ from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from leansim.errors import PartitionerError, UnknownNameError, listing, suggestion
-from leansim.plugins import Plugins
+from leansim.errors import (
+    FaultError,
+    LeansimError,
+    PartitionerError,
+    UnknownNameError,
+    listing,
+    suggestion,
+)
+from leansim.plugins import Plugins, described
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -79,6 +86,10 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
             f"{item['msg'].removeprefix('Value error, ').lower()}"
             for item in error.errors()
         ]
+    except (LeansimError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise FaultError(f"partitioner {name!r} raised {described(error)}") from error
     if problems:
         raise PartitionerError(f"partitioner {name!r}: " + "; ".join(problems))
     assert values is not None

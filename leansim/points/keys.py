@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -119,7 +120,7 @@ def _distribution(module: str) -> str:
     if package == _PACKAGE:
         return f"{_PACKAGE} {__version__}"
     for entry in _entries():  # first, for these know an editable installation too
-        if entry.module.partition(".")[0] == package and entry.dist is not None:
+        if re.match(rf"\s*{package}\b", entry.value) and entry.dist is not None:
             return f"{entry.dist.name} {entry.dist.version}"
     names = packages_distributions().get(package, [])
     return ", ".join(f"{name} {version(name)}" for name in sorted(set(names))) or "no distribution"

@@ -18,6 +18,7 @@ from leansim.errors import ConfigError, FaultError, LeansimError, Problem, sugge
 from leansim.files.strict_yaml import Document
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.registry import Partitioner, find, make, option_names, partitioners
+from leansim.plugins import described
 from leansim.points.batch import BatchFields, context_lens_of
 from leansim.points.call import CallFields, call_of
 from leansim.points.kept import KeptFields, reads_of
@@ -145,10 +146,10 @@ class Resolved:
         name = type(self.partitioner).__name__
         try:
             schedule = self.partitioner(grid, self.device)
-        except LeansimError:
+        except (LeansimError, KeyboardInterrupt):
             raise
-        except Exception as error:  # anything at all can go wrong in foreign code
-            raise FaultError(f"partitioner {name} raised {type(error).__name__}: {error}") from error
+        except BaseException as error:  # anything at all can go wrong in foreign code
+            raise FaultError(f"partitioner {name} raised {described(error)}") from error
         if not isinstance(schedule, Schedule) or schedule.grid is not grid:
             what = "a schedule of another grid" if isinstance(schedule, Schedule) else repr(schedule)
             raise FaultError(f"partitioner {name} returned {what}, wanted a Schedule of its grid")

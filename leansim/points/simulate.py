@@ -13,7 +13,8 @@ from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
 from leansim.engine.sequence import joined
-from leansim.errors import OutOfRangeError
+from leansim.errors import FaultError, OutOfRangeError
+from leansim.plugins import described
 from leansim.points.point import Point, Resolved, plan_row, resolve
 from leansim.points.results_table import results_table
 from leansim.results.metrics import Metrics, summarise
@@ -160,6 +161,10 @@ def _attempt(stage: Callable[[_In], _Out], item: _In) -> _Out | Exception:
         return stage(item)
     except Exception as error:
         return error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plug-in that would end us: its point fails, and no other
+        return FaultError(f"a plug-in raised {described(error)}")
 
 
 def _groups(items: Iterable[Resolved | Exception]) -> Iterator[list[Resolved | Exception]]:
