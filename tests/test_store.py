@@ -57,8 +57,10 @@ def test_claims_part_the_work_and_none_is_stuck(tmp_path: Path) -> None:
 def test_a_failing_transaction_leaves_nothing(store: Store) -> None:
     with pytest.raises(TypeError):
         store.put([("a", {}), ("b", {"x": object()})])
-    with pytest.raises(StoreError, match="wanted to read and write it"):
-        store.put([("a", {}), (None, {})])  # type: ignore[list-item]
+    refused = "WHEN NEW.key = 'b' BEGIN SELECT RAISE(ABORT, 'no'); END"
+    store._connection.execute(f"CREATE TRIGGER no BEFORE INSERT ON points {refused}")
+    with pytest.raises(StoreError, match="found no; wanted to read and write it"):
+        store.put([("a", {}), ("b", {})])
     assert store.keys() == set()
     store.put([("a", {})])
     assert store.keys() == {"a"}
@@ -94,7 +96,7 @@ def test_files_that_are_no_store_are_refused(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     with closing(sqlite3.connect(tmp_path / "old" / FILE_NAME)) as old:
         old.execute("CREATE TABLE points (key TEXT PRIMARY KEY, row TEXT)")
-    with pytest.raises(StoreError, match="found a store of layout 0; wanted 1"):
+    with pytest.raises(StoreError, match="found a store of layout 0; wanted 2"):
         Store(tmp_path / "old")
 
 

@@ -16,7 +16,7 @@ from leansim.points.results_table import results_table
 from leansim.specs import catalog
 from leansim.sweeps.executors import keyed_all
 from leansim.sweeps.store import FILE_NAME, Store
-from leansim.sweeps.sweep import Sweep, manifest, write_results
+from leansim.sweeps.sweep import Sweep, asked, manifest, write_results
 
 _SAME = ("model_version", "config", "plugins")
 
@@ -46,15 +46,21 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
             for point, key in zip(points, keys, strict=True)
             if key not in present and key not in before
         ]
+        dropped = tuple(
+            f"{store.path}: found {len(store.dropped)} rows that were changed: left out"
+            for store in stores
+            if store.dropped
+        )
         if missing and not partial:
-            raise StoreError(_missing(missing, len(points)))
+            raise StoreError("\n".join([*dropped, _missing(missing, len(points))]))
         merged = merged or stack.enter_context(Store(target))
         merged.describe(manifest(grid))
         for store in stores:
             merged.adopt(store)
         results = results_table(points, merged.rows(keys), grounds)
         write_results(target, grid, results)
-    return Sweep(target, results, 0, len(results), int(results["error"].notna().sum()))
+    refused = int(results["error"].notna().sum())
+    return Sweep(target, results, 0, len(results), refused, damage=dropped)
 
 
 def _is_store(folder: Path) -> bool:
@@ -89,15 +95,13 @@ def _same_sweep(store: Store, first: dict[str, Any], path: Path) -> None:
 
 def _described(store: Store) -> dict[str, Any]:
     description = store.description()
-    if description is None:
+    if description is None or not set(_SAME) <= description.keys():
         raise StoreError(f"{store.path}: found no sweep in it; wanted a store of `leansim sweep`")
     return description
 
 
 def _missing(missing: Sequence[Point], total: int) -> str:
-    fields = missing[0].model_dump(mode="json", exclude_defaults=True, by_alias=True)
-    first = ", ".join(f"{name}={value}" for name, value in fields.items())
     return (
         f"merge: found {total - len(missing)} of {total} points, {len(missing)} missing, "
-        f"the first: {first}; wanted all of them, or --partial"
+        f"the first: {asked(missing[0])}; wanted all of them, or --partial"
     )

@@ -53,7 +53,8 @@ class Sweep(Shown):
     """A finished sweep: its folder, its table, and what became of the points.
 
     `reused` points were there already or came from another process meanwhile, `refused` ones have
-    an error that is their result, and `failed` ones an error that a later sweep tries again.
+    an error that is their result, and `failed` ones an error that a later sweep tries again. `damage`
+    says what was not in the store as it was written.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class Sweep(Shown):
     reused: int
     refused: int
     failed: int = 0
+    damage: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """One row per device and kernel: points, refused ones, latency from least to greatest."""
@@ -83,7 +85,8 @@ class Sweep(Shown):
         if self.failed:
             counts += f", {self.failed} failed: the same command tries them again"
         reasons = self.table["error"].dropna().value_counts().items()
-        return [counts, *(f"  {count} without a result: {reason}" for reason, count in reasons)]
+        refusals = (f"  {count} without a result: {reason}" for reason, count in reasons)
+        return [*self.damage, counts, *refusals]
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def sweep(
         todo = {key: point for key, point in zip(keys, points, strict=True) if key not in done}
         execute = _executor(len(todo), jobs, scheduler)
         stack.enter_context(using(engine))
+        damage = _damage(store, dict(zip(keys, points, strict=True)))
         if not resume:
             store.forget(keys)
         store.describe(manifest(grid))
@@ -159,13 +163,28 @@ def sweep(
             write_results(folder, grid, results, time.perf_counter() - began)
     if shard is None and not results.empty and results["error"].notna().all():
         raise LeansimError(f"every point was refused; the first: {results['error'].iloc[0]}")
-    return _summary(folder, results, work)
+    return _summary(folder, results, work, damage)
 
 
-def _summary(folder: Path, results: pd.DataFrame, work: _Work) -> Sweep:
+def _summary(folder: Path, results: pd.DataFrame, work: _Work, damage: tuple[str, ...]) -> Sweep:
     errors, failed = int(results["error"].notna().sum()), len(work.failures)
     reused = len(results) - work.simulated - failed
-    return Sweep(folder, results, work.simulated, reused, errors - failed, failed)
+    return Sweep(folder, results, work.simulated, reused, errors - failed, failed, damage)
+
+
+def _damage(store: Store, points: Mapping[str, Point]) -> tuple[str, ...]:
+    """What was damaged in a store, and which of these points it lost by that."""
+    lost = [asked(points[key]) for key in sorted(store.dropped & points.keys())]
+    told = [f"{store.path}: found a row that was changed, of {one}: simulated again" for one in lost]
+    if others := len(store.dropped) - len(lost):
+        told.append(f"{store.path}: found {others} rows of other points that were changed: left out")
+    return (*([store.recovery] if store.recovery else ()), *told)
+
+
+def asked(point: Point) -> str:
+    """A point by the fields that are given, for people."""
+    fields = point.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+    return ", ".join(f"{name}={value}" for name, value in fields.items())
 
 
 def _executor(points: int, jobs: int | None, scheduler: str | None) -> Executor:
