@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from sweeping import AXES, install, leansim
 
+from leansim.plugins import Plugins
+
 GOOD = """
 from dataclasses import dataclass
 from leansim.partitioners.flash_attention_2 import FlashAttention2
@@ -126,3 +128,23 @@ def test_a_loop_that_ends_is_blamed(tmp_path: Path) -> None:
     done = leansim(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "error: a plug-in raised SystemExit: 3" in done.stderr
+
+
+def test_a_module_of_the_package_that_ends_at_import_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is being written in a checkout may."""
+    package = tmp_path / "some_rules"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "ended.py").write_text("raise SystemExit(3)")
+    (package / "half.py").write_text("def (")
+    good = GOOD.format(call="pass").replace("Faulty", "Good")
+    (package / "good.py").write_text(good)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = Plugins("rule", "some_rules", "some.rules", ("__call__",))
+    with pytest.warns(UserWarning, match=r"some_rules\.(ended|half) failed to load: S\w+") as told:
+        assert list(kind.found()) == ["good"]
+    assert len(told) == 2
+    with pytest.warns(UserWarning, match="some_rules.ended failed to load: SystemExit: 3"):
+        assert kind.own("ended") is None
