@@ -165,6 +165,7 @@ def test_hf_head_dim_is_worked_out_where_missing(tmp_path: Path) -> None:
     assert (got.num_layers, got.num_q_heads, got.num_kv_heads, got.head_dim) == (32, 32, 8, 128)
     assert (got.head_dim_v, got.window) == (None, None)
     assert got.sources == {
+        "max_position_embeddings": "datasheet: toy_config.json config.json key max_position_embeddings",
         "num_layers": "datasheet: toy_config.json config.json key num_hidden_layers",
         "num_q_heads": "datasheet: toy_config.json config.json key num_attention_heads",
         "num_kv_heads": "datasheet: toy_config.json config.json key num_key_value_heads",
@@ -226,7 +227,7 @@ def test_hf_value_head_dim(tmp_path: Path) -> None:
         ({"attn_type_list": [1] * 32}, None),
         ({"attn_type_list": [1] * 32, "sliding_window": 128}, 128),
         ({"layers_block_type": ["attention"] * 32}, None),
-        ({"hybrid_override_pattern": "****"}, None),
+        ({"hybrid_override_pattern": "*" * 32}, None),
         ({"full_attention_interval": 1}, None),
         ({"model_type": "gemma3_text", "layer_types": ["full_attention"] * 32}, None),
     ],
@@ -254,29 +255,33 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"mamba_num_heads": 128}, "mamba_num_heads: found 128; wanted softmax"),
     ({"mamba_d_state": 16}, "mamba_d_state: found 16; wanted only keys this reader understands"),
     ({"sparse_attention_config": {"x": 1}}, "sparse_attention_config: found"),
-    ({"block_configs": [{}]}, "block_configs: found [{}]; wanted the same heads in every layer"),
+    ({"block_configs": [{}]}, "block_configs[0].attention: found no such key; wanted attention"),
+    ({"block_configs": [{"attention": {"no_op": True}}]}, "found 1 blocks; wanted 32, as num_hidden"),
     ({"num_key_value_heads": None}, "num_key_value_heads: found null; wanted one number"),
     ({"num_key_value_heads": 5}, "num_key_value_heads: found 5; wanted a divisor of"),
     ({"num_key_value_heads": [8, 4]}, "num_key_value_heads: found [8, 4]; wanted a whole number"),
     ({"multi_query": True}, "multi_query: found true; wanted num_key_value_heads instead"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder: found true; wanted a decoder-only model"),
     ({"window_attention_2030": 3}, "window_attention_2030: found 3; wanted only keys"),
-    ({"layer_types": HALF}, "layer_types: found 16 x 'sliding_attention', 16 x 'full_attention'"),
-    ({"layer_types": ["linear_attention"] * 32}, "found 32 x 'linear_attention'; wanted every"),
+    ({"layer_types": HALF}, "sliding_window: found no such key; wanted a whole number"),
+    ({"layer_types": HALF[:30]}, "layer_types: found 30 layers; wanted 32, as num_hidden_layers says"),
+    ({"layer_types": ["linear_attention"] * 32}, "found 32 x 'linear'; wanted every layer, or some"),
+    ({"layer_types": ["indexed_attention"] * 32}, "found 32 x 'indexed_attention'; wanted every"),
     ({"layer_types": 7}, "layer_types: found 7; wanted a list with one entry per layer"),
     ({"layer_types": ["sliding_attention"] * 32}, "sliding_window: found"),
-    ({"full_attention_interval": 4}, "full_attention_interval: found 4; wanted a model with one"),
-    ({"sliding_window_pattern": 6}, "sliding_window_pattern: found 6; wanted a model with one"),
-    ({"interleaved_sliding_window": 512}, "interleaved_sliding_window: found 512; wanted a model"),
-    ({"hybrid_layer_pattern": [0, 1, 1]}, "hybrid_layer_pattern: found 2 x 1, 1 x 0; wanted"),
-    ({"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern: found 2 x 'M', 1 x '-'"),
-    ({"attn_type_list": [0] * 32}, "attn_type_list: found 32 x 0; wanted every layer to be one of"),
-    ({"model_type": "gemma2", "sliding_window": 4096}, 'model_type: found "gemma2"; wanted layer'),
+    ({"full_attention_interval": "4"}, 'full_attention_interval: found "4"; wanted a whole'),
+    ({"sliding_window_pattern": "LXG", "sliding_window": 9}, 'sliding_window_pattern: found "LXG"'),
+    ({"interleaved_sliding_window": 512}, "interleaved_sliding_window: found 512; wanted layer_types"),
+    ({"hybrid_layer_pattern": [0, 1, 1]}, "hybrid_layer_pattern: found 3 layers; wanted 32"),
+    ({"hybrid_override_pattern": "M-M*"}, "hybrid_override_pattern: found 4 layers; wanted 32"),
+    ({"attn_type_list": [0] * 32}, "layers: found 32 x 'linear'; wanted every layer, or some"),
+    ({"full_attn_mod": 2}, "full_attn_mod: found 2; wanted 1, full attention in all layers"),
+    ({"model_type": "nemotron_h"}, 'model_type: found "nemotron_h"; wanted layer_types as well'),
+    ({"model_type": "deepseek_v32"}, 'model_type: found "deepseek_v32"; wanted a model that attends'),
+    ({"architectures": ["GlmMoeDsaForCausalLM"]}, 'architectures: found "GlmMoeDsaForCausalLM"'),
+    ({"layer_types": HALF, "sliding_window": 9, "hybrid_layer_pattern": [0] * 32}, "lists that agree"),
+    ({"attention_head_dim": 64, "head_dim": 128}, "attention_head_dim: found 64; wanted head_dim 128"),
     ({"sliding_window": [4096, None]}, "sliding_window: found [4096, null]; wanted a whole number"),
-    (
-        {"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 28},
-        "max_window_layers: found 28 full layers of 32; wanted a model with one attention shape",
-    ),
     ({"num_attention_heads": "32"}, 'num_attention_heads: found "32"; wanted a whole number'),
     ({"num_hidden_layers": True}, "num_hidden_layers: found true; wanted a whole number"),
     ({"head_dim": 128.0}, "head_dim: found 128.0; wanted a whole number of at least 1"),
@@ -312,7 +317,7 @@ def test_hf_all_refusals_come_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read(tmp_path, kv_lora_rank=512, index_topk=64, layer_types=HALF, head_dim="x")
     where = {problem.where for problem in error.value.problems}
-    assert where == {"kv_lora_rank", "index_topk", "layer_types", "head_dim"}
+    assert where == {"kv_lora_rank", "index_topk", "sliding_window", "head_dim"}
 
 
 @pytest.mark.parametrize(

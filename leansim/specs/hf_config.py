@@ -1,147 +1,72 @@
 """Reads a Hugging Face config.json as a `Model`, and refuses by name what it does not understand.
 
-One attention shape in all layers is understood: MHA, GQA, MQA, with or without one sliding window, or
-MLA as it decodes. Ignores position encoding, MLPs, experts, quantisation, multi-token prediction.
+MHA, GQA, MQA, or MLA as it decodes, over the whole context, a sliding window or chunks, in layers of
+several kinds; layers without softmax attention are counted and left out. Ignores position encoding,
+MLPs, experts, quantisation, multi-token prediction.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from leansim.errors import ConfigError, Problem, suggestion
+from leansim.errors import ConfigError, Problem
+from leansim.specs.hf_keys import (
+    ATTENDING,
+    BESIDE_STATE,
+    CHUNKED,
+    EVERY,
+    FULL,
+    HARMLESS,
+    HARMLESS_WAY,
+    INDICES,
+    LATENT,
+    LISTS,
+    OF_KIND,
+    ONE,
+    ONLY_FOR_LISTS,
+    REASONS,
+    REFUSED,
+    SLIDING,
+    SPARSE,
+    SPARSE_CODE,
+    STATE,
+    STATE_KEYS,
+    SUSPECT,
+    WIDE_HEADS,
+)
+from leansim.specs.hf_layers import Own, block_attention, layer_kinds, own_heads, shared
+from leansim.specs.hf_reader import Reader, reader_of
+from leansim.specs.layers import Layers
 from leansim.specs.model import Model
 
-Kind = Literal["full", "sliding", "either"]
-
-_BY_HAND = "wanted a model with one attention shape in all layers; write its shape in a YAML file"
 _UNKNOWN = (
     "wanted only keys this reader understands: this one may change attention; if it does not, "
     "write the model's shape in a YAML file"
 )
 _MLA = "wanted plain KV heads: MLA is read only where kv_lora_rank and qk_rope_head_dim are both given"
-_SPARSE = "wanted attention to every token of the context, or one sliding window: token selection"
-_LINEAR = "wanted softmax attention in every layer: linear attention and state-space layers"
-_TWO_SHAPES = "wanted one head shape: some layers have heads of their own"
-
-REFUSED: dict[str, str] = {
-    "index_topk": f"{_SPARSE} is not modelled",
-    "sparse_attention_config": f"{_SPARSE} is not modelled",
-    "compress_ratios": "wanted one KV entry per token: compressed KV caches are not modelled",
-    "attention_chunk_size": "wanted no chunked attention: it mixes chunked and full layers",
-    "interleaved_sliding_window": _BY_HAND,
-    "global_head_dim": f"{_TWO_SHAPES} (global_head_dim)",
-    "num_global_key_value_heads": f"{_TWO_SHAPES} (num_global_key_value_heads)",
-    "swa_head_dim": f"{_TWO_SHAPES} (swa_*)",
-    "swa_v_head_dim": f"{_TWO_SHAPES} (swa_*)",
-    "swa_num_attention_heads": f"{_TWO_SHAPES} (swa_*)",
-    "swa_num_key_value_heads": f"{_TWO_SHAPES} (swa_*)",
-    "block_configs": "wanted the same heads in every layer: here each layer has its own block",
-    "linear_attn_config": f"{_LINEAR} are not modelled",
-    "linear_num_value_heads": f"{_LINEAR} are not modelled",
-    "mamba_num_heads": f"{_LINEAR} are not modelled",
-    "ssm_state_size": f"{_LINEAR} are not modelled",
-    "attention_k_eq_v": "wanted keys and values stored apart: sharing them is not modelled",
-    "num_kv_shared_layers": "wanted each layer to have its own KV cache",
-    "multi_query": "wanted num_key_value_heads instead (Falcon's keys are not read)",
-    "num_kv_heads": "wanted num_key_value_heads instead (Falcon's keys are not read)",
-    "is_encoder_decoder": "wanted a decoder-only model",
-}
-"""Keys that change decode attention; any value but null, false, 0 or empty is refused."""
-
-LATENT = ("kv_lora_rank", "qk_rope_head_dim", "q_lora_rank", "qk_nope_head_dim")
-"""Keys of MLA; the first two together are the latent entry that a token leaves in the cache."""
-
-PATTERNS: dict[str, dict[Any, Kind]] = {
-    "layer_types": {"full_attention": "full", "sliding_attention": "sliding"},
-    "layers_block_type": {"attention": "either"},
-    "hybrid_layer_pattern": {0: "full", 1: "sliding"},
-    "hybrid_override_pattern": {"*": "either"},
-    "attn_type_list": {1: "either"},
-}
-"""Keys that list one kind per layer, and the kinds understood when all layers have the same.
-
-"either" is softmax attention whose window, if any, is in `sliding_window`.
-"""
-
-INTERVALS = ("full_attention_interval", "sliding_window_pattern")
-"""Keys that make every n-th layer a full-attention layer; only 1 leaves all layers alike."""
-
-_MIXED_TYPES = (
-    "cohere2 exaone4 gemma2 gemma3 gemma3_text gemma3n gemma3n_text gpt_neo gpt_oss llama4 "
-    "llama4_text olmo3 recurrent_gemma"
-)
-MIXED_BY_TYPE = frozenset(_MIXED_TYPES.split())
-"""Model types that mix layer kinds in their code even where config.json does not list them."""
-
-_HARMLESS_KEYS = (
-    "num_attention_heads num_key_value_heads head_dim v_head_dim sliding_window use_sliding_window "
-    "max_window_layers attention_bias attention_dropout attention_probs_dropout_prob attn_pdrop "
-    "attn_dropout attn_output_gate attention_output_gate attention_multiplier attention_out_bias "
-    "attention_value_scale query_pre_attn_scalar attention_softmax_in_fp32 mlp_layer_types "
-    "scale_attention_softmax_in_fp32 attn_implementation _attn_implementation "
-    "_attn_implementation_autoset use_flash_attn use_flash_attention use_flash_attention_2 "
-    "flash_attention attention_qkv_bias cross_attention_hidden_size"
-)
-HARMLESS = frozenset(_HARMLESS_KEYS.split())
-"""Keys whose names look like attention's but leave the shape of decode attention alone."""
-
-_SUSPECT = re.compile(
-    r"attn|attention|window|layer_types?$|layers_type|block_type|_heads|heads_|head_dim|kv_|"
-    r"mamba|ssm_|^linear_|lora_rank|^sparse_|^index_|compress|swa_"
-)
-
-
-@dataclass
-class _Reader:
-    """One config's keys, and the problems found so far."""
-
-    config: dict[str, Any]
-    problems: list[Problem] = field(default_factory=list)
-
-    def complain(self, key: str, found: object, wanted: str) -> None:
-        text = found if isinstance(found, str) and " " in found else json.dumps(found)
-        self.problems.append(Problem(key, text if len(text) < 80 else text[:77] + "...", wanted))
-
-    def whole(self, key: str) -> int | None:
-        """Return a whole number of at least 1, or None after complaining about it."""
-        value = self.config.get(key)
-        if key not in self.config:
-            near = suggestion(key, self.config)
-            self.complain(key, "no such key", f"wanted a whole number of at least 1{near}")
-        elif type(value) is not int or value < 1:
-            self.complain(key, value, "wanted a whole number of at least 1")
-        else:
-            return value
-        return None
-
-    def has(self, key: str) -> bool:
-        """Whether the key says anything: present, and not null, false, 0 or empty."""
-        return bool(self.config.get(key))
-
-    @property
-    def latent(self) -> bool:
-        """Whether the KV cache is MLA's."""
-        return all(self.has(key) for key in LATENT[:2])
+_SPARSE = "wanted a model that attends to every token: this type selects tokens, which is not modelled"
+PARTS = ("text_config", "thinker_config", "llm_config", "language_config")
+"""Keys under which a model of several parts has its decoder."""
 
 
 def read_hf_config(path: Path, name: str | None = None) -> Model:
-    """Read a Hugging Face config.json; of a multi-modal model, its nested `text_config`.
+    """Read a Hugging Face config.json; of a multi-modal model, its decoder's part (`text_config`).
 
     `name` becomes the model's name; without it, the file's stem does, or, for a file called
     config.json, its folder's name. Raises `ConfigError` with every key that is missing, malformed
     or not understood.
     """
-    reader = _Reader(_decoder_part(path))
-    _refuse_unknown(reader)
-    kinds = _layer_kinds(reader)
+    reader = reader_of(*_decoder_part(path))
     numbers = _numbers(reader)
-    if window := _window(reader, kinds):
-        numbers["window"] = window
+    count = numbers.get("num_layers", (0, ""))[0]
+    _refuse_known(reader)
+    kinds = layer_kinds(reader, count) if count else None
+    if kinds is not None:
+        _refuse_unknown(reader, kinds)
+    layers = _layers(reader, kinds or [], numbers)
     if reader.problems:
         raise ConfigError(str(path), reader.problems)
     if name is None:
@@ -149,11 +74,31 @@ def read_hf_config(path: Path, name: str | None = None) -> Model:
     sources = {key: f"datasheet: {path.name} config.json key {k}" for key, (_, k) in numbers.items()}
     values: dict[str, Any] = {key: value for key, (value, _) in numbers.items()}
     values |= {"latent_kv": True} if reader.latent else {}
+    left_out = Counter(kind for kind in kinds or [] if kind not in ATTENDING)
+    if len(layers) == 1 and not left_out and layers[0].shared_kv == 0 and layers[0].chunk is None:
+        values |= _alike(layers[0], sources, path.name)
+    else:
+        said = f"datasheet: {path.name} config.json, the kinds of its layers"
+        values["layers"], sources["layers"] = layers, said
+        if left_out:
+            values["left_out"], sources["left_out"] = dict(left_out), said
     return Model(name=name, sources=sources, **values)
 
 
-def _decoder_part(path: Path) -> dict[str, Any]:
-    """Return the dictionary that describes the decoder. Raises `ConfigError`."""
+def _alike(some: Layers, sources: dict[str, str], file: str) -> dict[str, Any]:
+    """What a model says whose layers are all of one kind."""
+    given = some.model_dump(exclude_none=True, exclude={"name", "count", "chunk", "shared_kv"})
+    for name in given:
+        key = "sliding_window" if name == "window" else "the heads of its layers"
+        sources[name] = f"datasheet: {file} config.json key {key}"
+    return given
+
+
+def _decoder_part(path: Path) -> tuple[dict[str, Any], object]:
+    """Return the dictionary that describes the decoder, and the type of the whole model.
+
+    Raises `ConfigError`.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -166,93 +111,153 @@ def _decoder_part(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         problem = Problem("syntax", error.msg.lower(), "wanted valid JSON", error.lineno, error.colno)
         raise ConfigError(str(path), [problem]) from None
-    part = data.get("text_config", data) if isinstance(data, dict) else data
+    part, where = data, "(top level)"
+    while isinstance(part, dict) and (inner := _part_of(part)):
+        part, where = part[inner], inner
     if not isinstance(part, dict):
-        where = "text_config" if isinstance(data, dict) else "(top level)"
         problem = Problem(where, f"a {type(part).__name__}", "wanted a JSON object of model keys")
         raise ConfigError(str(path), [problem])
     if part is not data and data.get("is_encoder_decoder"):
         part = {**part, "is_encoder_decoder": True}
-    return part
+    return part, data.get("model_type")
 
 
-def _refuse_unknown(reader: _Reader) -> None:
-    """Complain about keys known to change attention; failing any, about unknown look-alikes."""
+def _part_of(config: dict[str, Any]) -> str | None:
+    """The key under which the decoder is described, if it is not described here."""
+    if PARTS[0] in config:
+        return PARTS[0]
+    here = "num_hidden_layers" in config or "num_attention_heads" in config
+    return None if here else next((key for key in PARTS[1:] if key in config), None)
+
+
+def _refuse_known(reader: Reader) -> None:
+    """Complain about keys known to change attention whatever else a file says."""
+    before = len(reader.problems)
     for key in filter(reader.has, REFUSED):
         reader.complain(key, reader.config[key], REFUSED[key])
-    for key in filter(reader.has, INTERVALS):
-        if reader.config[key] != 1:
-            reader.complain(key, reader.config[key], _BY_HAND)
-    for key in filter(reader.has, () if reader.latent else LATENT):
+    for key in filter(reader.has, () if reader.latent or _no_mla(reader) else LATENT):
         reader.complain(key, reader.config[key], _MLA)
+    if len(reader.problems) == before:
+        _refuse_by_type(reader)
+
+
+def _refuse_unknown(reader: Reader, kinds: list[str]) -> None:
+    """Complain about keys that layers of these kinds do not have, and about unknown look-alikes."""
+    for key in filter(reader.has, REASONS.keys() - set(_understood(reader, kinds))):
+        reader.complain(key, reader.config[key], REASONS[key])
+    for key in filter(reader.has, sorted(ONE)):
+        if reader.config[key] != 1:
+            reader.complain(key, reader.config[key], "wanted 1, full attention in all layers")
     if reader.problems:
         return
-    understood = HARMLESS | PATTERNS.keys() | set(INTERVALS) | set(LATENT)
+    known = HARMLESS | LISTS.keys() | INDICES.keys() | EVERY.keys() | ONE | set(LATENT)
+    known |= set(_understood(reader, kinds)) | (ONLY_FOR_LISTS if _is_listed(reader) else set())
     for key in filter(reader.has, reader.config):
-        if key not in understood and _SUSPECT.search(key):
+        understood = key in known or HARMLESS_WAY.search(key) or _goes_along(key, reader, kinds)
+        if SUSPECT.search(key) and not understood:
             reader.complain(key, reader.config[key], _UNKNOWN)
 
 
-def _layer_kinds(reader: _Reader) -> set[Kind]:
-    """Return the kind of attention that the layer lists give; empty where none says."""
-    kinds: set[Kind] = set()
-    for key, known in PATTERNS.items():
-        if not reader.has(key):
-            continue
-        layers = reader.config[key]
-        if not isinstance(layers, list | str):
-            reader.complain(key, layers, "wanted a list with one entry per layer")
-            continue
-        counts = Counter(layer if isinstance(layer, str | int) else repr(layer) for layer in layers)
-        found = ", ".join(f"{n} x {kind!r}" for kind, n in counts.most_common())
-        if len(counts) > 1:
-            reader.complain(key, found, _BY_HAND)
-        elif (kind := known.get(next(iter(counts)))) is None:
-            names = ", ".join(repr(k) for k in known)
-            reader.complain(key, found, f"wanted every layer to be one of: {names}")
-        elif kind != "either":
-            kinds.add(kind)
-    if not kinds and not reader.has("layer_types"):
-        model_type = reader.config.get("model_type")
-        if isinstance(model_type, str) and model_type in MIXED_BY_TYPE:
-            wanted = "wanted layer_types as well: this type mixes kinds of attention by itself"
-            reader.complain("model_type", model_type, wanted)
-    if len(kinds) > 1:
-        reader.complain("layer lists", "both full and sliding layers", _BY_HAND)
-    return kinds
+def _goes_along(key: str, reader: Reader, kinds: list[str]) -> bool:
+    """Whether a key is about layers that are left out, or goes with the heads of those that slide."""
+    if key.startswith("swa_"):
+        return len(set(kinds)) > 1 and SLIDING in kinds
+    return bool(STATE.search(key)) and _has_state(reader, kinds)
 
 
-def _numbers(reader: _Reader) -> dict[str, tuple[int, str]]:
+def _understood(reader: Reader, kinds: list[str]) -> list[str]:
+    """Keys of `REASONS` that are understood in this file."""
+    found = list(STATE_KEYS) if _has_state(reader, kinds) else []
+    if len(set(kinds)) > 1:
+        found += [key for kind in kinds for key in OF_KIND.get(kind, {}).values()]
+    if CHUNKED in kinds or _is_listed(reader):
+        found.append("attention_chunk_size")
+    if reader.type.startswith("gemma4"):
+        # Keys and values come of one projection, but are cached apart: each has a norm of its own.
+        found.append("attention_k_eq_v")
+    if reader.config.get("use_bidirectional_attention") == "vision":
+        found.append("use_bidirectional_attention")
+    return found
+
+
+def _is_listed(reader: Reader) -> bool:
+    return any(reader.has(key) for key in LISTS)
+
+
+def _has_state(reader: Reader, kinds: list[str]) -> bool:
+    """Whether layers are known that keep a state instead of KV, or beside it."""
+    return any(kind not in ATTENDING for kind in kinds) or reader.type in BESIDE_STATE
+
+
+def _no_mla(reader: Reader) -> bool:
+    return reader.config.get("use_mla") is False
+
+
+def _refuse_by_type(reader: Reader) -> None:
+    """Complain about a model that selects tokens though no key of this copy says so."""
+    code = reader.config.get("architectures")
+    classes = code if isinstance(code, list) else []
+    if reader.type in SPARSE:
+        reader.complain("model_type", reader.type, _SPARSE)
+    elif found := next((c for c in classes if isinstance(c, str) and SPARSE_CODE.search(c)), None):
+        reader.complain("architectures", found, _SPARSE)
+
+
+# -- numbers -----------------------------------------------------------------------------------
+
+
+def _numbers(reader: Reader) -> dict[str, tuple[int, str]]:
     """Return field -> (value, the key or keys it came from); what is wrong goes to `problems`."""
     q_heads = reader.whole("num_attention_heads")
     found: dict[str, tuple[int | None, str]] = {
-        "num_layers": (reader.whole("num_hidden_layers"), "num_hidden_layers"),
-        "num_q_heads": (q_heads, "num_attention_heads"),
+        "num_layers": _num_layers(reader),
+        "num_q_heads": (q_heads, _source(reader, "num_attention_heads")),
     }
     found |= _latent_entry(reader) if reader.latent else _kv_heads(reader, q_heads)
+    longest = reader.config.get("max_position_embeddings")
+    if type(longest) is int and longest >= 1:
+        key = _source(reader, "max_position_embeddings")
+        found["max_position_embeddings"] = (longest, key)
     return {key: (value, source) for key, (value, source) in found.items() if value is not None}
 
 
-def _kv_heads(reader: _Reader, q_heads: int | None) -> dict[str, tuple[int | None, str]]:
+def _source(reader: Reader, key: str) -> str:
+    return reader.source.get(key, key)
+
+
+def _num_layers(reader: Reader) -> tuple[int | None, str]:
+    """How many layers there are; where only a list of them says it, its length."""
+    key = "num_hidden_layers"
+    listed = next((name for name in LISTS if isinstance(reader.config.get(name), list)), None)
+    if key not in reader.config and listed and reader.has(listed):
+        return len(reader.config[listed]), f"{listed}, its length"
+    return reader.whole(key), _source(reader, key)
+
+
+def _kv_heads(reader: Reader, q_heads: int | None) -> dict[str, tuple[int | None, str]]:
     """Return the KV heads of MHA, GQA or MQA, and their head dims."""
     config, key = reader.config, "num_key_value_heads"
     kv_heads = q_heads
     source = f"num_attention_heads (no {key}: MHA)"
-    if key in config and config[key] is None:
+    by_layer = any(reader.has(name) for name in ("block_configs", "num_key_value_heads_per_layer"))
+    if by_layer and config.get(key) is None:
+        source = "num_attention_heads; each layer has KV heads of its own"
+    elif key in config and config[key] is None:
         reader.complain(key, None, "wanted one number for all layers")
         kv_heads = None
     elif key in config:
-        kv_heads, source = reader.whole(key), key
+        kv_heads, source = reader.whole(key), _source(reader, key)
     if q_heads and kv_heads and q_heads % kv_heads:
         reader.complain(key, kv_heads, f"wanted a divisor of num_attention_heads {q_heads}")
     head_dim = _head_dim(reader, q_heads)
     found = {"num_kv_heads": (kv_heads, source), "head_dim": head_dim}
-    if config.get("v_head_dim") is not None and config["v_head_dim"] != head_dim[0]:
+    values = None if _no_mla(reader) else config.get("v_head_dim")
+    if values is not None and values != head_dim[0]:
         found["head_dim_v"] = (reader.whole("v_head_dim"), "v_head_dim")
     return found
 
 
-def _latent_entry(reader: _Reader) -> dict[str, tuple[int | None, str]]:
+def _latent_entry(reader: Reader) -> dict[str, tuple[int | None, str]]:
     """Return MLA's heads as decode sees them: all q heads on one key, whose latent part is the value.
 
     `num_key_value_heads`, `head_dim` and `v_head_dim` say how heads are projected, not what is cached.
@@ -266,10 +271,14 @@ def _latent_entry(reader: _Reader) -> dict[str, tuple[int | None, str]]:
     }
 
 
-def _head_dim(reader: _Reader, q_heads: int | None) -> tuple[int | None, str]:
+def _head_dim(reader: Reader, q_heads: int | None) -> tuple[int | None, str]:
     """Return (elements of a key head, the key it came from)."""
     if reader.config.get("head_dim") is not None:
-        return reader.whole("head_dim"), "head_dim"
+        return reader.whole("head_dim"), _source(reader, "head_dim")
+    if reader.type in WIDE_HEADS:
+        wanted = "wanted this key: heads of this type are not hidden_size / num_attention_heads wide"
+        reader.complain("attention_head_dim", "no such key", wanted)
+        return None, ""
     hidden = reader.whole("hidden_size")
     if hidden and q_heads and hidden % q_heads:
         wanted = f"wanted head_dim, or a multiple of num_attention_heads {q_heads}"
@@ -278,21 +287,57 @@ def _head_dim(reader: _Reader, q_heads: int | None) -> tuple[int | None, str]:
     return (hidden // q_heads if hidden and q_heads else None), "hidden_size / num_attention_heads"
 
 
-def _window(reader: _Reader, kinds: set[Kind]) -> tuple[int, str] | None:
-    """Return (tokens kept, key) if all layers slide, None if all are full; else complain."""
-    config = reader.config
-    first_sliding, layers = config.get("max_window_layers"), config.get("num_hidden_layers")
-    if not kinds:
-        if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
-            return None
-        if first_sliding is not None and not config.get("use_sliding_window"):
-            return None  # Qwen, whose use_sliding_window is false where it is not given
-        if isinstance(first_sliding, int) and isinstance(layers, int) and first_sliding > 0:
-            if first_sliding < layers:
-                found = f"{first_sliding} full layers of {layers}"
-                reader.complain("max_window_layers", found, _BY_HAND)
-            return None  # Qwen: layers below max_window_layers attend to everything
-    elif "sliding" not in kinds:
-        return None
-    window = reader.whole("sliding_window")
-    return None if window is None else (window, "sliding_window")
+# -- layers ------------------------------------------------------------------------------------
+
+
+def _layers(reader: Reader, kinds: list[str], numbers: dict[str, tuple[int, str]]) -> tuple[Layers, ...]:
+    """Layers that attend, those alike together, full ones first."""
+    heads = own_heads(reader, kinds, numbers.get("num_q_heads", (None, ""))[0])
+    windows = _windows(reader, kinds)
+    shares = shared(reader, len(kinds))
+    groups: dict[tuple[str, int | None, Own], list[bool]] = {}
+    for kind, window, own, share in zip(kinds, windows, heads, shares, strict=True):
+        if kind in ATTENDING:
+            groups.setdefault((kind, window, own), []).append(share)
+    ordered = sorted(groups, key=lambda group: ATTENDING.index(group[0]))
+    names = _names(ordered)
+    return tuple(
+        Layers(
+            name=name,
+            count=len(groups[group]),
+            **({"window": group[1]} if group[0] == SLIDING else {}),
+            **({"chunk": group[1]} if group[0] == CHUNKED else {}),
+            **({"shared_kv": sum(groups[group])} if any(groups[group]) else {}),
+            **dict(group[2]),
+        )
+        for name, group in zip(names, ordered, strict=True)
+        if group[1] is not None or group[0] == FULL
+    )
+
+
+def _names(groups: list[tuple[str, int | None, Own]]) -> list[str]:
+    """A name for each: its kind, and where several are of a kind, what they differ in."""
+    counts = Counter(kind for kind, _, _ in groups)
+    names = []
+    for kind, window, own in groups:
+        heads = dict(own)
+        told = [f"{heads['num_kv_heads']}kv"] if "num_kv_heads" in heads else []
+        told = [*([str(window)] if window else []), *told]
+        names.append(kind if counts[kind] == 1 else "_".join([kind, *told]))
+    return names
+
+
+def _windows(reader: Reader, kinds: list[str]) -> list[int | None]:
+    """How far each layer that does not see everything looks back."""
+    several = reader.config.get("sliding_window")
+    if reader.has("block_configs"):
+        blocks = [block_attention(block) or {} for block in reader.listed("block_configs")]
+        several = [block.get("window_length") for block in blocks]
+    if isinstance(several, list) and SLIDING in kinds:
+        pairs = list(zip(kinds, several, strict=False))
+        mine = [window for kind, window in pairs if kind == SLIDING]
+        if len(several) == len(kinds) and all(type(w) is int and w >= 1 for w in mine):
+            return [window if kind == SLIDING else None for kind, window in pairs]
+    keys = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
+    sizes = {kind: reader.whole(key) for kind, key in keys.items() if kind in kinds}
+    return [sizes.get(kind) for kind in kinds]
