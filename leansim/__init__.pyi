@@ -63,6 +63,7 @@ def point(
     max_context_len: int | str | None = None,
     model: str | None = None,
     model_config: str | None = None,
+    layers: str | None = None,
     tensor_parallel: int = 1,
     num_q_heads: int | None = None,
     num_kv_heads: int | None = None,

@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema
 from leansim.errors import ConfigError, Problem, suggestion
 from leansim.files.strict_yaml import Document, read, scalar
 from leansim.points.point import POINT_KEYS, Point
+from leansim.points.shape import kinds_of_layers
 from leansim.specs import catalog
 from leansim.specs.base import Positive, Spec
 
@@ -86,7 +87,7 @@ class PointGrid(Spec):
             fields: dict[str, Any] = {}
             for part in combination:
                 fields |= part
-            points.append(Point.model_validate(_by_alias(fields)))
+            points += _each_kind(Point.model_validate(_by_alias(fields)))
         return tuple(points)
 
     def _groups(self, axes: Mapping[str, Sequence[Any]]) -> list[list[str]]:
@@ -141,6 +142,14 @@ def schema() -> dict[str, Any]:
 def _rows(axes: Mapping[str, Sequence[Any]], group: Sequence[str]) -> Iterator[dict[str, Any]]:
     for values in zip(*(axes[name] for name in group), strict=True):
         yield dict(zip(group, values, strict=True))
+
+
+def _each_kind(point: Point) -> list[Point]:
+    """The point for each kind of layers that is meant: all of its model's, where it says none."""
+    names = kinds_of_layers(point)
+    return (
+        [point] if names == [point.layers] else [point.model_copy(update={"layers": n}) for n in names]
+    )
 
 
 def _by_alias(fields: Mapping[str, Any]) -> dict[str, Any]:

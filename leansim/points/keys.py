@@ -30,14 +30,24 @@ _PACKAGE = __name__.partition(".")[0]
 # Packages that turn a point into numbers, and the rest of what does.
 MODEL = ("specs", "schedule", "partitioners", "timing", "engine", "results")
 MODEL_FILES = tuple(
-    f"points/{name}.py" for name in ("policy", "batch", "shape", "kept", "call", "point", "simulate")
+    f"points/{name}.py"
+    for name in ("policy", "batch", "shape", "kept", "held", "call", "point", "simulate")
 )
 PLUGINS = (partitioners.PLUGINS, loops.PLUGINS)
 _SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))
 
 
-def result_key(device: Device, kernel: Kernel, workload: Workload, partitioner: Partitioner) -> str:
-    """Key of a resolved point: equal for two points if their results must be equal."""
+def result_key(
+    device: Device,
+    kernel: Kernel,
+    workload: Workload,
+    partitioner: Partitioner,
+    held_bytes: int | None = None,
+) -> str:
+    """Key of a resolved point: equal for two points if their results must be equal.
+
+    `held_bytes` is the KV of all layers of its model, if it has one.
+    """
     parts = [
         model_digest(),
         _digest(_Same(device)),
@@ -46,6 +56,7 @@ def result_key(device: Device, kernel: Kernel, workload: Workload, partitioner: 
         repr([getattr(workload, name) for name in _SHAPE]),
         repr(partitioner),
         identity(type(partitioner)),
+        *([] if held_bytes is None else [str(held_bytes)]),
     ]
     hashed = hashlib.sha256("\n".join(parts).encode())
     hashed.update(array("q", workload.context_lens).tobytes())

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leansim.answers import Answers, Row, Tabled
+from leansim.points.asked import label
 from leansim.points.point import Resolved, plan_row
 from leansim.schedule.schedule import Schedule
 
@@ -37,8 +38,7 @@ class Plan(Tabled):
         few = len(set(per_request)) == 1
         return [
             {
-                "device": point.device,
-                "kernel": point.policy,
+                **label(point),
                 "partitioner": repr(self.resolved.partitioner),
                 "tile": f"{schedule.grid.tile_rows}x{schedule.grid.tile_tokens}",
                 "output_tiles": schedule.grid.num_output_tiles,
@@ -61,10 +61,7 @@ class Plan(Tabled):
     def segments(self) -> list[Row]:
         """One row per segment: its CTA, output tile, and KV tiles from `start` up to `stop`."""
         point = self.resolved.point
-        return [
-            {"device": point.device, "kernel": point.policy, **segment._asdict()}
-            for segment in self.schedule.segments()
-        ]
+        return [{**label(point), **segment._asdict()} for segment in self.schedule.segments()]
 
 
 @dataclass(frozen=True, eq=False)

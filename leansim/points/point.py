@@ -21,10 +21,11 @@ from leansim.partitioners.registry import Partitioner, find, make, option_names,
 from leansim.plugins import described
 from leansim.points.batch import BatchFields, context_lens_of
 from leansim.points.call import CallFields, call_of
+from leansim.points.held import in_chunks, kv_bytes_of
 from leansim.points.kept import KeptFields, reads_of
 from leansim.points.keys import result_key
 from leansim.points.policy import PolicyFields, kernel_of, partitioner_of
-from leansim.points.shape import ShapeFields, shape_of
+from leansim.points.shape import ShapeFields, Share, given_of, shape_of, share_of
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.schedule.work import Level
@@ -65,11 +66,7 @@ class Resolved:
     workload: Workload
     partitioner: Partitioner
     level: Level = "all"
-
-    @property
-    def title(self) -> str:
-        """Device, kernel and workload, as tables are titled."""
-        return f"{self.point.device} {self.point.policy}, {self.workload.describe()}"
+    share: Share | None = None
 
     @cached_property
     def instance(self) -> Instance:
@@ -165,7 +162,23 @@ class Resolved:
     @cached_property
     def key(self) -> str:
         """Hash of everything the result depends on: numbers, not names, and versions."""
-        return result_key(self.device, self.kernel, self.workload, self.partitioner)
+        held = None if self.share is None else self.held_bytes
+        return result_key(self.device, self.kernel, self.workload, self.partitioner, held)
+
+    @cached_property
+    def held_bytes(self) -> int:
+        """Bytes of KV that the batch holds on the device: of all layers of its model, else of one."""
+        if self.share is None:
+            return self.workload.kv_bytes
+        return kv_bytes_of(
+            self.share.model, self.given_lens, self.workload.kv_dtype, given_of(self.point)
+        )
+
+    @property
+    def given_lens(self) -> tuple[int, ...]:
+        """KV tokens of each request, those that layers in chunks do not see included."""
+        chunked = self.share is not None and self.share.layers.chunk is not None
+        return context_lens_of(self.point) if chunked else self.workload.context_lens
 
 
 def point(**fields: Any) -> Point:
@@ -200,10 +213,12 @@ def validated(fields: dict[str, Any], source: str) -> Point:
 def resolve(point: Point) -> Resolved:
     """Look up a point's names and build its workload. Raises a named `LeansimError`."""
     device, kernel = _overridden(point, catalog.device(point.device), kernel_of(point))
-    workload = workload_of(point)
+    share = share_of(point)
+    workload = _workload(point, share)
     if workload.prefixes and not kernel.shares_prefixes:  # each request reads its context for itself
         workload = replace(workload, reads=None)
-    return Resolved(point, device, kernel, workload, partitioner_of(point, kernel))
+    partitioner = partitioner_of(point, kernel)
+    return Resolved(point, device, kernel, workload, partitioner, share=share)
 
 
 def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, Kernel]:
@@ -221,13 +236,20 @@ def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, K
 
 def workload_of(point: Point) -> Workload:
     """Build a point's workload. Raises `WorkloadError` for missing or contradictory fields."""
-    shape, lens = shape_of(point), context_lens_of(point)
+    return _workload(point, share_of(point))
+
+
+def _workload(point: Point, share: Share | None) -> Workload:
+    lens, longest = context_lens_of(point), point.max_context_len
+    if share is not None and (chunk := share.layers.chunk) is not None:
+        lens = in_chunks(lens, chunk, point.query_len)
+        longest = None if longest is None else max(min(longest, chunk), point.query_len)
     return Workload(
         context_lens=lens,
         reads=reads_of(point, len(lens), point.page_tokens),
-        max_context_len=point.max_context_len,
+        max_context_len=longest,
         label=point.trace or "",
-        **shape,
+        **shape_of(point, share),
         **call_of(point),
     )
 

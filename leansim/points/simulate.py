@@ -15,6 +15,7 @@ from leansim.engine.result import Result
 from leansim.engine.sequence import joined
 from leansim.errors import FaultError, OutOfRangeError
 from leansim.plugins import described
+from leansim.points.asked import cautions, label
 from leansim.points.point import Point, Resolved, plan_row, resolve
 from leansim.points.results_table import results_table
 from leansim.results.metrics import Metrics, summarise
@@ -74,7 +75,7 @@ class Simulation(Tabled):
             "requests": len(lens),
             "mean_context_len": sum(lens) / len(lens),
             "longest_context_len": max(lens),
-            "kv_fits_dram": self.resolved.workload.kv_bytes <= self.resolved.device.dram_bytes,
+            "kv_fits_dram": self.resolved.held_bytes <= self.resolved.device.dram_bytes,
             **plan_row(self.resolved),
             **asdict(self.metrics),
         }
@@ -93,8 +94,7 @@ class Simulation(Tabled):
         """The numbers a person compares first, in one row."""
         m, plan = self.metrics, plan_row(self.resolved)
         row = {
-            "device": self.point.device,
-            "kernel": self.point.policy,
+            **label(self.point),
             "latency_us": f"{m.latency_s * 1e6:.2f}",
             "ctas": plan["num_ctas"],
             "waves": f"{m.num_waves:.2f}",
@@ -111,8 +111,8 @@ class Simulation(Tabled):
         return [{key: value for key, value in row.items() if value is not None}]
 
     def notes(self) -> list[str]:
-        """What the times rest on."""
-        return [told([(self.point.policy, self.grounds)])]
+        """What is beyond a limit, and what the times rest on."""
+        return [*cautions(self.resolved), told([(self.point.policy, self.grounds)])]
 
 
 def table_of(simulations: Sequence[Simulation]) -> pd.DataFrame:

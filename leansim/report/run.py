@@ -9,13 +9,15 @@ from pathlib import Path
 from leansim.answers import printable, render, spreadsheet
 from leansim.files.artifacts import file_names, write_artifacts
 from leansim.files.writing import Content
-from leansim.points.simulate import Simulation, table_of
+from leansim.points.asked import label
+from leansim.points.simulate import Simulation
 from leansim.report.figures import line_figure
 from leansim.report.sheet import png
 from leansim.results.perfetto import trace
 from leansim.sweeps.compare import has_speedup, with_speedup, x_column
 from leansim.sweeps.run import Run
 from leansim.sweeps.sweep import manifest
+from leansim.sweeps.totals import table_over_layers
 
 
 def write_run(run: Run, folder: Path) -> list[Path]:
@@ -26,16 +28,19 @@ def write_run(run: Run, folder: Path) -> list[Path]:
     `curve.csv` and `speedup_curve.png`, or `latency_curve.png` without a baseline or another kernel;
     of several axes each has its own, such as `curve_batch_size.csv`.
     """
+    tables = "\n\n".join(
+        f"{printable(title)}\n\n{render(rows, 'md')}" for title, rows in run.sections().items()
+    )
     notes = "\n".join(f"- {printable(note.strip())}" for note in run.notes())
     files: dict[str, Content] = {
         "results.csv": spreadsheet(run.table).to_csv(index=False),
-        "table.md": f"{render(run.rows(), 'md')}\n\n{notes}\n",
+        "table.md": f"{tables}\n\n{notes}\n",
         **dict(_curves(run)),
     }
-    labels = [(one.point.device, one.point.policy) for one in run.simulations]
+    labels = [tuple(map(str, label(one.point).values())) for one in run.simulations]
     names = file_names(labels)
-    for label, simulation in zip(labels, run.simulations, strict=True):
-        files[f"timelines/{names[label]}.json"] = trace(simulation.result)
+    for told, simulation in zip(labels, run.simulations, strict=True):
+        files[f"timelines/{names[told]}.json"] = trace(simulation.result)
     return write_artifacts(folder, files, manifest(run.config))
 
 
@@ -51,7 +56,7 @@ def _curves(run: Run) -> Iterator[tuple[str, Content]]:
 def _curve(
     run: Run, curve: Sequence[Simulation], axis: str, suffix: str
 ) -> Iterator[tuple[str, Content]]:
-    table = table_of(curve)
+    table = table_over_layers(curve)
     baseline = run.config.baseline
     if baseline is not None:
         table = with_speedup(table, baseline).drop(columns="baseline_s")

@@ -253,7 +253,7 @@ class Workload:
         if self.prefixes:
             batch += f", {len(self.prefixes)} shared prefixes"
         if self.mask is not None:
-            batch += f", of which {self.mask!r} is kept"
+            batch += f", {int(self.kept_lens.mean()):,} of them kept"
         return f"{self.label + ': ' if self.label else ''}{batch}, {heads}, {self.kv_dtype} KV"
 
 

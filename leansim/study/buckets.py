@@ -14,6 +14,7 @@ from typing import Any
 from leansim.answers import Tabled
 from leansim.errors import PartitionerError, WorkloadError
 from leansim.partitioners.registry import Partitioner
+from leansim.points.asked import asked, named
 from leansim.points.point import Point, resolve
 from leansim.specs.traces import find_trace, read_trace
 from leansim.study.bench import Bench
@@ -116,7 +117,7 @@ class BucketStudy(Tabled):
     @property
     def title(self) -> str:
         """Device, kernel and trace."""
-        return f"{self.point.device} {self.point.policy}, {self.point.trace}"
+        return ", ".join([named(self.point), str(self.point.trace), *asked(self.point)])
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per bucket."""

@@ -9,6 +9,7 @@ from typing import Any
 from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
+from leansim.points.asked import cautions, described
 from leansim.points.point import Point, resolve
 from leansim.points.simulate import Simulation
 from leansim.results.metrics import SHARES
@@ -121,6 +122,7 @@ def explain(
         _helping(simulation, found),
         *_others(found, own),
         _about_lean(bench, found, lean),
+        *cautions(bench.resolved),
     )
     return Explanation(simulation, found, facts, lean, sentences)
 
@@ -137,9 +139,18 @@ def _headline(simulation: Simulation, found: Oracle) -> str:
     point, latency = simulation.point, simulation.result.latency_s
     ratio = latency / found.bound.latency_s
     return (
-        f"{point.policy} on {point.device}, {simulation.resolved.workload.describe()}: {_us(latency)}, "
+        f"{point.policy} on {point.device}, {described(simulation.resolved)}{_layers(simulation)}: "
+        f"{_us(latency)}, "
         f"{ratio:.2f}x the {_us(found.bound.latency_s)} that no schedule of this kernel can beat."
     )
+
+
+def _layers(simulation: Simulation) -> str:
+    """Which layers of how many, where the model's are not all alike."""
+    share = simulation.resolved.share
+    if share is None or not share.is_mixed:
+        return ""
+    return f" ({share.layers.describe()} of {share.model.num_layers} layers)"
 
 
 def _placing(simulation: Simulation, facts: Facts) -> str:

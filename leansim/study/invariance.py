@@ -15,6 +15,7 @@ from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
 from leansim.numerics.invariance import batch_invariance
 from leansim.partitioners.fixed_split_size import FixedSplitSize
+from leansim.points.asked import asked, named
 from leansim.points.point import Point, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
@@ -87,7 +88,7 @@ class InvarianceStudy(Tabled):
 
     def sections(self) -> dict[str, list[dict[str, Any]]]:
         """The rows under device and kernel."""
-        return {f"{self.point.device} {self.point.policy}": self.rows()}
+        return {", ".join([named(self.point), *asked(self.point)]): self.rows()}
 
     def notes(self) -> list[str]:
         """The note."""

@@ -23,6 +23,7 @@ from leansim.partitioners.per_request_splits import (
     tiles_of_request,
 )
 from leansim.partitioners.registry import Partitioner
+from leansim.points.asked import titled
 from leansim.points.point import Point, Resolved, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
@@ -149,7 +150,7 @@ class Oracle(Tabled):
 
     def sections(self) -> dict[str, list[dict[str, Any]]]:
         """The rows under device, kernel and workload."""
-        return {self.resolved.title: self.rows()}
+        return {titled(self.resolved): self.rows()}
 
     def notes(self) -> list[str]:
         """What was searched, how the point's own rule does, and who refused."""

@@ -12,6 +12,7 @@ from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError, PartitionerError
 from leansim.partitioners.registry import Partitioner
+from leansim.points.asked import titled
 from leansim.points.point import Point, Resolved, resolve
 from leansim.study.bench import Bench
 from leansim.study.oracle import Policy, described, distinct_counts, useful_counts
@@ -91,7 +92,7 @@ class SplitCurve(Tabled):
     def sections(self) -> dict[str, list[dict[str, Any]]]:
         """The counts that are the best, the knee or a rule's pick; then the rules."""
         told = [row for row in self.rows() if row["mark"] or row["picked_by"]]
-        title = self.resolved.title
+        title = titled(self.resolved)
         return {title: told, f"{title}: split rules": self.pick_rows()}
 
     def notes(self) -> list[str]:

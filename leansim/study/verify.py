@@ -11,6 +11,7 @@ from leansim.numerics.attention import Precision
 from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.ranks import ORDERS, merge_error, rank_error
 from leansim.numerics.verify import TOLERANCES, Verification, verify
+from leansim.points.asked import label, named
 from leansim.points.point import Point, Resolved, resolve
 from leansim.schedule.schedule import Schedule
 from leansim.specs.kv_lists import Shard
@@ -37,8 +38,7 @@ class Verified(Tabled):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per precision: errors, and what is allowed."""
-        label = {"device": self.point.device, "kernel": self.point.policy}
-        return [{**label, **row} for row in self.verification.rows()]
+        return [{**label(self.point), **row} for row in self.verification.rows()]
 
     def records(self) -> list[dict[str, Any]]:
         """The same, for programs."""
@@ -52,7 +52,7 @@ class Verified(Tabled):
             batch += f": {self.invariance.counterexample}"
         merged = [f"{what} off by {error:.1e}" for what, error in self.merge_errors.items()]
         return [
-            f"{self.point.device} {self.point.policy}: cover {'exact' if cover.exact else cover.problem}"
+            f"{named(self.point)}: cover {'exact' if cover.exact else cover.problem}"
             f"; replayed {found.replayed_tiles:,} of {cover.output_tiles:,} output tiles "
             f"({found.replayed_patterns} of {found.patterns} ways of cutting); "
             + "; ".join([batch, *merged])

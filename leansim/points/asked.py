@@ -1,0 +1,93 @@
+"""What was asked for in words: all that is not as it would be by itself, and what is beyond a limit.
+
+Of memory, ignores weights and activations, which share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from leansim.answers import Row
+from leansim.points.point import POINT_KEYS, Point, Resolved
+
+# Fields that tables show in columns of their own, and those that a workload says itself.
+_SHOWN = frozenset(
+    {
+        *("device", "kernel", "partitioner", "layers", "batch_size", "context_len", "context_lens"),
+        *("trace", "num_q_heads", "num_kv_heads", "head_dim", "latent_kv", "kv_dtype"),
+    }
+)
+
+
+def label(point: Point) -> Row:
+    """Columns that tell points of a table apart: device, kernel, and layers where they are picked."""
+    layers = {} if point.layers is None else {"layers": point.layers}
+    return {"device": point.device, "kernel": point.policy, **layers}
+
+
+def described(resolved: Resolved) -> str:
+    """The workload in a line, with every field of the point that is not as it would be by itself."""
+    window, point = resolved.workload.window, resolved.point
+    of_model = window is not None and point.window is None and point.layers is None
+    return ", ".join(
+        [
+            resolved.workload.describe(),
+            *asked(point),
+            *([f"window {window:,} of the model"] if of_model else []),
+        ]
+    )
+
+
+def titled(resolved: Resolved) -> str:
+    """Device, kernel and workload, as tables are titled."""
+    return f"{named(resolved.point)}, {described(resolved)}"
+
+
+def named(point: Point) -> str:
+    """Device and kernel, and layers where they are picked."""
+    layers = "" if point.layers is None else f" {point.layers} layers"
+    return f"{point.device} {point.policy}{layers}"
+
+
+def asked(point: Point) -> list[str]:
+    """Each field that is not as it would be by itself, and is not shown elsewhere: `window 512`."""
+    return [told for name in Point.model_fields for told in _told(point, name)]
+
+
+def _told(point: Point, name: str) -> list[str]:
+    value = getattr(point, name)
+    if name in _SHOWN or value == Point.model_fields[name].get_default(call_default_factory=True):
+        return []
+    if isinstance(value, Mapping):
+        return [f"{key}={_text(one)}" for key, one in value.items()]
+    keys = {field: key for key, field in POINT_KEYS.items()}
+    return [f"{keys[name]} {_text(value)}"]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def cautions(resolved: Resolved) -> list[str]:
+    """What a point asks for that its device or model does not have: memory, positions."""
+    found = []
+    point, held, memory = resolved.point, resolved.held_bytes, resolved.device.dram_bytes
+    share = resolved.share
+    if held > memory:
+        whose = "one layer" if share is None else f"all {share.model.num_attending} attention layers"
+        per_gpu = f" on each of {point.tensor_parallel} GPUs" if point.tensor_parallel > 1 else ""
+        found.append(
+            f"The KV cache of {whose} ({held / 1e9:,.1f} GB{per_gpu}) does not fit in the "
+            f"{memory / 1e9:,.1f} GB of {point.device}."
+        )
+    if share is not None and (most := share.model.max_position_embeddings) is not None:
+        longest = max(resolved.given_lens)
+        if longest > most:
+            found.append(
+                f"A context of {longest:,} tokens is beyond max_position_embeddings "
+                f"{most:,} of {share.model.name}."
+            )
+    return found
