@@ -20,6 +20,7 @@ from leansim.engine.program import Program as Program
 from leansim.engine.result import Result as Result
 from leansim.errors import LeansimError as LeansimError
 from leansim.gpu.measure import measure as measure
+from leansim.partitioners.registry import Partitioner
 from leansim.points.grid import PointGrid as PointGrid
 from leansim.points.grid import load as load
 from leansim.points.grid import schema as schema
@@ -52,7 +53,8 @@ def point(
     *,
     device: str,
     kernel: str,
-    partitioner: str | Mapping[str, Any] | PartitionerSpec | None = None,
+    partitioner: str | Mapping[str, Any] | PartitionerSpec | Partitioner | None = None,
+    num_splits: int | None = None,
     batch_size: int | None = None,
     context_len: int | str | None = None,
     context_len_cv: float | None = None,

@@ -55,14 +55,18 @@ class WorkerError(LeansimError):
 class UnknownNameError(LeansimError):
     """A name that nothing answers to."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        """`kind` is the thing's word ("device"), `known` the names that would have worked."""
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        """`kind` is the thing's word ("device"), `known` the names that would have worked.
+
+        `hint` says what else might have been meant.
+        """
         names = sorted(known)
-        super().__init__(f"unknown {kind} {name!r}{suggestion(name, names)}; known: {listing(names)}")
-        self.kind, self.name, self.known = kind, name, names
+        wanted = f"{suggestion(name, names)}; known: {listing(names)}"
+        super().__init__(f"unknown {kind} {name!r}{wanted}" + (f"; {hint}" if hint else ""))
+        self.kind, self.name, self.known, self.hint = kind, name, names, hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind, self.name, self.known)
+        return type(self), (self.kind, self.name, self.known, self.hint)
 
 
 @dataclass(frozen=True)

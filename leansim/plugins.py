@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -58,6 +59,28 @@ class Plugins:
         """Our class of a name, if it stands in a module of that name: no other one is loaded."""
         there = name.isidentifier() and find_spec(f"{self.package}.{name}") is not None
         return dict(self._ours([name])).get(name) if there else None
+
+    def hint(self, name: str) -> str:
+        """Why a name is not found though there is a file for it, or nothing."""
+        file = f"{name.removesuffix('.py').rpartition('/')[2]}.py"
+        folder = Path(str(importlib.import_module(self.package).__file__)).parent
+        place = Path(*self.package.split("."), file)
+        mine = folder / file
+        for here in (Path.cwd(), *Path.cwd().parents):
+            if (here / place).is_file() and (here / place).resolve() != mine.resolve():
+                top = folder.parents[self.package.count(".") - 1]
+                return (
+                    f"{here / place} is not of the package that runs, {top}: "
+                    f"`pip install -e .` in {here} makes it so"
+                )
+        if mine.is_file():
+            wanted = (
+                f"a frozen dataclass with {' and '.join(self.methods)} whose name in snake case it is"
+            )
+            return f"{mine} is there: wanted {wanted}"
+        if name.endswith(".py"):
+            return f"wanted a name: {file} is found in {place.parent}, or by an entry point {self.group}"
+        return ""
 
     def _ours(self, modules: Iterable[str]) -> Iterator[tuple[str, type[Any]]]:
         for name in modules:

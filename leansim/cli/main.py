@@ -178,7 +178,7 @@ def plan(
         return
     plans = leansim.plan(grid_of(file, settings, flags))
     if segments:
-        _print_or_write(render([row for plan in plans for row in plan.segments()], form), out)
+        _print_or_write(render(plans.segments(), form), out)
     else:
         _print_or_write(plans.written(form), out)
 

@@ -59,7 +59,7 @@ def find(name: str) -> type[Any]:
     """The partitioner of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
     found = PLUGINS.own(name) or partitioners().get(name)
     if found is None:
-        raise UnknownNameError(PLUGINS.kind, name, partitioners())
+        raise UnknownNameError(PLUGINS.kind, name, partitioners(), PLUGINS.hint(name))
     return found
 
 
@@ -111,6 +111,22 @@ def name_of(cls: type[Any]) -> str:
 def option_names(cls: type[Any]) -> list[str]:
     """Names of a partitioner's options."""
     return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
+def split_count_option(cls: type[Any]) -> str | None:
+    """The option that sets a partitioner's number of splits, or the most of them; None: it has none."""
+    option = getattr(cls, "split_count_option", "num_splits")
+    return option if option in option_names(cls) else None
+
+
+def options_of(partitioner: Partitioner) -> dict[str, Any]:
+    """A partitioner's options that are not as they are by default."""
+    found = {}
+    for field in dataclasses.fields(partitioner):  # type: ignore[arg-type]
+        value = getattr(partitioner, field.name)
+        if field.init and (field.default is dataclasses.MISSING or value != field.default):
+            found[field.name] = value
+    return found
 
 
 @cache

@@ -5,16 +5,26 @@ Of memory, ignores weights and activations, which share it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leansim.answers import Row
 from leansim.points.point import POINT_KEYS, Point, Resolved
+from leansim.specs.workload import Workload
 
 # Fields that tables show in columns of their own, and those that a workload says itself.
 _SHOWN = frozenset(
     {
-        *("device", "kernel", "partitioner", "layers", "batch_size", "context_len", "context_lens"),
+        *(
+            "device",
+            "kernel",
+            "partitioner",
+            "num_splits",
+            "layers",
+            "batch_size",
+            "context_len",
+            "context_lens",
+        ),
         *("trace", "num_q_heads", "num_kv_heads", "head_dim", "latent_kv", "kv_dtype"),
     }
 )
@@ -24,6 +34,37 @@ def label(point: Point) -> Row:
     """Columns that tell points of a table apart: device, kernel, and layers where they are picked."""
     layers = {} if point.layers is None else {"layers": point.layers}
     return {"device": point.device, "kernel": point.policy, **layers}
+
+
+def batch_of(workload: Workload) -> Row:
+    """The columns of a batch: its requests, and KV tokens of each, or of the least and the most."""
+    least, most = min(workload.context_lens), max(workload.context_lens)
+    return {
+        "batch_size": len(workload.context_lens),
+        "context_len": least if least == most else f"{least}-{most}",
+    }
+
+
+def call_columns(point: Point, workload: Workload) -> Row:
+    """The columns of records that say which call it was: layers, batch, and what else was asked for."""
+    layers = {} if point.layers is None else {"layers": point.layers}
+    return {**layers, **batch_of(workload), "asked": ", ".join(asked(point)) or None}
+
+
+def differences(points: Sequence[Point]) -> list[Row]:
+    """For each point, the fields in which some differ and that tables do not show anyway."""
+    shown = _SHOWN - {"trace", "num_q_heads", "num_kv_heads", "head_dim", "latent_kv", "kv_dtype"}
+    names = [
+        name
+        for name in Point.model_fields
+        if name not in shown and any(getattr(p, name) != getattr(points[0], name) for p in points)
+    ]
+    keys = {field: key for key, field in POINT_KEYS.items()}
+    return [{keys[name]: _cell(getattr(point, name)) for name in names} for point in points]
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else value
 
 
 def described(resolved: Resolved) -> str:

@@ -212,6 +212,7 @@ def _name_problems(document: Document) -> list[Problem]:
                 continue
             path = (axis, position) if (axis, position) in document.marks else (axis,)
             wanted = f"wanted a {axis}{suggestion(name, names)}; known: {', '.join(names)}"
+            wanted += f"; {hint}" if (hint := catalog.hint(axis, name)) else ""
             problems.append(document.problem(path, repr(name), wanted))
     kernels = [str(name) for name in _as_axis(data.get("kernel"))]
     baseline = data.get("baseline")
@@ -238,6 +239,11 @@ def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, A
         if not equals or not key:
             problem = Problem("--set", repr(setting), "wanted key=value")
             raise ConfigError("command line", [problem])
+        if key.startswith("partitioner."):
+            option = key.rpartition(".")[2]
+            wanted = f"wanted kernel.partitioner.options.{option}={text.strip()}"
+            wanted += ", or num_splits" if "split" in option else ""
+            raise ConfigError("command line", [Problem("--set", repr(setting), wanted)])
         value = parse_value(text.strip())
         if key.startswith(("device.", "kernel.")):
             given = data.get("overrides") or {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from leansim.answers import Answers, Row, Tabled
-from leansim.points.asked import label
+from leansim.points.asked import batch_of, differences, label
 from leansim.points.point import Resolved, plan_row
 from leansim.schedule.schedule import Schedule
 
@@ -39,6 +39,7 @@ class Plan(Tabled):
         return [
             {
                 **label(point),
+                **batch_of(self.resolved.workload),
                 "partitioner": repr(self.resolved.partitioner),
                 "tile": f"{schedule.grid.tile_rows}x{schedule.grid.tile_tokens}",
                 "output_tiles": schedule.grid.num_output_tiles,
@@ -59,9 +60,20 @@ class Plan(Tabled):
         return self.rows()
 
     def segments(self) -> list[Row]:
-        """One row per segment: its CTA, output tile, and KV tiles from `start` up to `stop`."""
-        point = self.resolved.point
-        return [{**label(point), **segment._asdict()} for segment in self.schedule.segments()]
+        """One row per segment: its CTA, output tile, and KV tiles from `start` up to `stop`.
+
+        The tile is that of a `request` and a `head`: a KV head where query heads share tiles, else a
+        query head; `row_block` says which of their query rows.
+        """
+        grid = self.schedule.grid
+        names, where = ("request", "head", "row_block"), (grid.request, grid.head, grid.row_block)
+        rows = []
+        for segment in self.schedule.segments():
+            number, cta, tile, start, stop = segment
+            of_tile = {name: int(of[tile]) for name, of in zip(names, where, strict=True)}
+            row = {"number": number, "cta": cta, "output_tile": tile, **of_tile}
+            rows.append({**label(self.resolved.point), **row, "start": start, "stop": stop})
+        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +83,33 @@ class Plans(Answers[Plan]):
     given: tuple[Mapping[str, Any], ...] = ()
 
     def rows(self) -> list[Row]:
-        """One row per point: of a CSV, its row with what planning adds."""
-        return self.records() if self.given else super().rows()
+        """One row per point: of a CSV, its row with what planning adds; else what points differ in."""
+        return self.records() if self.given else self._told_apart([plan.rows() for plan in self])
+
+    def segments(self) -> list[Row]:
+        """One row per segment of every plan, with what the points differ in."""
+        batches = [batch_of(plan.resolved.workload) if len(self) > 1 else {} for plan in self]
+        return self._told_apart(
+            [
+                [{**label(plan.resolved.point), **batch, **row} for row in plan.segments()]
+                for plan, batch in zip(self, batches, strict=True)
+            ]
+        )
+
+    def _told_apart(self, rows: Sequence[Sequence[Row]]) -> list[Row]:
+        """Rows of each plan under each other, the fields that points differ in behind their label."""
+        points = [plan.resolved.point for plan in self]
+        told = []
+        for one, differing, point in zip(rows, differences(points), points, strict=True):
+            for row in one:
+                mine = label(point)
+                told.append({**mine, **differing, **row})
+        return told
 
     def records(self) -> list[Row]:
         """The same, for programs."""
         if not self.given:
-            return super().records()
+            return self.rows()
         return [{**row, **plan.row} for row, plan in zip(self.given, self.answers, strict=True)]
 
     def sections(self) -> dict[str, list[Row]]:

@@ -29,7 +29,7 @@ def results_table(
     for point, row, found in zip(points, rows, grounds, strict=True):
         if row is None:
             continue
-        given = point.model_dump(mode="json", exclude={"overrides", "partitioner"})
+        given = point.model_dump(mode="json", exclude={"overrides", "partitioner", "num_splits"})
         lens = given.pop("context_lens")
         given["context_lens"] = None if lens is None else " ".join(map(str, lens))
         given["overrides"] = json.dumps(point.overrides) if point.overrides else None

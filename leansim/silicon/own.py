@@ -39,7 +39,7 @@ ORIGIN_COLUMNS = ("library", "shape_id", "drawn_from")
 # Columns of a CSV of points that are known beside those of a point.
 _BESIDE = (HARNESS, *MEASUREMENT_COLUMNS, *ORIGIN_COLUMNS)
 # What a shape is: a row's point without the kernel and the device.
-_SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner", "num_sms"}
+_SHAPE = frozenset(POINT_KEYS) - {"device", "kernel", "partitioner", "num_splits", "num_sms"}
 # Columns of the schema that a workload has under the same name.
 _OF_WORKLOAD = (
     "batch_size", "num_q_heads", "num_kv_heads", "head_dim", "q_dtype", "kv_dtype", "cache", "launch",

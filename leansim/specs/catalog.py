@@ -76,7 +76,7 @@ def spec_path(kind: Kind, name: str) -> Path:
     for folder in config_folders():
         if (path := folder / f"{kind}s" / f"{name}.yaml").is_file():
             return path
-    raise UnknownNameError(kind, name, names(kind))
+    raise UnknownNameError(kind, name, names(kind), hint(kind, name))
 
 
 def find_config(path: str) -> Path:
@@ -91,6 +91,15 @@ def find_config(path: str) -> Path:
     known = [f"configs/{p.parent.name}/{p.name}" for f in config_folders() for p in f.glob("*s/*.yaml")]
     hint = suggestion(path, known)
     raise ConfigError(path, [Problem("file", "nothing", f"wanted a YAML file{hint}")])
+
+
+def hint(kind: Kind, name: str) -> str:
+    """Where a file of that name is that is not looked at, or nothing."""
+    for here in (Path.cwd(), *Path.cwd().parents):
+        path = here / "configs" / f"{kind}s" / f"{name}.yaml"
+        if name.isidentifier() and path.is_file():
+            return f"{path} is not among them: give its path, or set LEANSIM_CONFIGS={here / 'configs'}"
+    return ""
 
 
 def _files(kind: Kind) -> Iterator[Path]:
@@ -108,7 +117,7 @@ def _load(cls: type[_Sourced], kind: Kind, name: str) -> _Sourced:
             continue
         spec: _Sourced = _read_shipped(cls, kind, path, modified)
         return spec
-    raise UnknownNameError(kind, name, names(kind))
+    raise UnknownNameError(kind, name, names(kind), hint(kind, name))
 
 
 @cache

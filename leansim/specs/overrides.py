@@ -18,6 +18,7 @@ from leansim.specs.catalog import validate
 from leansim.specs.kernel import MECHANISMS, Kernel, Tile
 
 _Spec = TypeVar("_Spec", bound=SourcedSpec)
+_OPTIONS = "partitioner.options"
 _SOURCE = "assumed: overridden for this run"
 
 
@@ -34,7 +35,11 @@ def overridden(spec: _Spec, changes: Mapping[str, Any]) -> _Spec:
         way, value = path.split("."), _number_of(text)
         known = sorted(type(spec).model_fields)
         if way[0] not in known:
-            raise UnknownNameError(f"{kind} number", way[0], known)
+            hint = f"options of its partitioner are kernel.{_OPTIONS}.*" if kind == "kernel" else ""
+            raise UnknownNameError(f"{kind} number", way[0], known, hint)
+        if way[0] == "partitioner" and way[1:2] not in ([], ["name"], ["options"]):
+            hint = f"an option is kernel.{_OPTIONS}.{way[-1]}"
+            raise UnknownNameError(f"part of a {kind}'s partitioner", way[1], ("name", "options"), hint)
         if isinstance(spec, Kernel):
             places = _put_in_kernel(data, spec, way, value)
         else:

@@ -9,7 +9,7 @@ from typing import Any
 from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
-from leansim.points.asked import cautions, described
+from leansim.points.asked import call_columns, cautions, described
 from leansim.points.point import Point, resolve
 from leansim.points.simulate import Simulation
 from leansim.results.metrics import SHARES
@@ -80,6 +80,7 @@ class Explanation(Tabled):
         return {
             "device": self.simulation.point.device,
             "policy": self.simulation.point.policy,
+            **call_columns(self.simulation.point, self.simulation.resolved.workload),
             "latency_s": metrics.latency_s,
             "roofline_s": metrics.roofline_s,
             "bound_s": self.oracle.bound.latency_s,

@@ -23,7 +23,7 @@ from leansim.partitioners.per_request_splits import (
     tiles_of_request,
 )
 from leansim.partitioners.registry import Partitioner
-from leansim.points.asked import titled
+from leansim.points.asked import call_columns, titled
 from leansim.points.point import Point, Resolved, resolve
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
@@ -141,7 +141,8 @@ class Oracle(Tabled):
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record per policy for other programs; the bound and its cause in each."""
-        point = {"device": self.resolved.point.device, "kernel": self.resolved.point.kernel}
+        asked_for, load = self.resolved.point, self.resolved.workload
+        point = {"device": asked_for.device, "kernel": asked_for.kernel, **call_columns(asked_for, load)}
         bound = {"bound_s": self.bound.latency_s, "bound_cause": self.bound.cause}
         return [
             {**point, **policy.record(), "regret": self.regret(policy), **bound}

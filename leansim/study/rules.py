@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from leansim.errors import PartitionerError, UnknownNameError
-from leansim.partitioners.registry import Partitioner, make, name_of, option_names, partitioners
+from leansim.partitioners.registry import (
+    Partitioner,
+    make,
+    name_of,
+    option_names,
+    partitioners,
+    split_count_option,
+)
 from leansim.points.point import Resolved
 from leansim.specs import catalog
 from leansim.specs.device import Device
@@ -119,11 +126,10 @@ def told(partitioner: Partitioner, count: int) -> Partitioner | None:
     For some it is the most of counts that follow from the lengths. Raises `PartitionerError` for a
     count that the partitioner refuses.
     """
-    option = getattr(partitioner, "split_count_option", "num_splits")
-    options = option_names(type(partitioner))
-    if option not in options:
+    option = split_count_option(type(partitioner))
+    if option is None:
         return None
-    given = {key: getattr(partitioner, key) for key in options}
+    given = {key: getattr(partitioner, key) for key in option_names(type(partitioner))}
     return make(name_of(type(partitioner)), {**given, option: count})
 
 

@@ -12,7 +12,7 @@ from leansim.answers import Tabled
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError, PartitionerError
 from leansim.partitioners.registry import Partitioner
-from leansim.points.asked import titled
+from leansim.points.asked import call_columns, titled
 from leansim.points.point import Point, Resolved, resolve
 from leansim.study.bench import Bench
 from leansim.study.oracle import Policy, described, distinct_counts, useful_counts
@@ -80,7 +80,8 @@ class SplitCurve(Tabled):
 
     def records(self) -> list[dict[str, Any]]:
         """Flat records for other programs, in seconds: of kind `count`, then of kind `rule`."""
-        point = {"device": self.resolved.point.device, "kernel": self.resolved.point.kernel}
+        asked_for, load = self.resolved.point, self.resolved.workload
+        point = {"device": asked_for.device, "kernel": asked_for.kernel, **call_columns(asked_for, load)}
         counts: list[dict[str, Any]] = [
             {"kind": "count", "num_splits": count, "latency_s": latency}
             for count, latency in zip(self.counts, self.latencies_s, strict=True)

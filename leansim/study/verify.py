@@ -11,7 +11,7 @@ from leansim.numerics.attention import Precision
 from leansim.numerics.invariance import Invariance, batch_invariance
 from leansim.numerics.ranks import ORDERS, merge_error, rank_error
 from leansim.numerics.verify import TOLERANCES, Verification, verify
-from leansim.points.asked import label, named
+from leansim.points.asked import batch_of, label, named
 from leansim.points.point import Point, Resolved, resolve
 from leansim.schedule.schedule import Schedule
 from leansim.specs.kv_lists import Shard
@@ -26,6 +26,7 @@ class Verified(Tabled):
     """How exact a point's schedule is, and whether the batch changes how a request is cut."""
 
     point: Point
+    workload: Workload
     verification: Verification
     invariance: Invariance
     merge_errors: Mapping[str, float] = field(default_factory=dict)
@@ -38,7 +39,8 @@ class Verified(Tabled):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per precision: errors, and what is allowed."""
-        return [{**label(self.point), **row} for row in self.verification.rows()]
+        call = {**label(self.point), **batch_of(self.workload)}
+        return [{**call, **row} for row in self.verification.rows()]
 
     def records(self) -> list[dict[str, Any]]:
         """The same, for programs."""
@@ -65,7 +67,7 @@ def verified(point: Point, precisions: Sequence[Precision], seed: int) -> Verifi
     found = [verify(call.schedule, tuple(precisions), seed=seed) for call in item.calls]
     alike = batch_invariance(item.partitioner, item.kernel, item.device, item.workload, seed=seed)
     merges = {**_merge_of_ranks(item, seed), **_merge_of_calls(item, seed)}
-    return Verified(point, Verification.of_all(found), alike, merges)
+    return Verified(point, item.workload, Verification.of_all(found), alike, merges)
 
 
 def _merge_of_ranks(item: Resolved, seed: int) -> dict[str, float]:

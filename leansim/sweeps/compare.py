@@ -35,7 +35,9 @@ def point_columns() -> set[str]:
 
 
 def _ordered_columns() -> list[str]:
-    return [field.alias or name for name, field in Point.model_fields.items()]
+    # How many splits there are is what came of a point, and what was asked for is in the policy.
+    asked = [name for name in Point.model_fields if name != "num_splits"]
+    return [Point.model_fields[name].alias or name for name in asked]
 
 
 def varying(results: pd.DataFrame) -> list[str]:

@@ -167,7 +167,7 @@ def run(
         grid = config if baseline is None else config.with_baseline(baseline)
     else:
         grid = load(config, [*([f"baseline={baseline}"] if baseline else []), *settings])
-    allowed = {"device", "kernel", "partitioner", "layers"}
+    allowed = {"device", "kernel", "partitioner", "num_splits", "layers"}
     if others := [name for name in grid.varied if name not in allowed]:
         found = f"several values of {', '.join(others)}"
         wanted = "wanted one workload; `leansim sweep` takes a file that varies it"

@@ -111,7 +111,11 @@ def table_over_layers(simulations: Sequence[Simulation]) -> pd.DataFrame:
     counts = [_count(one) if one.resolved.share is not None else 1 for one in simulations]
     if not any(one.resolved.share is not None and one.resolved.share.is_mixed for one in simulations):
         return table
-    fields = [column for column in table if column in (*POINT_KEYS, *_KEPT) and column != "layers"]
+    fields = [
+        column
+        for column in table
+        if column in (*POINT_KEYS, *_KEPT) and column not in ("layers", "num_splits")
+    ]
     table = table.assign(latency_s=table["latency_s"] * pd.Series(counts, index=table.index))
     groups = table.groupby(fields, dropna=False, sort=False)["latency_s"].sum()
     return groups.reset_index().assign(error=None)

@@ -28,7 +28,7 @@ def find(name: str) -> type[TileLoop]:
     """The loop of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
     found = PLUGINS.own(name) or loops().get(name)
     if found is None:
-        raise UnknownNameError(PLUGINS.kind, name, loops())
+        raise UnknownNameError(PLUGINS.kind, name, loops(), PLUGINS.hint(name))
     return found
 
 
