@@ -32,6 +32,10 @@ class FaultError(PartitionerError):
     """A partitioner that crashed, or gave something that is no schedule of its grid."""
 
 
+class SetupError(LeansimError):
+    """A file that is read whatever a point names is broken: no point is to blame."""
+
+
 class OutOfRangeError(LeansimError):
     """Numbers so large or small that nothing can be computed with them."""
 
@@ -61,8 +65,9 @@ class UnknownNameError(LeansimError):
         `hint` says what else might have been meant.
         """
         names = sorted(known)
-        wanted = f"{suggestion(name, names)}; known: {listing(names)}"
-        super().__init__(f"unknown {kind} {name!r}{wanted}" + (f"; {hint}" if hint else ""))
+        self.wanted = f"{suggestion(name, names)}; known: {listing(names)}"
+        self.wanted += f"; {hint}" if hint else ""
+        super().__init__(f"unknown {kind} {name!r}{self.wanted}")
         self.kind, self.name, self.known, self.hint = kind, name, names, hint
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,9 +102,34 @@ class ConfigError(LeansimError):
         return type(self), (self.source, self.problems)
 
 
+def unknown(kind: str, names: Sequence[str], known: Iterable[str]) -> LeansimError:
+    """The error of names that nothing answers to: all of them, with what each might have been."""
+    known = sorted(set(known))
+    errors = [UnknownNameError(kind, name, known) for name in names]
+    if len(errors) == 1:
+        return errors[0]
+    wanted = f"wanted a {kind}"
+    return ConfigError("arguments", [Problem(kind, repr(e.name), wanted + e.wanted) for e in errors])
+
+
+_OTHER_NAMES = {
+    **dict.fromkeys(("bf16", "bf_16", "brain_float", "torch.bfloat16"), "bfloat16"),
+    **dict.fromkeys(("fp16", "f16", "half", "torch.float16"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "float", "single", "torch.float32"), "float32"),
+    **dict.fromkeys(("float8", "e4m3", "e5m2", "fp8_e4m3", "fp8_e5m2", "float8_e4m3fn", "int8"), "fp8"),
+}
+
+
 def suggestion(name: str, known: Iterable[str], cutoff: float = 0.55) -> str:
-    """Return `" (did you mean 'x'?)"` for the nearest of `known`, or an empty string."""
-    nearest = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)
+    """Return `" (did you mean 'x'?)"` for the nearest of `known`, or an empty string.
+
+    Other names of a thing count before what is spelt alike: `fp16` is float16, not fp8.
+    """
+    known = list(known)
+    other = _OTHER_NAMES.get(name.lower().replace("-", "_"))
+    if other in known:
+        return f" (did you mean {other!r}?)"
+    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=cutoff)
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 

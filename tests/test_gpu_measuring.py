@@ -18,6 +18,7 @@ from gpu_kit import interpreted, needs_triton
 from gpu_stand_in import CALL_MS, stand_in
 
 from leansim.errors import ConfigError, GpuError, LeansimError
+from leansim.files.extras import pip_install
 from leansim.gpu import micro, timing
 from leansim.gpu.campaign import COLUMNS, KERNELS, MeasuredFile, campaign, measured
 from leansim.gpu.machine import differences, recognised
@@ -301,7 +302,7 @@ def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
 def test_help_says_what_to_run() -> None:
     text = command("--help", COLUMNS="200").stdout
     for line in (
-        "pip install 'leansim-attention[gpu]'",
+        "pip install '.[gpu]'",
         "leansim measure micro -o micro.csv",
         "leansim measure campaign -o points.csv --budget-s 540",
         "leansim validate --points points.csv",
@@ -337,7 +338,7 @@ def test_without_torch_the_extra_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "found no torch; wanted the extra" in done.stderr
-    assert "pip install 'leansim-attention[gpu]'" in done.stderr
+    assert pip_install("gpu") in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -13,6 +14,7 @@ import pytest
 
 import leansim
 from leansim.errors import ConfigError, StoreError
+from leansim.files.extras import pip_install
 from leansim.files.strict_yaml import Document
 from leansim.points.point import workload_of
 from leansim.silicon import published
@@ -232,7 +234,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 def test_missing_tables_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published, "installed", lambda: False)
-    with pytest.raises(StoreError, match=r"pip install 'leansim-attention\[silicon\]'"):
+    with pytest.raises(StoreError, match=re.escape(pip_install("silicon"))):
         measured_rows(catalog.table("a100_sxm_vllm"))
     with pytest.raises(StoreError, match="found no sample"):
         table_rows((), data=Path(__file__).parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from sweeping import AXES, DEADLY, TOTAL, grid, install, leansim, results, runs
 
 from leansim.errors import WorkerError
+from leansim.files.extras import pip_install
 from leansim.sweeps.executors import Chunk, in_processes, point_key, simulate_chunk
 from leansim.sweeps.sweep import RESULTS, sweep
 
@@ -174,7 +176,7 @@ def test_a_point_that_kills_a_clusters_workers_costs_itself_alone(tmp_path: Path
 
 def test_no_scheduler_is_a_plain_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(WorkerError, match=r"pip install 'leansim-attention\[cluster\]'"):
+    with pytest.raises(WorkerError, match=re.escape(pip_install("cluster"))):
         sweep(grid(), tmp_path, scheduler="tcp://127.0.0.1:1")
     done = leansim(
         "sweep", "x", "-o", "out", "-j", "2", "--scheduler", "tcp://127.0.0.1:1", cwd=tmp_path

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = "\n\n".join(
     (
         "Measure schedules on this machine's NVIDIA GPU, with leansim's own Triton kernels.",
-        "Once, on Linux with an NVIDIA driver:",
-        r"    pip install 'leansim-attention\[gpu]'",
+        "Once, in a checkout, on Linux with an NVIDIA driver:",
+        r"    pip install '.\[gpu]'",
         "Then, in this order:",
         "    leansim measure micro -o micro.csv",
         "    leansim measure campaign -o points.csv --budget-s 540",

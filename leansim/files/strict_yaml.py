@@ -17,6 +17,7 @@ import yaml
 from leansim.errors import ConfigError, Problem
 
 KeyPath = tuple[str | int, ...]
+COMMAND_LINE = "command line"
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -44,15 +45,17 @@ class Document:
     def problem(self, path: KeyPath, found: str, wanted: str) -> Problem:
         """Build a `Problem` at `path`, or at its nearest parent that exists in the file.
 
-        A key that was `typed` on the command line has no place in the file.
+        A key that was `typed` on the command line has no place in the file, and what is in no file, a
+        command line or the arguments of a call, has no lines.
         """
+        where = dotted(path) or "(top level)"
         if path and path[0] in self.typed:
-            return Problem(f"command line: {dotted(path)}", found, wanted)
+            on_it = self.source == COMMAND_LINE
+            return Problem(where if on_it else f"{COMMAND_LINE}: {where}", found, wanted)
         known = path
         while known and known not in self.marks:
             known = known[:-1]
-        line, column = self.marks.get(known, (1, 1))
-        return Problem(dotted(path) or "(top level)", found, wanted, line, column)
+        return Problem(where, found, wanted, *self.marks.get(known, (None, None)))
 
 
 def dotted(path: KeyPath) -> str:
@@ -104,6 +107,7 @@ def parse(text: str, source: str = "text") -> Document:
     except RecursionError:
         problem = Problem("syntax", "nesting without end, or too deep", "wanted plain nesting", 1, 1)
         raise ConfigError(source, [problem]) from None
+    builder.marks.setdefault((), (1, 1))  # of an empty file too
     return Document(source, data, builder.marks, tuple(builder.problems))
 
 
@@ -121,13 +125,18 @@ def _compose(text: str) -> yaml.Node | None:
 def scalar(text: str) -> Any:
     """Read one plain scalar as the same rules read it in a file (for `--set key=value`)."""
     if text.strip().startswith(("[", "{", '"', "'")):
-        document = parse(text, "command line")
-        if document.problems:
-            raise ConfigError("command line", document.problems)
+        try:
+            document = parse(text, COMMAND_LINE)
+            problems = document.problems
+        except ConfigError as error:
+            problems = error.problems
+        if problems:
+            told = [Problem("value", repr(text), f"{p.wanted}, not {p.found}") for p in problems]
+            raise ConfigError(COMMAND_LINE, told)
         return document.data
     value, complaint = _plain_scalar(text)
     if complaint:
-        raise ConfigError("command line", [Problem("value", repr(text), complaint)])
+        raise ConfigError(COMMAND_LINE, [Problem("value", repr(text), complaint)])
     return value
 
 

@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import Any
 
 from leansim.errors import GpuError
+from leansim.files.extras import pip_install
 
 _INTERPRET = "TRITON_INTERPRET"
-_EXTRA = "pip install 'leansim-attention[gpu]'"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def load(interpret: bool) -> Toolkit:
             torch, triton = import_module("torch"), import_module("triton")
         except ModuleNotFoundError as error:
             found = f"found no {error.name}"
-            raise GpuError(f"{found}; wanted the extra that runs kernels (Linux): {_EXTRA}") from None
+            raise GpuError(
+                f"{found}; wanted the extra that runs kernels (Linux): {pip_install('gpu')}"
+            ) from None
         with suppress(ImportError):  # a part that Triton loads late, and that asks again
             import_module("triton.experimental.gluon")
         kernels = import_module("leansim.gpu.kernels")
@@ -73,8 +75,8 @@ def cuda(interpret: bool = False) -> Toolkit:
     if not interpret and not tools.torch.cuda.is_available():
         raise GpuError(
             f"found no CUDA device (torch {tools.torch.__version__}); wanted an NVIDIA GPU with its "
-            f"driver and a CUDA build of torch ({_EXTRA}). Without one, --interpret checks the kernels "
-            "on the CPU and measures nothing"
+            f"driver and a CUDA build of torch ({pip_install('gpu')}). Without one, --interpret "
+            "checks the kernels on the CPU and measures nothing"
         )
     return tools
 

@@ -59,8 +59,13 @@ def find(name: str) -> type[Any]:
     """The partitioner of a name; the others are loaded only if need be. Raises `UnknownNameError`."""
     found = PLUGINS.own(name) or partitioners().get(name)
     if found is None:
-        raise UnknownNameError(PLUGINS.kind, name, partitioners(), PLUGINS.hint(name))
+        raise UnknownNameError(PLUGINS.kind, name, partitioners(), hint_of(name))
     return found
+
+
+def hint_of(name: str) -> str:
+    """Why a partitioner is not found though there is a file for it, or nothing."""
+    return PLUGINS.hint(name)
 
 
 def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from leansim.answers import Row
-from leansim.errors import ConfigError, LeansimError, Problem
+from leansim.errors import ConfigError, LeansimError, Problem, SetupError
 from leansim.files.csv import CsvRow, read_csv
 from leansim.files.terminal import tell
 from leansim.points.point import PLAN_COLUMNS, check_columns
@@ -38,7 +38,7 @@ class CsvPoints:
         found, problems = [], []
         for line, outcome in zip(self.lines, outcomes, strict=True):
             if isinstance(outcome, LeansimError):
-                problems += _at_line(outcome, line)
+                problems += _at_line(outcome, line, self.source)
             else:
                 found.append(outcome)
         if problems:
@@ -98,11 +98,15 @@ def outcomes(
     for item in items:
         try:
             yield describe(item)
+        except SetupError:
+            raise
         except LeansimError as error:
             yield error
 
 
-def _at_line(error: LeansimError, line: int) -> list[Problem]:
-    if isinstance(error, ConfigError):
+def _at_line(error: LeansimError, line: int, source: str) -> list[Problem]:
+    """What is wrong with a row; of another file, where that is wrong."""
+    if isinstance(error, ConfigError) and error.source == source:
         return [Problem(p.where, p.found, p.wanted, line, 1) for p in error.problems]
-    return [Problem("row", "a point that makes no sense", str(error), line, 1)]
+    told = "; ".join(str(error).splitlines())
+    return [Problem("row", "a point that makes no sense", told, line, 1)]

@@ -13,8 +13,9 @@ from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, create_model
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from leansim.errors import ConfigError, Problem, suggestion
+from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.strict_yaml import Document, read, scalar
+from leansim.partitioners.registry import hint_of, partitioners
 from leansim.points.point import POINT_KEYS, Point
 from leansim.points.shape import kinds_of_layers
 from leansim.specs import catalog
@@ -214,6 +215,7 @@ def _name_problems(document: Document) -> list[Problem]:
             wanted = f"wanted a {axis}{suggestion(name, names)}; known: {', '.join(names)}"
             wanted += f"; {hint}" if (hint := catalog.hint(axis, name)) else ""
             problems.append(document.problem(path, repr(name), wanted))
+    problems += _partitioner_problems(document)
     kernels = [str(name) for name in _as_axis(data.get("kernel"))]
     baseline = data.get("baseline")
     if baseline is not None and str(baseline).partition("+")[0] not in {
@@ -225,6 +227,22 @@ def _name_problems(document: Document) -> list[Problem]:
     for key in sorted(set(curve) - CURVE_AXES) if isinstance(curve, dict) else ():
         wanted = f"wanted {' or '.join(sorted(CURVE_AXES))}{suggestion(key, CURVE_AXES)}"
         problems.append(document.problem(("curve", key), "an unknown key", wanted))
+    return problems
+
+
+def _partitioner_problems(document: Document) -> list[Problem]:
+    """Partitioners that do not exist, in `kernel+partitioner` and by themselves."""
+    problems = []
+    for axis in ("kernel", "partitioner"):
+        given = document.data.get(axis)
+        for position, value in enumerate(_as_axis(given)):
+            named = value.get("name") if isinstance(value, dict) else value
+            name = str(named).partition("+")[2] if axis == "kernel" else named
+            if not name or not isinstance(name, str) or name in partitioners():
+                continue
+            path = (axis, position) if (axis, position) in document.marks else (axis,)
+            error = UnknownNameError("partitioner", name, partitioners(), hint_of(name))
+            problems.append(document.problem(path, repr(name), f"wanted a partitioner{error.wanted}"))
     return problems
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from leansim.arrays import FloatArray
 from leansim.engine.execute import execute
 from leansim.errors import LeansimError, StoreError
+from leansim.files.extras import pip_install
 from leansim.files.strict_yaml import KeyPath, read
 from leansim.files.writing import write_together
 from leansim.files.yaml_edit import edited, short
@@ -179,7 +180,7 @@ def _least_squares() -> Any:
         from scipy.optimize import least_squares
     except ModuleNotFoundError:
         raise StoreError(
-            "found no SciPy; wanted the extra that fits: pip install 'leansim-attention[silicon]'"
+            f"found no SciPy; wanted the extra that fits: {pip_install('silicon')}"
         ) from None
     return least_squares
 

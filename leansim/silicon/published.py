@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from leansim.errors import StoreError
+from leansim.errors import StoreError, unknown
+from leansim.files.extras import pip_install
 from leansim.points.point import Point, point
 from leansim.silicon.rows import (
     ROW_COLUMNS,
@@ -70,7 +71,10 @@ def table_rows(
         names = [name for name in catalog.names("table") if (data / f"{name}.csv").is_file()]
         if not names:
             raise StoreError(f"{data}: found no sample of a measured table; wanted <table>.csv")
-    tables = [catalog.table(name) for name in names or catalog.names("table")]
+    known = catalog.names("table")
+    if wrong := [name for name in names if name not in known and not name.endswith((".yaml", ".yml"))]:
+        raise unknown("table", wrong, known)
+    tables = [catalog.table(name) for name in names or known]
     return together([measured_rows(table, split, sample, data) for table in tables])
 
 
@@ -162,7 +166,7 @@ def _read_file(table: MeasuredTable) -> pd.DataFrame:
     if not installed():
         raise StoreError(
             f"{table.name}: found no measured tables; wanted the distribution {DISTRIBUTION}: "
-            "pip install 'leansim-attention[silicon]'"
+            f"{pip_install('silicon')}"
         )
     wanted = f"{_DATA}/{table.file}/{_FILE}"
     files = metadata.files(DISTRIBUTION) or ()

@@ -7,6 +7,7 @@ that is a path to a YAML file loads that file.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -221,6 +222,9 @@ def problems(cls: type[BaseModel], document: Document, error: ValidationError) -
         else:
             wish = item["msg"].removeprefix("Value error, ")
             wish = wish.replace("Input should be", "wanted").replace("Input", "the value")
+            if item["type"] == "literal_error":
+                known = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+                wish += suggestion(str(item["input"]), known)
             found.append(document.problem(path, _shown(item["input"]), wish))
     return found
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from leansim.errors import ConfigError, Problem
+from leansim.files.strict_yaml import Document
+from leansim.specs.catalog import validate
 from leansim.specs.hf_keys import (
     ATTENDING,
     BESIDE_STATE,
@@ -39,7 +41,6 @@ from leansim.specs.hf_keys import (
 )
 from leansim.specs.hf_layers import Own, block_attention, layer_kinds, own_heads, shared
 from leansim.specs.hf_reader import Reader, reader_of
-from leansim.specs.layers import Layers
 from leansim.specs.model import Model
 
 _UNKNOWN = (
@@ -75,19 +76,19 @@ def read_hf_config(path: Path, name: str | None = None) -> Model:
     values: dict[str, Any] = {key: value for key, (value, _) in numbers.items()}
     values |= {"latent_kv": True} if reader.latent else {}
     left_out = Counter(kind for kind in kinds or [] if kind not in ATTENDING)
-    if len(layers) == 1 and not left_out and layers[0].shared_kv == 0 and layers[0].chunk is None:
+    if len(layers) == 1 and not left_out and not {"shared_kv", "chunk"} & layers[0].keys():
         values |= _alike(layers[0], sources, path.name)
     else:
         said = f"datasheet: {path.name} config.json, the kinds of its layers"
         values["layers"], sources["layers"] = layers, said
         if left_out:
             values["left_out"], sources["left_out"] = dict(left_out), said
-    return Model(name=name, sources=sources, **values)
+    return validate(Model, Document(str(path), {"name": name, "sources": sources, **values}, {}))
 
 
-def _alike(some: Layers, sources: dict[str, str], file: str) -> dict[str, Any]:
+def _alike(some: dict[str, Any], sources: dict[str, str], file: str) -> dict[str, Any]:
     """What a model says whose layers are all of one kind."""
-    given = some.model_dump(exclude_none=True, exclude={"name", "count", "chunk", "shared_kv"})
+    given = {key: value for key, value in some.items() if key not in ("name", "count")}
     for name in given:
         key = "sliding_window" if name == "window" else "the heads of its layers"
         sources[name] = f"datasheet: {file} config.json key {key}"
@@ -290,8 +291,10 @@ def _head_dim(reader: Reader, q_heads: int | None) -> tuple[int | None, str]:
 # -- layers ------------------------------------------------------------------------------------
 
 
-def _layers(reader: Reader, kinds: list[str], numbers: dict[str, tuple[int, str]]) -> tuple[Layers, ...]:
-    """Layers that attend, those alike together, full ones first."""
+def _layers(
+    reader: Reader, kinds: list[str], numbers: dict[str, tuple[int, str]]
+) -> tuple[dict[str, Any], ...]:
+    """Layers that attend, those alike together, full ones first, by the names of `Layers`."""
     heads = own_heads(reader, kinds, numbers.get("num_q_heads", (None, ""))[0])
     windows = _windows(reader, kinds)
     shares = shared(reader, len(kinds))
@@ -302,7 +305,7 @@ def _layers(reader: Reader, kinds: list[str], numbers: dict[str, tuple[int, str]
     ordered = sorted(groups, key=lambda group: ATTENDING.index(group[0]))
     names = _names(ordered)
     return tuple(
-        Layers(
+        dict(
             name=name,
             count=len(groups[group]),
             **({"window": group[1]} if group[0] == SLIDING else {}),

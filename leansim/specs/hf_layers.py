@@ -226,15 +226,11 @@ def own_heads(reader: Reader, kinds: Sequence[str], q_heads: int | None) -> list
         for i, block in enumerate(reader.listed("block_configs")[: len(found)]):
             group = (block_attention(block) or {}).get("n_heads_in_group")
             if kinds[i] in ATTENDING and q_heads is not None:
-                _put(
-                    reader,
-                    found[i],
-                    "num_kv_heads",
-                    f"block_configs[{i}].attention.n_heads_in_group",
-                    group,
-                )
-                if "num_kv_heads" in found[i]:
-                    found[i]["num_kv_heads"] = q_heads // found[i]["num_kv_heads"]
+                key = f"block_configs[{i}].attention.n_heads_in_group"
+                if (size := reader.counted(key, group)) is not None and q_heads % size:
+                    reader.complain(key, size, f"wanted a divisor of num_attention_heads {q_heads}")
+                elif size is not None:
+                    found[i]["num_kv_heads"] = q_heads // size
     if reader.has("num_key_value_heads_per_layer"):
         key = "num_key_value_heads_per_layer"
         for i, heads in enumerate(reader.listed(key)[: len(found)]):
@@ -262,10 +258,8 @@ def _of_kind(reader: Reader, kind: str) -> dict[str, int]:
 
 
 def _put(reader: Reader, own: dict[str, int], name: str, key: str, value: Any) -> None:
-    if type(value) is int and value >= 1:
-        own[name] = value
-    else:
-        reader.complain(key, value, "wanted a whole number of at least 1")
+    if (number := reader.counted(key, value)) is not None:
+        own[name] = number
 
 
 def shared(reader: Reader, layers: int) -> list[bool]:

@@ -10,6 +10,8 @@ from leansim.errors import Problem, suggestion
 from leansim.specs.hf_keys import ALIASES, DEFAULTS, LATENT
 
 _WHOLE = "wanted a whole number of at least 1"
+_MOST = {"num_hidden_layers": 10_000}
+_MOST_OF_OTHERS = 2**40
 _MAY_DIFFER = frozenset({"max_position_embeddings", "sliding_window"})
 
 
@@ -32,8 +34,16 @@ class Reader:
         value = self.config.get(key)
         if key not in self.config:
             self.complain(key, "no such key", _WHOLE + suggestion(key, self.config))
-        elif type(value) is not int or value < 1:
+        else:
+            return self.counted(key, value, _MOST.get(key, _MOST_OF_OTHERS))
+        return None
+
+    def counted(self, key: str, value: object, most: int = _MOST_OF_OTHERS) -> int | None:
+        """Return a whole number from 1 to `most`, or None after complaining about it."""
+        if type(value) is not int or value < 1:
             self.complain(key, value, _WHOLE)
+        elif value > most:
+            self.complain(key, value, f"wanted at most {most:,}")
         else:
             return value
         return None

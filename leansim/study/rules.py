@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from leansim.errors import PartitionerError, UnknownNameError
+from leansim.errors import PartitionerError, unknown
 from leansim.partitioners.registry import (
     Partitioner,
     make,
@@ -85,6 +85,7 @@ def chosen_rules(resolved: Resolved, names: Sequence[str] = ()) -> list[Rule]:
     rules = known_rules(resolved)
     if not names:
         return rules
+    _check_names(names, rules)
     chosen: list[Rule] = []
     for name in names:
         mine = [
@@ -96,14 +97,23 @@ def chosen_rules(resolved: Resolved, names: Sequence[str] = ()) -> list[Rule]:
     return chosen
 
 
+def _check_names(names: Sequence[str], rules: Sequence[Rule]) -> None:
+    """Raise the error of all names that are no rule's."""
+    mine = {name for rule in rules for name in (rule.name, rule.name.partition("(")[0], *rule.used_by)}
+    known = {*partitioners(), *catalog.names("kernel")}
+    wrong = [name for name in names if name not in mine and name not in known and not _is_file(name)]
+    if wrong:
+        raise unknown("split rule", wrong, known)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
 def _by_name(name: str) -> Rule:
     if name in partitioners():
         return Rule(name, make(name))
-    try:
-        spec = catalog.kernel(name).partitioner
-    except UnknownNameError:
-        known = [*partitioners(), *catalog.names("kernel")]
-        raise UnknownNameError("split rule", name, known) from None
+    spec = catalog.kernel(name).partitioner
     return Rule(rule_name(spec), make(spec.name, spec.options), (name,))
 
 

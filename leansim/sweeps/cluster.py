@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from leansim.errors import LeansimError, WorkerError
+from leansim.files.extras import pip_install
 from leansim.sweeps.executors import Chunk, Executor, Finished, lost, simulate_chunk
 
-EXTRA = "leansim-attention[cluster]"
 _AHEAD = 2  # chunks in flight per worker thread
 _COUNT_EVERY_S = 2.0  # workers come and go
 _RETRIES = 2  # of a chunk whose task failed on the way, beside Dask's own for dead workers
@@ -34,7 +34,7 @@ def _distributed() -> ModuleType:
     try:
         import distributed
     except ImportError as error:
-        raise WorkerError(f"a scheduler needs Dask ({error}): pip install '{EXTRA}'") from None
+        raise WorkerError(f"a scheduler needs Dask ({error}): {pip_install('cluster')}") from None
     return distributed
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from leansim.errors import LeansimError, UnknownNameError
+from leansim.errors import ConfigError, LeansimError, SetupError, UnknownNameError
 from leansim.files.csv import CsvRow
 from leansim.points.csv import HARNESS, outcomes
 from leansim.points.point import Point, point_from_row
@@ -112,7 +112,10 @@ def _prediction(simulation: Simulation, harness: str) -> Prediction:
 
 
 def harness_table(harness: str, point: Point) -> MeasuredTable:
-    """The table that a point's harness names. Raises `UnknownNameError` saying which there are."""
+    """The table that a point's harness names.
+
+    Raises `UnknownNameError` saying which there are, `SetupError` where one of all is broken.
+    """
     return _harness_table(harness, point.kernel.partition("+")[0], point.device, catalog.search_path())
 
 
@@ -120,7 +123,10 @@ def harness_table(harness: str, point: Point) -> MeasuredTable:
 def _harness_table(harness: str, kernel: str, device: str, _configs: str) -> MeasuredTable:
     if harness != OWN_TABLE:
         return catalog.table(harness)
-    tables = {name: catalog.table(name) for name in catalog.names("table")}
+    try:
+        tables = {name: catalog.table(name) for name in catalog.names("table")}
+    except ConfigError as error:  # of a table that the point may have nothing to do with
+        raise SetupError(str(error)) from None
     runs = {
         f"{source.name} on {table.device}": table
         for table in tables.values()
