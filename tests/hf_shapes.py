@@ -303,7 +303,8 @@ SHAPES: dict[str, Shape] = {
         of("minimax_m2", 62, 48, 8, 128, attn_type_list=[1] * 62), "62 x full", ((48, 8, 128, None),)
     ),
     "Ring-mini-linear-2.0": Shape(
-        of("bailing_moe_linear", 20, 16, 4, 128, layer_group_size=5, group_norm_size=4),
+        of("bailing_moe_linear", 20, 16, 4, 128, layer_group_size=5, group_norm_size=4)
+        | {"num_kv_heads_for_linear_attn": 16, "linear_silu": False},
         "4 x full; left out: 16 x linear",
         ((16, 4, 128, None),),
     ),
@@ -418,6 +419,29 @@ SHAPES: dict[str, Shape] = {
         "6 x full; left out: 10 x conv",
         ((32, 8, 64, None),),
     ),
+    "LFM2-2.6B, heads said twice": Shape(
+        of("lfm2", 30, 32, 8, hidden_size=2048, num_heads=32)
+        | {"layer_types": at([2, 5, 9, 13, 17, 21, 24, 27], 30, "conv")},
+        "8 x full; left out: 22 x conv",
+        ((32, 8, 64, None),),
+    ),
+    "ERNIE-4.5-0.3B": Shape(
+        of("ernie4_5", 18, 16, 2, 128, hidden_size=1024, compression_ratio=1.0),
+        "18 x full",
+        ((16, 2, 128, None),),
+    ),
+    "Qwen-7B, of the first kind": Shape(
+        {"model_type": "qwen", "num_hidden_layers": 32, "num_attention_heads": 32, "kv_channels": 128}
+        | {"hidden_size": 4096, "attn_dropout_prob": 0.0, "use_flash_attn": "auto"},
+        "32 x full",
+        ((32, 32, 128, None),),
+    ),
+    "Qwen2.5-VL, flat": Shape(
+        of("qwen2_5_vl", 28, 28, 4, hidden_size=3584, sliding_window=32768, max_window_layers=28)
+        | {"use_sliding_window": False, "vision_config": {"num_heads": 16}},
+        "28 x full",
+        ((28, 4, 128, None),),
+    ),
     "recurrentgemma-2b": Shape(
         of("recurrent_gemma", 26, 10, 1, hidden_size=2560, attention_window_size=2048)
         | {"block_types": ["recurrent", "recurrent", "attention"]},
@@ -498,6 +522,10 @@ NAMED_REFUSALS: dict[str, tuple[Config, str]] = {
     "Zamba2, width lost": (
         of("zamba2", 2, 32, 32, hidden_size=2560, layers_block_type=["mamba", "hybrid"]),
         "attention_head_dim",
+    ),
+    "Llama-3.2-Vision": (
+        {"text_config": of("mllama_text_model", 40, 32, 8, 128, cross_attention_layers=[3, 8])},
+        "cross_attention_layers",
     ),
     "embedding model": (
         of("gemma3_text", 24, 3, 1, 256, use_bidirectional_attention=True),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from leansim.cli.main import app
 from leansim.errors import ConfigError, WorkloadError
 from leansim.points.held import in_chunks, kv_bytes_of
 from leansim.points.point import Point, point_from_row, resolve
+from leansim.specs import catalog
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.layers import Layers
 from leansim.specs.model import Model
@@ -66,6 +69,53 @@ def test_more_than_twenty_five_models_are_here() -> None:
 def test_keys_that_look_like_attentions_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}: found 4; wanted only keys this reader understands"):
         read_hf_config(Path(written(tmp_path, of("llama", 4, 8, 8, 128, **{key: 4}))))
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 7, 2**70, 1.5, "", "x", "LLLG", "M*-", [], {}, [1], [0, 1], {"a": 1}),
+    *(["full_attention"], ["sliding_attention", None], [[1]], [None] * 36, {"attention": None}),
+    *([{"attention": {}}], {"full_attn_layers": [0]}, {"full_attn_layers": "x"}, float("inf")),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_configs_with_anything_in_them_are_read_or_refused(tmp_path: Path, seed: int) -> None:
+    """Among what was found so: layers, heads and windows beyond any number, groups of no head."""
+    random = Random(seed)
+    bases = [shape.config for shape in SHAPES.values()] + [
+        config for config, _ in NAMED_REFUSALS.values()
+    ]
+    keys = sorted({key for config in bases for key in (config.get("text_config") or config)})
+    for _ in range(150):
+        config = deepcopy(random.choice(bases))
+        for _ in range(random.randint(1, 4)):
+            part = config.get("text_config")
+            part = part if isinstance(part, dict) else config
+            part[random.choice(keys if random.random() < 0.5 else sorted(part) or keys)] = random.choice(
+                VALUES
+            )
+        try:
+            model = read_hf_config(Path(written(tmp_path, config)))
+        except ConfigError:
+            continue
+        assert model.num_attending + sum(model.left_out.values()) == model.num_layers
+
+
+def test_a_model_of_your_own_may_have_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "name: mine\nnum_layers: 6\nnum_q_heads: 8\nnum_kv_heads: 2\nhead_dim: 64\n"
+        "layers:\n  - {name: full, count: 1}\n"
+        "  - {name: sliding, count: 2, window: 128, num_kv_heads: 8}\n"
+        "left_out: {linear: 3}\nsources:\n" + "".join(f"  {key}: 'assumed: a test'\n" for key in OWN),
+        encoding="utf-8",
+    )
+    model = catalog.model(str(path))
+    assert model.describe_layers() == "1 x full, 2 x sliding (window 128); left out: 3 x linear"
+    assert resolve(leansim.point(**CALL, model=str(path), layers="sliding")).workload.num_kv_heads == 8
+
+
+OWN = ("num_layers", "num_q_heads", "num_kv_heads", "head_dim", "layers", "left_out")
 
 
 def test_kinds_have_to_add_up() -> None:

@@ -16,6 +16,7 @@ from leansim.errors import ConfigError, Problem
 from leansim.files.strict_yaml import Document
 from leansim.specs.catalog import validate
 from leansim.specs.hf_keys import (
+    AGAIN,
     ATTENDING,
     BESIDE_STATE,
     CHUNKED,
@@ -148,10 +149,11 @@ def _refuse_unknown(reader: Reader, kinds: list[str]) -> None:
         reader.complain(key, reader.config[key], REASONS[key])
     for key in filter(reader.has, sorted(ONE)):
         if reader.config[key] != 1:
-            reader.complain(key, reader.config[key], "wanted 1, full attention in all layers")
+            reader.complain(key, reader.config[key], "wanted 1: anything else may change attention")
     if reader.problems:
         return
     known = HARMLESS | LISTS.keys() | INDICES.keys() | EVERY.keys() | ONE | set(LATENT)
+    known |= {key for key, same in AGAIN.items() if reader.config.get(key) == reader.config.get(same)}
     known |= set(_understood(reader, kinds)) | (ONLY_FOR_LISTS if _is_listed(reader) else set())
     for key in filter(reader.has, reader.config):
         understood = key in known or HARMLESS_WAY.search(key) or _goes_along(key, reader, kinds)

@@ -124,10 +124,10 @@ _MIXED_TYPES = (
     "flint gpt_neo granite_swa granitemoe_swa granitemoehybrid hymba inkling inkling2 jet_nemotron "
     "kimi_linear kolibri1 lfm2 lfm2_moe lfm3 mimo_v2 mimo_v2_flash minimax minimax_m1 minimax_text_01 "
     "ministral muse_glimmer muse_spark neomme nemotron-nas nemotron_h phi3small phi4flash plamo2 plamo3 "
-    "step3p5 step3p7 zamba zamba2 zaya"
+    "step3p5 step3p7 zamba zamba2 zaya falcon_mamba mamba mamba2 retnet rwkv rwkv5 rwkv6 rwkv7 xlstm"
 )
 MIXED = frozenset(_MIXED_TYPES.split())
-"""Types that mix layer kinds in their code in ways of their own: the file has to say how."""
+"""Types that have layers of other kinds in ways of their own: the file has to say which."""
 
 WIDE_HEADS = frozenset({"zamba", "zamba2"})
 """Types whose heads are wider than hidden_size / num_attention_heads: the file has to say how wide."""
@@ -149,7 +149,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "num_attention_heads": ("n_head", "n_heads"),
     "num_key_value_heads": ("num_attention_groups",),
     "hidden_size": ("n_embd", "d_model"),
-    "head_dim": ("attention_head_dim",),
+    "head_dim": ("attention_head_dim", "kv_channels"),
     "sliding_window": ("sliding_window_size", "attention_window_size"),
     "max_position_embeddings": ("model_max_length", "n_positions", "max_sequence_length"),
 }
@@ -183,10 +183,10 @@ REFUSED: dict[str, str] = {
 }
 """Keys that change decode attention; any value but null, false, 0 or empty is refused."""
 
-ONE = frozenset({"full_attn_mod"})
+ONE = frozenset({"full_attn_mod", "compression_ratio"})
 """Keys that change nothing where they are 1, and are refused otherwise."""
 
-STATE = re.compile(r"^(use_)?(mamba|ssm|linear)_")
+STATE = re.compile(r"(^|_)(mamba|ssm|linear)_")
 STATE_KEYS = ("linear_attn_config", "linear_num_value_heads", "mamba_num_heads", "ssm_state_size")
 """Keys of layers without softmax attention: understood where it is known which layers those are."""
 
@@ -224,6 +224,9 @@ HARMLESS_WAY = re.compile(
     r"logit_cap|multipliers?|dtype|fp32|gate|norm|layernorm|factor|alpha|beta)$"
 )
 """Keys whose names look like attention's but leave the shape of decode attention alone."""
+
+AGAIN = {"num_heads": "num_attention_heads"}
+"""Keys that may say again what another says, and mean something else where they do not."""
 
 ONLY_FOR_LISTS = frozenset({"prefix_dense_sliding_window_pattern", "hybrid_layer_ids", "num_mem_blocks"})
 """Keys that say again what a list of layers says."""

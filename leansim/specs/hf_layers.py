@@ -200,7 +200,7 @@ def _every(reader: Reader, layers: int) -> list[str] | None:
 def _by_window(reader: Reader, layers: int) -> list[str] | None:
     """All layers are alike, but that Qwen's slide from `max_window_layers` on."""
     if reader.type in MIXED:
-        wanted = "wanted layer_types as well: this type mixes kinds of attention by itself"
+        wanted = "wanted layer_types as well: this type has layers of several kinds by itself"
         reader.complain("model_type", reader.type, wanted)
         return None
     first = reader.config.get("max_window_layers")
