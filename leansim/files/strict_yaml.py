@@ -19,8 +19,9 @@ from leansim.errors import ConfigError, Problem
 KeyPath = tuple[str | int, ...]
 COMMAND_LINE = "command line"
 
-_INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_DIGITS = r"[0-9](?:_?[0-9])*"  # an underscore stands between two digits, or is a slip
+_INT = re.compile(rf"[-+]?(?=.{{1,32}}$){_DIGITS}")
+_FLOAT = re.compile(rf"[-+]?(\.{_DIGITS}|{_DIGITS}(\.({_DIGITS})?)?)([eE][-+]?[0-9]+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
 _NULLS = {"", "~", "null"}
 _BOOLEANS = {"true": True, "false": False}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -82,6 +82,11 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
         if key not in option_names(cls)
     ]
     checked = {key: value for key, value in options.items() if key in option_names(cls)}
+    kinds = get_type_hints(cls) if any(isinstance(value, bool) for value in checked.values()) else {}
+    for key, value in list(checked.items()):
+        if isinstance(value, bool) and bool not in (kinds[key], *get_args(kinds[key])):
+            problems.append(f"{key}: found {value}; wanted a number, not true or false")
+            del checked[key]
     values: Any = None
     try:
         values = _adapter(name).validate_python(checked)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from leansim.errors import WorkloadError
-from leansim.specs.base import Count, Positive, Spec, TokenCount
+from leansim.specs.base import Count, Positive, Seed, Spec, TokenCount
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
 from leansim.specs.workload import lognormal_lens
 
@@ -36,7 +36,7 @@ class BatchFields(Spec):
     )
     context_lens: Lengths | None = Field(None, description="KV tokens of each request")
     trace: str | None = Field(None, description="a built-in trace or a trace file to draw requests from")
-    seed: int = Field(0, ge=0, description="seed of the drawn requests")
+    seed: Seed = Field(0, description="seed of the drawn requests")
     context_scale: Annotated[Positive, Field(le=2**30)] = Field(
         1.0, description="multiplies every context length"
     )

@@ -16,7 +16,7 @@ from leansim.errors import ConfigError, Problem, UnknownNameError
 from leansim.files.strict_yaml import Document, KeyPath, read
 from leansim.silicon.targets import Target, applies, target_of, value_at
 from leansim.specs import catalog
-from leansim.specs.base import Count, Spec
+from leansim.specs.base import Count, Number, Spec, Whole
 from leansim.specs.catalog import Kind
 from leansim.specs.harness import MeasuredTable
 
@@ -31,8 +31,8 @@ class Constant(Spec):
     """
 
     target: str
-    start: float | None = None
-    bounds: tuple[float, float]
+    start: Number | None = None
+    bounds: tuple[Number, Number]
 
     @model_validator(mode="after")
     def _start_inside(self) -> Constant:
@@ -56,7 +56,7 @@ class FitRows(Spec):
     device: str | None = None
     kernels: tuple[str, ...] | None = None
     sample: Count | None = None
-    where: dict[str, int | str | tuple[int, int]] = Field(default_factory=dict)
+    where: dict[str, Whole | str | tuple[Whole, Whole]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> FitRows:

@@ -15,7 +15,7 @@ from leansim.files.csv import read_csv
 from leansim.files.strict_yaml import read
 from leansim.silicon.rows import SHAPE, digest
 from leansim.specs import catalog
-from leansim.specs.base import Count, Spec
+from leansim.specs.base import Count, Seed, Spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ class Sample(Spec):
     description: str
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
     rows: Count
-    seed: int
+    seed: Seed
     where: dict[str, tuple[int | str, ...]]
 
 

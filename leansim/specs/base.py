@@ -63,11 +63,17 @@ _TOKEN_SCHEMA = {
 TokenCount = Annotated[
     int, Field(ge=1, le=2**40), BeforeValidator(parse_tokens), WithJsonSchema(_TOKEN_SCHEMA)
 ]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=2**40), BeforeValidator(refuse_truth)]
+# Every number of a record is one of these, so that none takes true for 1.
+Number = Annotated[float, BeforeValidator(refuse_truth)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(gt=0, le=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Whole = Annotated[int, BeforeValidator(refuse_truth)]
+WholeNumber = Annotated[Whole, Field(ge=0, le=2**40)]
+Count = Annotated[Whole, Field(ge=1, le=2**40)]
+# A seed of numpy's generator that every format of results can hold.
+Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
 
 
 class Spec(BaseModel):
@@ -157,7 +163,7 @@ class SourcedSpec(Spec):
 
     @model_validator(mode="after")
     def _each_number_has_a_source(self) -> SourcedSpec:
-        paths = dict.fromkeys(path for path, _ in self._numbers())
+        paths = dict.fromkeys(path for path, _ in self.said())
         missing = [path for path in paths if source_key(self.sources, path) is None]
         if missing:
             partly = {key.split(".")[0] for key in self.sources}
@@ -169,7 +175,7 @@ class SourcedSpec(Spec):
             raise ValueError(f"sources for numbers that are not here: {listing(extra)}{hint}")
         return self
 
-    def _numbers(self) -> list[tuple[Keys, float]]:
+    def said(self) -> list[tuple[Keys, float]]:
         """Each number that is said here and needs a source, behind its path."""
         wanted = self.model_fields_set - self.unsourced()
         return numbers({key: value for key, value in self.__dict__.items() if key in wanted})
@@ -177,7 +183,7 @@ class SourcedSpec(Spec):
     def numbers_by_source(self) -> dict[str, list[tuple[Keys, float]]]:
         """Keys and value of the numbers that each source answers for, in the order of `sources`."""
         found: dict[str, list[tuple[Keys, float]]] = {key: [] for key in self.sources}
-        for path, value in self._numbers():
+        for path, value in self.said():
             found[source_key(self.sources, path) or ""].append((path, value))
         return found
 

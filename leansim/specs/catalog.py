@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.bases import based_on, laid_over
@@ -23,6 +24,7 @@ from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
+from leansim.specs.units import of_other_units
 
 Kind = Literal["device", "kernel", "model", "table"]
 _Spec = TypeVar("_Spec", bound=BaseModel)
@@ -192,6 +194,12 @@ def validate(cls: type[_Spec], document: Document) -> _Spec:
         already = {(problem.line, problem.column) for problem in found_problems}
         later = problems(cls, document, error)
         found_problems += [p for p in later if (p.line, p.column) not in already]
+    else:
+        if isinstance(spec, SourcedSpec):
+            found_problems += [
+                document.problem(path, _shown(value), wanted)
+                for path, value, wanted in dict.fromkeys(of_other_units(spec))
+            ]
     if found_problems:
         raise ConfigError(document.source, found_problems)
     return spec
@@ -205,12 +213,12 @@ def _check_mapping(document: Document) -> None:
 
 def problems(cls: type[BaseModel], document: Document, error: ValidationError) -> list[Problem]:
     """Translate pydantic's complaints into places, findings and wishes."""
-    items = error.errors(include_url=False)
-    found = []
-    for item in items:
-        path: KeyPath = item["loc"]
-        if item["type"] == "too_short" and any(other["loc"][:-1] == path for other in items):
-            continue  # only short because its elements were refused
+    items = [(_in_data(item, document.data), item) for item in error.errors(include_url=False)]
+    found: list[Problem] = []
+    wished: dict[tuple[KeyPath, str], str] = {}
+    for path, item in items:
+        if any(_answers(item["type"], path, other["type"], way) for way, other in items):
+            continue
         if item["type"] == "extra_forbidden":
             keys = sorted(_keys_at(cls, path[:-1]))
             wanted = f"wanted a known key{suggestion(str(path[-1]), keys)}"
@@ -225,8 +233,36 @@ def problems(cls: type[BaseModel], document: Document, error: ValidationError) -
             if item["type"] == "literal_error":
                 known = re.findall(r"'([^']*)'", item["ctx"]["expected"])
                 wish += suggestion(str(item["input"]), known)
-            found.append(document.problem(path, _shown(item["input"]), wish))
+            place = (path, _shown(item["input"]))
+            before = f"{wished[place]} or " if place in wished else ""
+            wished[place] = before + (wish.removeprefix("wanted ") if before else wish)
+    found += [document.problem(path, value, wish) for (path, value), wish in wished.items()]
     return found
+
+
+def _in_data(item: ErrorDetails, data: Any) -> KeyPath:
+    """Where a complaint stands: its place without the names of the kinds that a value was tried as."""
+    path: list[str | int] = []
+    last = len(item["loc"]) - 1
+    for position, part in enumerate(item["loc"]):
+        here = isinstance(data, dict) and part in data
+        absent = position == last and item["type"] in ("missing", "extra_forbidden")
+        if here or absent or isinstance(part, int):
+            path.append(part)
+        if here or (isinstance(part, int) and isinstance(data, list | tuple) and part < len(data)):
+            data = data[part]
+    return tuple(path)
+
+
+def _answers(kind: str, path: KeyPath, other: str, way: KeyPath) -> bool:
+    """Whether another complaint makes one idle: it is about what a value says, not of what kind it is.
+
+    A list is too short because its elements were refused; a number that is too large is no table.
+    """
+    deeper = len(way) > len(path) and way[: len(path)] == path
+    if kind == "too_short":
+        return deeper
+    return kind.endswith("_type") and (deeper or (way == path and not other.endswith("_type")))
 
 
 def _shown(value: object) -> str:

@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from leansim.specs.base import Count, Fraction, LaunchMode, Positive, SourcedSpec
+from leansim.specs.base import (
+    Count,
+    Fraction,
+    LaunchMode,
+    Number,
+    Positive,
+    SourcedSpec,
+    WholeNumber,
+)
 
 Vendor = Literal["nvidia", "amd"]
 
@@ -36,13 +44,13 @@ class Device(SourcedSpec):
     register_granule_per_warp: Count
     smem_bytes_per_sm: Count
     smem_bytes_per_cta_max: Count
-    smem_reserved_bytes_per_cta: Annotated[int, Field(ge=0)]
+    smem_reserved_bytes_per_cta: WholeNumber
 
     dram_bytes: Count
     dram_bandwidth_bytes_per_s: Positive
     dram_efficiency: Fraction
     dram_latency_s: Positive
-    dram_saturation_exponent: Annotated[float, Field(ge=0.5, le=100)]
+    dram_saturation_exponent: Annotated[Number, Field(ge=0.5, le=100)]
 
     l2_bytes: Count
     l2_partitions: Count
@@ -59,7 +67,7 @@ class Device(SourcedSpec):
 
     cta_launch_s: Positive
     cta_dispatch_interval_s: Positive
-    latency_spread: Annotated[float, Field(ge=0, le=0.5)]
+    latency_spread: Annotated[Number, Field(ge=0, le=0.5)]
     kernel_gap_s: dict[LaunchMode, Positive]
     fence_s: Positive
     atomic_s: Positive

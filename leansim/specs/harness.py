@@ -23,6 +23,9 @@ from leansim.specs.base import (
     Positive,
     SourcedSpec,
     Spec,
+    Whole,
+    WholeNumber,
+    refuse_truth,
 )
 from leansim.specs.workload import Cache, Workload
 
@@ -78,7 +81,7 @@ class When(Spec):
     min_batch_size: Count = 1
     min_kv_heads: Count = 1
     max_kv_heads: Count | None = None
-    min_kv_bytes: Annotated[int, Field(ge=0)] = 0
+    min_kv_bytes: WholeNumber = 0
 
 
 class HarnessTerm(SourcedSpec):
@@ -176,7 +179,7 @@ class Exclusion(Spec):
     """Rows left out and why, by columns or `group_size`: a value or `[first, last]` each."""
 
     reason: str = Field(min_length=1)
-    where: dict[str, int | str | tuple[int, int]] = Field(min_length=1)
+    where: dict[str, Whole | str | tuple[Whole, Whole]] = Field(min_length=1)
 
 
 class Validated(Spec):
@@ -219,7 +222,7 @@ class MeasuredTable(SourcedSpec):
     file: str
     device: str
     kernels: dict[str, Annotated[KernelSource, BeforeValidator(_named)]] = Field(min_length=1)
-    step_offset: Literal[0, 1]
+    step_offset: Annotated[Literal[0, 1], BeforeValidator(refuse_truth)]
     page_tokens: Count
     told_context_len: Count | None = None
     q_dtype: str = "bfloat16"

@@ -24,12 +24,13 @@ from leansim.specs.base import (
     Share,
     SourcedSpec,
     Spec,
+    Whole,
+    WholeNumber,
     refuse_truth,
 )
 
 EmptyCtas = Literal["return", "look", "write", "prepare"]
 CombineStart = Literal["launch", "pdl", "grid_sync"]
-WholeNumber = Annotated[int, Field(ge=0), BeforeValidator(refuse_truth)]
 _T = TypeVar("_T")
 # A number, or one for each architecture: on those not named it has its default.
 ByArch: TypeAlias = _T | dict[str, _T]
@@ -50,7 +51,8 @@ PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
 
 
 # A tile loop's numbers by name; what they are is the loop's own to say (`leansim.timing.loops`).
-LoopNumbers = dict[str, int | float | dict[str, int | float]]
+_OneNumber = Annotated[int | float, BeforeValidator(refuse_truth)]
+LoopNumbers = dict[str, _OneNumber | dict[str, _OneNumber]]
 
 
 class Only(Spec):
@@ -144,7 +146,7 @@ class Ctas(Spec):
     its queue while it finishes the last.
     """
 
-    setup_kernels: WholeNumber = 0
+    setup_kernels: Annotated[WholeNumber, Field(le=1024)] = 0
     self_contained: bool = False
     overhead_s: ByArch[NotNegative] = 0.0
     empty: EmptyCtas = "write"
@@ -186,7 +188,7 @@ class Combine(Spec):
     threads: Count
     registers_per_thread: Count
     smem_bytes: WholeNumber
-    rows_per_cta: dict[int, Count]
+    rows_per_cta: dict[Whole, Count]
     splits_in_flight: Count
     start: CombineStart = "launch"
     overhead_s: ByArch[NotNegative] = 0.0
