@@ -177,7 +177,7 @@ def test_all_mistakes_come_at_once_up_to_a_limit(tmp_path: Path) -> None:
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="file: found no such file or directory"):
         read_trace(tmp_path / "none.csv")
-    with pytest.raises(ConfigError, match="file: found is a directory"):
+    with pytest.raises(ConfigError, match="file: found a folder"):
         read_trace(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"context_len\n\xff\n")
     with pytest.raises(ConfigError, match="bytes that are not UTF-8"):

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from leansim.arrays import IntArray
+from leansim.errors import OutOfRangeError
 from leansim.numerics.attention import FloatArray
 from leansim.specs.workload import Workload
 
 SCORES_AT_ONCE = 2**22  # of the heads that share a reference: 32 MB in float64
+MOST_ELEMENTS = 2**28  # of the keys of a head: 2 GB in float64
 
 
 def reference_heads(
@@ -84,10 +86,13 @@ def head_inputs(
 
     Returns q `[query_len, group_size, head_dim]`, k `[context_len, head_dim]`, v `[context_len,
     value_dim]`, float64; v is the leading part of k where the cache is latent. Scores have a standard
-    deviation of `scale`.
+    deviation of `scale`. Raises `OutOfRangeError` for a context that is too long to draw.
     """
     rng = np.random.default_rng([seed, request, kv_head])
     tokens = workload.context_lens[request]
+    if tokens * workload.head_dim > MOST_ELEMENTS:
+        most = MOST_ELEMENTS // workload.head_dim
+        raise OutOfRangeError(f"verify: found a context of {tokens:,} tokens; wanted at most {most:,}")
     q = rng.standard_normal((workload.query_len, workload.group_size, workload.head_dim))
     k = rng.standard_normal((tokens, workload.head_dim))
     if workload.latent_kv:

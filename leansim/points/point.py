@@ -6,7 +6,6 @@ The same fields serve YAML, CSV columns, command-line flags and Python keywords.
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from leansim.answers import Row
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
+from leansim.files.strict_json import value_of
 from leansim.files.strict_yaml import Document
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.registry import Partitioner, find, make, option_names, partitioners
@@ -280,7 +280,7 @@ def point_from_row(row: dict[str, str], source: str) -> Point:
         kernel_name, _, partitioner_name = fields["kernel"].partition("+")
         kernel = catalog.kernel(kernel_name)
         name = fields.get("partitioner") or partitioner_name or kernel.partitioner.name
-        mine = {key: _number(value) for key, value in options.items() if key in option_columns(name)}
+        mine = {key: value_of(value) for key, value in options.items() if key in option_columns(name)}
         foreign = sorted(set(options) & all_option_columns() - set(mine))
         if foreign:
             known = ", ".join(option_columns(name)) or "no options"
@@ -290,13 +290,6 @@ def point_from_row(row: dict[str, str], source: str) -> Point:
             fields["partitioner"] = {"name": name, "options": mine}
             fields["kernel"] = kernel_name
     return validated(fields, source)
-
-
-def _number(text: str) -> Any:
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false", "null") else text)
-    except json.JSONDecodeError:
-        return text
 
 
 def option_columns(partitioner: str) -> list[str]:

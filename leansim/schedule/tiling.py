@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from leansim.arrays import BoolArray, FloatArray, IntArray
+from leansim.errors import OutOfRangeError
 from leansim.schedule.whole import one_of, whole_number
 from leansim.schedule.work import Level, Work
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance
 from leansim.specs.workload import Workload
 
+# Some gigabytes of a schedule and its program.
+MOST_OUTPUT_TILES, MOST_SLOTS = 2**22, 2**20
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 TileOrder = Literal["backward", "forward"]
 _ORDERS: tuple[str, ...] = get_args(TileOrder)
@@ -287,12 +290,15 @@ class TileGrid:
 
 
 def tile_grid(workload: Workload, instance: Instance, device: Device, level: Level = "all") -> TileGrid:
-    """Tile a call as an instance of a kernel does on a device; of shared prefixes maybe a `level`."""
+    """Tile a call as an instance of a kernel does on a device; of shared prefixes maybe a `level`.
+
+    Raises `OutOfRangeError` for more output tiles or slots than a process could hold.
+    """
     shape, work = instance.shape, None
     if not workload.is_dense:
         work = Work.of(workload, shape.tile_rows, shape.packed, level)
         workload = work.call
-    return TileGrid(
+    grid = TileGrid(
         workload=workload,
         tile_rows=shape.tile_rows,
         tile_tokens=shape.tile_tokens,
@@ -307,3 +313,9 @@ def tile_grid(workload: Workload, instance: Instance, device: Device, level: Lev
         kernel=shape.kernel,
         work=work,
     )
+    if grid.num_output_tiles > MOST_OUTPUT_TILES:
+        found = f"found {grid.num_output_tiles:,} output tiles"
+        raise OutOfRangeError(f"workload: {found}; wanted at most {MOST_OUTPUT_TILES:,}")
+    if grid.slots > MOST_SLOTS:
+        raise OutOfRangeError(f"device: found {grid.slots:,} slots; wanted at most {MOST_SLOTS:,}")
+    return grid

@@ -30,7 +30,7 @@ SOURCE_LABELS: tuple[str, ...] = get_args(SourceLabel)
 
 Keys = tuple[str, ...]
 
-_TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
+_TOKENS = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kKmM]?)")
 _MULTIPLIER = {"": 1, "k": 1024, "m": 1024**2}
 
 

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.bases import based_on, laid_over
 from leansim.files.strict_yaml import Document, KeyPath, read
+from leansim.files.text import exists, is_file
 from leansim.specs.base import SourcedSpec
 from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
@@ -77,7 +78,7 @@ def table(name: str) -> MeasuredTable:
 def spec_path(kind: Kind, name: str) -> Path:
     """The file that a name is loaded from. Raises `UnknownNameError`."""
     for folder in config_folders():
-        if (path := folder / f"{kind}s" / f"{name}.yaml").is_file():
+        if is_file(path := folder / f"{kind}s" / f"{name}.yaml"):
             return path
     raise UnknownNameError(kind, name, names(kind), hint(kind, name))
 
@@ -85,11 +86,11 @@ def spec_path(kind: Kind, name: str) -> Path:
 def find_config(path: str) -> Path:
     """Resolve a run or sweep file: as given, else among the shipped configs (`configs/runs/x.yaml`)."""
     given = Path(path)
-    if given.exists():
+    if exists(given):
         return given
     parts = given.parts[1:] if given.parts[:1] == ("configs",) else given.parts
     for folder in config_folders():
-        if (candidate := folder.joinpath(*parts)).is_file():
+        if is_file(candidate := folder.joinpath(*parts)):
             return candidate
     known = [f"configs/{p.parent.name}/{p.name}" for f in config_folders() for p in f.glob("*s/*.yaml")]
     hint = suggestion(path, known)
@@ -116,7 +117,7 @@ def _load(cls: type[_Sourced], kind: Kind, name: str) -> _Sourced:
     for path in _candidates(kind, name, search_path()):
         try:
             modified = _modified(kind, path)
-        except OSError:
+        except (OSError, ValueError):  # not there, or no name that a file could have
             continue
         spec: _Sourced = _read_shipped(cls, kind, path, modified)
         return spec

@@ -189,7 +189,7 @@ class Validated(Spec):
     """
 
     head_dims: tuple[Count, ...]
-    kv_dtypes: tuple[str, ...]
+    kv_dtypes: tuple[DType, ...]
     windows: tuple[bool, ...]
     batch_size: Range
     context_len: Range
@@ -225,7 +225,7 @@ class MeasuredTable(SourcedSpec):
     step_offset: Annotated[Literal[0, 1], BeforeValidator(refuse_truth)]
     page_tokens: Count
     told_context_len: Count | None = None
-    q_dtype: str = "bfloat16"
+    q_dtype: DType = "bfloat16"
     launch: LaunchMode = "graph"
     cache: Cache = "warm"
     harness: tuple[HarnessTerm, ...]

@@ -7,13 +7,14 @@ MLPs, experts, quantisation, multi-token prediction.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from leansim.errors import ConfigError, Problem
+from leansim.files import strict_json
 from leansim.files.strict_yaml import Document
+from leansim.files.text import read_text
 from leansim.specs.catalog import validate
 from leansim.specs.hf_keys import (
     AGAIN,
@@ -101,18 +102,7 @@ def _decoder_part(path: Path) -> tuple[dict[str, Any], object]:
 
     Raises `ConfigError`.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        problem = Problem("file", reason, "wanted a readable config.json")
-        raise ConfigError(str(path), [problem]) from None
-    except UnicodeDecodeError:
-        problem = Problem("file", "bytes that are not UTF-8", "wanted a JSON text file")
-        raise ConfigError(str(path), [problem]) from None
-    except json.JSONDecodeError as error:
-        problem = Problem("syntax", error.msg.lower(), "wanted valid JSON", error.lineno, error.colno)
-        raise ConfigError(str(path), [problem]) from None
+    data = strict_json.parse(read_text(path, "wanted a readable config.json"), str(path))
     part, where = data, "(top level)"
     while isinstance(part, dict) and (inner := _part_of(part)):
         part, where = part[inner], inner

@@ -7,10 +7,9 @@ Answers "which context lengths are in flight together?". Ignores arrival times, 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +25,8 @@ from leansim.errors import (
     listing,
     suggestion,
 )
+from leansim.files import strict_json
+from leansim.files.text import is_file, read_text
 
 Lengths = NDArray[np.int64]
 Fields = dict[str, tuple[Any, int]]  # column name -> (value, its column in the line, from 1)
@@ -34,6 +35,7 @@ Rows = Iterator[tuple[int, Fields | Problem]]  # (line, what stands there)
 BUILTIN_FOLDER = Path(__file__).parent.parent / "data" / "traces"
 MOST_TOKENS = 2**40
 MOST_PROBLEMS = 16
+MOST_BYTES = 2**28
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -91,7 +93,7 @@ def find_trace(name_or_path: str | Path) -> Path:
     """
     if str(name_or_path) in (names := builtin_traces()):
         return BUILTIN_FOLDER / f"{name_or_path}.csv"
-    if (path := Path(name_or_path)).is_file():
+    if is_file(path := Path(name_or_path)):
         return path
     raise UnknownNameError("trace", str(name_or_path), names)
 
@@ -106,7 +108,7 @@ def read_trace(path: Path) -> Trace:
     """
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return _read(path)  # and say what is wrong
     return _read_once(path, status.st_mtime_ns, status.st_size)
 
@@ -183,15 +185,7 @@ def _fail(path: Path, where: str, found: str, wanted: str, line: int = 1) -> NoR
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Return (line number, text) of all lines but blank ones and comments. Raises `ConfigError`."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        problem = Problem("file", reason, "wanted a readable CSV or JSONL trace")
-        raise ConfigError(str(path), [problem]) from None
-    except UnicodeDecodeError:
-        problem = Problem("file", "bytes that are not UTF-8", "wanted a CSV or JSONL text file")
-        raise ConfigError(str(path), [problem]) from None
+    text = read_text(path, "wanted a readable CSV or JSONL trace", MOST_BYTES)
     numbered = ((number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1))
     return [(number, line) for number, line in numbered if line and not line.startswith("#")]
 
@@ -225,10 +219,9 @@ def _json_rows(lines: Iterable[tuple[int, str]]) -> Rows:
     """Yield the objects of a JSONL file."""
     for number, line in lines:
         try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            found, wanted = error.msg.lower(), "wanted one JSON object a line"
-            yield number, Problem("syntax", found, wanted, number, error.colno)
+            data = strict_json.parse(line, "line", number)
+        except ConfigError as error:
+            yield number, replace(error.problems[0], wanted="wanted one JSON object a line")
             continue
         if isinstance(data, dict):
             yield number, {key: (v, max(1, line.find(f'"{key}"') + 1)) for key, v in data.items()}
@@ -317,5 +310,5 @@ def _tokens(key: str, fields: Fields, line: int) -> int | Problem:
         value = int(value)
     if type(value) is not int or not 0 <= value <= MOST_TOKENS:
         wanted = f"wanted a whole number of tokens from 0 to {MOST_TOKENS}"
-        return Problem(key, repr(value), wanted, line, column)
+        return Problem(key, repr(value)[:60], wanted, line, column)
     return value
