@@ -18,7 +18,7 @@ from leansim.numerics.attention import Precision
 from leansim.numerics.verify import DEFAULT_PRECISIONS
 from leansim.points.csv import HARNESS, outcomes, read_points
 from leansim.points.grid import PointGrid, load
-from leansim.points.plan import Plans, made
+from leansim.points.plan import Plan, Plans, made
 from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
 from leansim.study import buckets as freezing
 from leansim.study import explain as explaining
@@ -50,12 +50,14 @@ Progress: TypeAlias = Callable[[int, int], None]
 _WANTED = "wanted a point, several, a grid or a file"
 
 
-def _points(points: Points) -> list[Point]:
+def _points(points: Points, settings: Sequence[str] = ()) -> list[Point]:
     """Every point that is meant, in order. Raises `ConfigError` for what makes no sense."""
+    if isinstance(points, str | Path):
+        return _points_of_csv(str(points)) if _is_csv(points) else load(points, settings).points()
+    if settings:
+        raise ConfigError("arguments", [Problem("settings", ", ".join(settings), "wanted a file")])
     if isinstance(points, PointGrid):
         return points.points()
-    if isinstance(points, str | Path):
-        return _points_of_csv(str(points)) if _is_csv(points) else load(points).points()
     several = [points] if isinstance(points, Point) else list(points)
     for position, one in enumerate(several):
         if not isinstance(one, Point):
@@ -66,8 +68,7 @@ def _points(points: Points) -> list[Point]:
 
 def _points_of_csv(file: str) -> list[Point]:
     given = read_points(file)
-    found = outcomes(lambda row: {"point": point_from_row(row, given.source)}, given.rows)
-    return [row["point"] for row in given.joined(found, ("point",))]
+    return given.checked(outcomes(lambda row: point_from_row(row, given.source), given.rows))
 
 
 def _is_csv(points: Points) -> bool:
@@ -81,22 +82,24 @@ def _names(names: Names) -> tuple[str, ...]:
 # -- schedules ---------------------------------------------------------------------------------
 
 
-def plan(points: Points) -> Plans:
+def plan(points: Points, settings: Sequence[str] = (), strict: bool = False) -> Plans:
     """Make the schedule of each point without simulating.
 
-    Raises a `LeansimError` where one makes no sense; for a CSV, `ConfigError` naming all rows that do
-    not.
+    `settings` are `key=value` texts laid over a file. Raises a `LeansimError` where a point makes no
+    sense. In a CSV such a row has the reason in a column `refused`; where all rows are like that, or
+    `strict`ly any, one `ConfigError` names them.
     """
     if not _is_csv(points):
-        return Plans(tuple(made(resolve(point)) for point in _points(points)))
-    given = read_points(str(points))
+        return Plans(tuple(made(resolve(point)) for point in _points(points, settings)))
+    given = read_points(str(points), settings=settings)
 
-    def planned(row: CsvRow) -> dict[str, Any]:
-        return {"plan": made(resolve(point_from_row(row, given.source))).released()}
+    def planned(row: CsvRow) -> Plan:
+        return made(resolve(point_from_row(row, given.source))).released()
 
-    found = outcomes(planned, given.rows)
-    joined = given.joined(found, ("plan", *PLAN_COLUMNS))
-    return Plans(tuple(row.pop("plan") for row in joined), tuple(joined))
+    found = given.settled(outcomes(planned, given.rows), strict)
+    rows = given.joined((one.row if isinstance(one, Plan) else one for one in found), PLAN_COLUMNS)
+    plans = tuple(one for one in found if isinstance(one, Plan))
+    return Plans(plans, tuple(rows), tuple(given.refusals(found)))
 
 
 def verify(
@@ -114,7 +117,12 @@ def verify(
 
 
 def predict(
-    points: Points, jobs: int | None = None, harness: str = "", engine: Engine = "auto"
+    points: Points,
+    jobs: int | None = None,
+    harness: str = "",
+    engine: Engine = "auto",
+    settings: Sequence[str] = (),
+    strict: bool = False,
 ) -> Predictions:
     """Predict the latency of every point, in microseconds.
 
@@ -123,21 +131,24 @@ def predict(
     of points a column `harness` does, and `harness` stands in for its empty cells. `evidence` says what
     a time rests on, `extrapolated` that no measurement covers the point, and `expected_error` how far
     off it may be (docs/accuracy.md).
-    `jobs` processes: by default one per core when there are many points.
+    `jobs` processes: by default one per core when there are many points. `settings` are `key=value`
+    texts laid over a file.
 
-    A point that makes no sense has its error in place of a prediction; in a CSV, all such rows are one
-    `ConfigError`. `leansim.sweeps.predict.predict` yields predictions as they are made.
+    A point that makes no sense has its error in place of a prediction, and in a column `refused`. In a
+    CSV where all rows are like that, or `strict`ly any, one `ConfigError` names them.
+    `leansim.sweeps.predict.predict` yields predictions as they are made.
     """
     with using(engine):
         if not _is_csv(points):
-            chosen = _points(points)
+            chosen = _points(points, settings)
             asked = [p.model_dump(mode="json", by_alias=True, exclude_unset=True) for p in chosen]
             return Predictions(tuple(predict_points(chosen, jobs, harness)), tuple(asked))
-        given = read_points(str(points), also=(HARNESS,))
+        given = read_points(str(points), also=(HARNESS,), settings=settings)
         rows = [{**row, HARNESS: row.get(HARNESS) or harness} if harness else row for row in given.rows]
         found = tuple(predict_rows(rows, given.source, jobs))
         described = (one if isinstance(one, LeansimError) else prediction_row(one) for one in found)
-        return Predictions(found, tuple(given.joined(described, PREDICTION_COLUMNS)))
+        rows = given.joined(described, PREDICTION_COLUMNS, strict)
+        return Predictions(found, tuple(rows), tuple(given.refusals(found)))
 
 
 # -- studies -----------------------------------------------------------------------------------
@@ -283,26 +294,32 @@ def validate(
     data: Path | None = None,
     jobs: int | None = None,
     progress: Progress = lambda _done, _total: None,
+    settings: Sequence[str] = (),
+    strict: bool = False,
 ) -> Validation:
     """Hold predictions against measured latencies: of `tables` (none: all), or of your own `points`.
 
     `sample` rows of each table are taken by hash. `split` is `test` (never fitted), `fit` or `all`: of
     tables `test` by default, of points `all`. `data` is a folder of <table>.csv instead of the
     installed tables; `device` is where FlashInfer's benchmark ran, whose CSV does not say. `jobs`
-    processes, `progress` as in `sweep`. Raises `ConfigError`, `UnknownNameError`, and `StoreError` for
-    missing tables.
+    processes, `progress` as in `sweep`. `settings` are `key=value` texts laid over every point. A row
+    that makes no sense has the reason in a column `refused`, or, with `strict`, is a `ConfigError`.
+    Raises that too where all are, `UnknownNameError`, and `StoreError` for missing tables.
     """
     from leansim.silicon import validate as validation
     from leansim.silicon.published import table_rows
 
     names = _names(tables)
     if points is None:
-        rows = table_rows(names, split or "test", sample, data)
-        return Validation(validation.validate(rows, jobs, progress))
+        rows = table_rows(names, split or "test", sample, data, strict)
+        return Validation(validation.validate(rows, jobs, progress, settings))
     if names or sample or data:
         problem = Problem("points", "tables, a sample or data too", "wanted one of the two")
         raise ConfigError("validate", [problem])
-    return Validation(validation.validate_points(points, device, jobs, progress, split or "all"))
+    chosen = split or "all"
+    return Validation(
+        validation.validate_points(points, device, jobs, progress, chosen, settings, strict)
+    )
 
 
 def calibrate(

@@ -158,10 +158,10 @@ def test_plan_reads_points_and_adds_columns(tmp_path: Path) -> None:
     assert rows["d"]["num_ctas"] == "240"  # (1 + 55 + 4) tiles x 8 heads, two per CTA
 
 
-def test_plan_writes_nothing_when_a_row_is_wrong(tmp_path: Path) -> None:
+def test_a_strict_plan_writes_nothing_when_a_row_is_wrong(tmp_path: Path) -> None:
     bad = POINTS + "e,h100_sxm,lean,1,32,7,128,100,,,,\nf,h100_sxm,leen,1,32,8,128,100,,,,\n"
     (tmp_path / "points.csv").write_text(bad)
-    done = leansim("plan", "points.csv", "-o", "plans.csv", cwd=tmp_path)
+    done = leansim("plan", "points.csv", "-o", "plans.csv", "--strict", cwd=tmp_path)
     assert done.returncode == 2
     assert "points.csv:6:1" in done.stderr
     assert "points.csv:7:1" in done.stderr

@@ -87,7 +87,7 @@ def test_explain_prints_a_paragraph(tmp_path: Path) -> None:
     again = leansim("explain", *FA2, "--format", "json", "-o", "out", cwd=tmp_path)
     record = json.loads(again.stdout)[0]
     assert record["text"] in (tmp_path / "out" / "table.md").read_text()
-    assert record["text"] == done.stdout.strip()
+    assert done.stdout.startswith(record["text"])
 
 
 def test_regret_writes_maps_and_worst_cells(tmp_path: Path) -> None:

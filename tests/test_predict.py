@@ -65,7 +65,7 @@ def test_every_wrong_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("\n".join([HEADER, *rows]))
     for verb in (leansim.plan, leansim.predict):
         with pytest.raises(ConfigError) as raised:
-            verb(tmp_path / "p.csv")
+            verb(tmp_path / "p.csv", strict=True)
         assert [problem.line for problem in raised.value.problems] == [2, 5, 6]
 
 

@@ -24,10 +24,12 @@ from leansim.cli.options import (
     Out,
     Plots,
     Settings,
+    Strict,
     check_form,
     engine_of,
     grid_of,
     mistake,
+    tell_refused,
     with_point_flags,
     writable_file,
     writable_folder,
@@ -160,6 +162,7 @@ def plan(
     settings: Settings = None,
     form: Form = "table",
     segments: Annotated[bool, typer.Option("--segments", help="list every segment")] = False,
+    strict: Strict = False,
     flags: list[str] = [],  # noqa: B006
 ) -> None:
     """Make schedules without simulating: CTAs, waves, splits per request, segments."""
@@ -167,14 +170,13 @@ def plan(
 
     check_form(form)
     if file is not None and file.lower().endswith(".csv"):
-        if flags or settings or segments:
-            found = ", ".join([*flags, *(settings or []), *(["--segments"] if segments else [])])
-            wanted = "wanted each point's fields in its row"
-            raise mistake(file, found, wanted)
-        plans = leansim.plan(file)
+        if segments:
+            raise mistake(file, "--segments", "wanted a YAML file, or flags")
+        plans = leansim.plan(file, [*flags, *(settings or [])], strict)
         _print_or_write(plans.written("csv" if out is not None and form == "table" else form), out)
         if out is not None:
             tell(f"planned {len(plans)} points into {out}")
+        tell_refused(plans.refused)
         return
     plans = leansim.plan(grid_of(file, settings, flags))
     if segments:
@@ -190,20 +192,24 @@ def predict(
         Path | None,
         typer.Option("--out", "-o", help="file for the predictions", callback=writable_file),
     ] = None,
+    settings: Settings = None,
     form: Form = "csv",
     jobs: Jobs = None,
     engine: EngineName = "auto",
+    strict: Strict = False,
 ) -> None:
     """Predict the latency of every point of a CSV."""
     from leansim.answers import render
 
     check_form(form)
-    found = leansim.predict(file, jobs, engine=engine_of(engine))
+    chosen = engine_of(engine)
+    found = leansim.predict(file, jobs, engine=chosen, settings=settings or (), strict=strict)
     for note in found.notes():
         tell(f"note: {note}")
     _print_or_write(render(found.records(), form), out)
     if out is not None:
-        tell(f"predicted {len(found)} points into {out}")
+        tell(f"predicted {len(found) - len(found.refused)} points into {out}")
+    tell_refused(found.refused)
 
 
 @app.command()

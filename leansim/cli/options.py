@@ -13,6 +13,7 @@ import typer
 from leansim.engine.execute import Engine, check_engine
 from leansim.errors import ConfigError, Problem
 from leansim.files.strict_yaml import Document
+from leansim.files.terminal import tell
 from leansim.files.writing import check_file, check_folder
 from leansim.points.point import POINT_KEYS, Point
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from leansim.points.grid import PointGrid
 
 FORMS = ("table", "json", "csv", "md")
+_MOST_TOLD = 20
 Verb = Callable[..., None]
 Settings = Annotated[
     list[str] | None,
@@ -60,12 +62,26 @@ Jobs = Annotated[
     typer.Option("--jobs", "-j", min=1, help="worker processes; one per core by default"),
 ]
 Plots = Annotated[bool, typer.Option("--plots/--no-plots", help="draw the figures")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="write nothing where a row of the file makes no sense")
+]
 Baseline = Annotated[str | None, typer.Option(help="kernel that speedups are measured against")]
 
 
 def mistake(place: str, found: str, wanted: str) -> ConfigError:
     """Return the error of an option: where it stands, what was found, what was wanted."""
     return ConfigError("command line", [Problem(place, found, wanted)])
+
+
+def tell_refused(refused: Sequence[str]) -> None:
+    """Say which rows were refused and why, and exit with 1, if any were."""
+    if not refused:
+        return
+    for sentence in refused[:_MOST_TOLD]:
+        tell(f"refused: {sentence}")
+    if len(refused) > _MOST_TOLD:
+        tell(f"and {len(refused) - _MOST_TOLD:,} more rows")
+    raise typer.Exit(1)
 
 
 def with_point_flags(verb: Verb) -> Verb:

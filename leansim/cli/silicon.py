@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import leansim
-from leansim.cli.options import Jobs, writable_folder
+from leansim.cli.options import Jobs, Settings, Strict, writable_folder
 from leansim.files.terminal import say, tell, tell_written
 from leansim.files.writing import check_file
 
@@ -47,6 +47,8 @@ def validate(
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="how many of the worst rows to print")] = 15,
     jobs: Jobs = None,
+    settings: Settings = None,
+    strict: Strict = False,
 ) -> None:
     """Hold predictions against measured latencies: errors by regime, the worst rows, the ranking."""
     from leansim.report import validation_report
@@ -62,6 +64,8 @@ def validate(
             data,
             jobs,
             progress,
+            settings or (),
+            strict,
         ).table
     say(validation_report.printed(table, worst))
     if out is not None:
@@ -71,6 +75,8 @@ def validate(
         command = " ".join(["leansim validate", *(tables or ()), *flags])
         written = validation_report.write_validation(table, out, worst, command)
         tell_written(written, out)
+    if table.attrs["refused"] or (points is not None and any(table["refused"] != "")):
+        raise typer.Exit(1)
 
 
 def calibrate(

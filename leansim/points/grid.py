@@ -16,7 +16,7 @@ from pydantic_core import CoreSchema
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.strict_yaml import Document, read, scalar
 from leansim.partitioners.registry import hint_of, partitioners
-from leansim.points.point import POINT_KEYS, Point
+from leansim.points.point import OVERRIDDEN, POINT_KEYS, Point
 from leansim.points.shape import kinds_of_layers
 from leansim.specs import catalog
 from leansim.specs.base import Positive, Spec
@@ -252,18 +252,14 @@ def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, A
     A comma makes a list. Raises `ConfigError` for text without an equals sign.
     """
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            problem = Problem("--set", repr(setting), "wanted key=value")
-            raise ConfigError("command line", [problem])
+        key, text = setting_of(setting)
         if key.startswith("partitioner."):
             option = key.rpartition(".")[2]
-            wanted = f"wanted kernel.partitioner.options.{option}={text.strip()}"
+            wanted = f"wanted kernel.partitioner.options.{option}={text}"
             wanted += ", or num_splits" if "split" in option else ""
             raise ConfigError("command line", [Problem("--set", repr(setting), wanted)])
-        value = parse_value(text.strip())
-        if key.startswith(("device.", "kernel.")):
+        value = parse_value(text)
+        if key.startswith(OVERRIDDEN):
             given = data.get("overrides") or {}
             several = given if isinstance(given, list) else [given]
             data["overrides"] = [
@@ -272,6 +268,25 @@ def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, A
         else:
             data[key] = value
     return data
+
+
+def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
+    """The overrides that settings come to. Raises `ConfigError` for one of another field."""
+    laid = apply_settings({}, settings)
+    (overrides,) = laid.pop("overrides", [{}])
+    for key in laid:
+        found, wanted = repr(key), "wanted device.<number> or kernel.<number>"
+        raise ConfigError("command line", [Problem("--set", found, wanted)])
+    return dict(overrides)
+
+
+def setting_of(setting: str) -> tuple[str, str]:
+    """Key and value of `key=value`, as texts. Raises `ConfigError` for another text."""
+    key, equals, text = setting.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals or not key:
+        raise ConfigError("command line", [Problem("--set", repr(setting), "wanted key=value")])
+    return key, text.strip()
 
 
 def parse_value(text: str) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from leansim.answers import Answers, Row, Tabled
 from leansim.points.asked import batch_of, differences, label
@@ -78,9 +77,10 @@ class Plan(Tabled):
 
 @dataclass(frozen=True, eq=False)
 class Plans(Answers[Plan]):
-    """The plans of several points; of a CSV, beside its `given` rows."""
+    """The plans of several points; of a CSV, its rows with what planning adds, and why some lack it."""
 
-    given: tuple[Mapping[str, Any], ...] = ()
+    given: tuple[Row, ...] = ()
+    refused: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
         """One row per point: of a CSV, its row with what planning adds; else what points differ in."""
@@ -108,9 +108,7 @@ class Plans(Answers[Plan]):
 
     def records(self) -> list[Row]:
         """The same, for programs."""
-        if not self.given:
-            return self.rows()
-        return [{**row, **plan.row} for row, plan in zip(self.given, self.answers, strict=True)]
+        return [*self.given] or self.rows()
 
     def sections(self) -> dict[str, list[Row]]:
         """The rows, as one table."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from leansim.answers import Row
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
 from leansim.files.strict_json import value_of
-from leansim.files.strict_yaml import Document
+from leansim.files.strict_yaml import Document, scalar
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.registry import Partitioner, find, make, option_names, partitioners
 from leansim.plugins import described
@@ -53,6 +53,8 @@ class Point(CallFields, KeptFields, ShapeFields, BatchFields, PolicyFields):
     )
 
 
+# How the names of numbers begin that a point's `overrides` change.
+OVERRIDDEN = ("device.", "kernel.")
 POINT_KEYS: dict[str, str] = {field.alias or name: name for name, field in Point.model_fields.items()}
 
 
@@ -271,11 +273,17 @@ def plan_row(resolved: Resolved) -> Row:
 def point_from_row(row: dict[str, str], source: str) -> Point:
     """Read a point from a CSV row; empty cells mean the default.
 
-    A column named after an option of the row's partitioner sets it. Raises `ConfigError`.
+    A column named after an option of the row's partitioner sets it, one named `device.<number>` or
+    `kernel.<number>` overrides that. Raises `ConfigError`.
     """
     given = {key: value.strip() for key, value in row.items() if value is not None and value.strip()}
     fields: dict[str, Any] = {key: value for key, value in given.items() if key in POINT_KEYS}
     options = {key: value for key, value in given.items() if key not in POINT_KEYS}
+    changed = {key: options.pop(key) for key in list(options) if key.startswith(OVERRIDDEN)}
+    if changed or "overrides" in fields:
+        written = scalar(fields.get("overrides", "{}"))
+        numbers = {key: scalar(value) for key, value in changed.items()}
+        fields["overrides"] = {**written, **numbers} if isinstance(written, dict) else written
     if options and "kernel" in fields:
         kernel_name, _, partitioner_name = fields["kernel"].partition("+")
         kernel = catalog.kernel(kernel_name)
@@ -312,6 +320,13 @@ def check_columns(columns: list[str], source: str) -> list[str]:
     foreign = []
     for position, column in enumerate(columns, start=1):
         if column in known:
+            continue
+        if column.startswith(OVERRIDDEN):
+            kind, name = column.split(".")[:2]
+            numbers = (Device if kind == "device" else Kernel).model_fields
+            if name not in numbers:
+                wanted = f"wanted a number of a {kind}{suggestion(name, numbers)}"
+                problems.append(Problem(f"column {position}", repr(column), wanted, 1, position))
             continue
         hint = suggestion(column, known, cutoff=0.8)
         if hint:

@@ -6,13 +6,14 @@ writes it. FlashInfer's is told by its columns; only plain paged decode of recor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leansim.errors import ConfigError, Problem
+from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow, read_csv
 from leansim.points.csv import HARNESS, CsvPoints, csv_points, outcomes, read_points
+from leansim.points.grid import setting_of
 from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
 from leansim.silicon import rows as schema
 from leansim.specs.harness import Calls
@@ -83,21 +84,29 @@ _OURS = _Time(MEASURED, "microseconds", 1e6)
 _FLASHINFERS = _Time("median_time", "milliseconds", 1e3)
 
 
-def own_rows(file: str | Path, device: str | None = None) -> pd.DataFrame:
+def own_rows(
+    file: str | Path, device: str | None = None, settings: Sequence[str] = (), strict: bool = True
+) -> pd.DataFrame:
     """Rows of a CSV of measurements, in its order: columns `rows.ROW_COLUMNS`, and what else it says.
 
-    `device` is where points without one were measured: FlashInfer's benchmark does not say.
-    `attrs["left_out"]` counts the rows left out, by reason. Raises `ConfigError` for files that are
-    neither kind, and for rows that make no sense, all at once.
+    `device` is where points without one were measured: FlashInfer's benchmark does not say. `settings`
+    are as in `read_points`. `attrs["left_out"]` counts the rows left out, by reason. Raises
+    `ConfigError` for files that are neither kind, and for rows that make no sense, all at once; unless
+    `strict`, `attrs["refused"]` has those that make none, where some do.
     """
     import pandas as pd
 
-    given, time, left_out = _read(str(file), device)
-    found = given.checked(outcomes(lambda row: _measured(row, given.source, time), given.rows))
+    given, time, left_out = _read(str(file), device, settings)
+    found = given.settled(
+        outcomes(lambda row: _measured(row, given.source, time), given.rows), strict=strict
+    )
     others = [name for name in given.columns if name not in schema.ROW_COLUMNS]
-    said = pd.DataFrame(given.records, columns=others)
-    rows = pd.DataFrame(found, columns=list(schema.ROW_COLUMNS)).join(said)
+    kept = [i for i, one in enumerate(found) if not isinstance(one, LeansimError)]
+    said = pd.DataFrame([given.records[i] for i in kept], columns=others)
+    rows = pd.DataFrame([found[i] for i in kept], columns=list(schema.ROW_COLUMNS)).join(said)
     rows.attrs["left_out"] = left_out
+    rows.attrs["refused"] = schema.refused_rows(given, found)
+    rows.attrs["time"] = (time.column, time.unit)
     return rows
 
 
@@ -122,6 +131,7 @@ def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
     measured_s = _seconds(row[time.column], source, time)
     point = point_from_row(point_fields(row), source)
     load = resolve(point).workload
+    schema.check_bytes(load.kv_bytes)
     calls = Calls.of(point.kernel, load)
     longest = max(load.context_lens)
     return {
@@ -161,14 +171,16 @@ def _seconds(text: str, source: str, time: _Time) -> float:
     return found / time.per_second
 
 
-def _read(source: str, device: str | None) -> tuple[CsvPoints, _Time, dict[str, int]]:
+def _read(
+    source: str, device: str | None, settings: Sequence[str]
+) -> tuple[CsvPoints, _Time, dict[str, int]]:
     """The file as points with a time, and how many rows were left out, by reason."""
     columns, numbered = read_csv(source)
     missing = sorted(FLASHINFER_COLUMNS - set(columns))
     if not missing:
-        return _flashinfer_points(source, numbered, device)
+        return _flashinfer_points(source, numbered, device, settings)
     if MEASURED in columns and "device" in columns:
-        return csv_points(source, columns, numbered, _BESIDE), _OURS, {}
+        return csv_points(source, columns, numbered, _BESIDE, settings), _OURS, {}
     if len(missing) >= len(FLASHINFER_COLUMNS) / 2:  # nothing like FlashInfer's
         missing = sorted({MEASURED, "device"} - set(columns))
     wanted = (
@@ -179,7 +191,7 @@ def _read(source: str, device: str | None) -> tuple[CsvPoints, _Time, dict[str, 
 
 
 def _flashinfer_points(
-    source: str, numbered: list[tuple[int, CsvRow]], device: str | None
+    source: str, numbered: list[tuple[int, CsvRow]], device: str | None, settings: Sequence[str]
 ) -> tuple[CsvPoints, _Time, dict[str, int]]:
     """What FlashInfer's benchmark wrote, as points."""
     if device is None:
@@ -192,7 +204,7 @@ def _flashinfer_points(
             left_out[reason] = left_out.get(reason, 0) + 1
             continue
         lines.append(line)
-        rows.append(_flashinfer_point(row, device))
+        rows.append({**_flashinfer_point(row, device), **dict(map(setting_of, settings))})
     if not rows:
         reasons = "; ".join(left_out)
         raise ConfigError(source, [Problem("file", reasons, "wanted rows of plain paged decode", 1, 1)])

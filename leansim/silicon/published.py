@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
-from leansim.errors import StoreError, unknown
+from leansim.errors import LeansimError, StoreError, unknown
+from leansim.files.csv import CsvRow, read_csv
 from leansim.files.extras import pip_install
+from leansim.files.strict_yaml import Document
+from leansim.points.csv import CsvPoints, outcomes
 from leansim.points.point import Point, point
 from leansim.silicon.rows import (
     ROW_COLUMNS,
     SHAPE,
     Split,
+    check_bytes,
     in_hash_order,
     is_for_fitting,
     matching,
     of_split,
+    refused_rows,
     together,
     uniform_bytes,
 )
 from leansim.specs import catalog
+from leansim.specs.base import DTYPE_BYTES, Count, DType, Positive, Spec, WholeNumber
 from leansim.specs.harness import MeasuredTable
 
 if TYPE_CHECKING:
@@ -60,7 +67,11 @@ _FIELDS = (
 
 
 def table_rows(
-    names: Sequence[str], split: Split = "test", sample: int | None = None, data: Path | None = None
+    names: Sequence[str],
+    split: Split = "test",
+    sample: int | None = None,
+    data: Path | None = None,
+    strict: bool = True,
 ) -> pd.DataFrame:
     """Measured rows of several tables under each other; see `measured_rows`.
 
@@ -75,21 +86,28 @@ def table_rows(
     if wrong := [name for name in names if name not in known and not name.endswith((".yaml", ".yml"))]:
         raise unknown("table", wrong, known)
     tables = [catalog.table(name) for name in names or known]
-    return together([measured_rows(table, split, sample, data) for table in tables])
+    return together([measured_rows(table, split, sample, data, strict) for table in tables])
 
 
 def measured_rows(
-    table: MeasuredTable, split: Split = "all", sample: int | None = None, data: Path | None = None
+    table: MeasuredTable,
+    split: Split = "all",
+    sample: int | None = None,
+    data: Path | None = None,
+    strict: bool = True,
 ) -> pd.DataFrame:
     """Rows of a measured table (columns: `ROW_COLUMNS`), in the order of a hash.
 
     Rows that the file has twice are averaged. `sample` takes the first so many. Reads the installed
     tables, or `<table>.csv` in `data`. `attrs["left_out"]` counts the rows left out, by reason. Raises
-    `StoreError` where there is nothing to read.
+    `StoreError` where there is nothing to read, and `ConfigError` for rows that make no sense; unless
+    `strict`, `attrs["refused"]` has those, where some do make sense.
     """
     import pandas as pd
 
-    raw = _read_file(table) if data is None else _read_csv(data / f"{table.name}.csv")
+    path = None if data is None else data / f"{table.name}.csv"
+    raw = _read_file(table) if path is None else _read_csv(path, table.kernels, strict)
+    refused = raw.attrs.get("refused", [])
     if "window_size" not in raw:
         raw = raw.assign(window_size=0)
     kept, left_out = _kept(table, raw)
@@ -107,6 +125,7 @@ def measured_rows(
     rows["point"] = pd.Series(_points(table, rows), index=rows.index, dtype=object)
     rows = rows[list(ROW_COLUMNS)]
     assert isinstance(rows, pd.DataFrame)
+    rows.attrs["refused"], rows.attrs["time"] = refused, ("latency", "milliseconds")
     rows.attrs["left_out"] = {reason: count for reason, count in left_out.items() if count}
     return rows
 
@@ -176,15 +195,48 @@ def _read_file(table: MeasuredTable) -> pd.DataFrame:
     return pd.read_parquet(found)
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+class _Cells(Spec):
+    """A row of a measured table, its time in milliseconds."""
+
+    kernel_source: str = Field(min_length=1)
+    batch_size: Count
+    num_heads: Count
+    num_key_value_heads: Count
+    head_dim: Count
+    window_size: WholeNumber = 0
+    kv_cache_dtype: DType
+    step: WholeNumber
+    latency: Positive
+
+    @model_validator(mode="after")
+    def _is_a_call(self) -> _Cells:
+        if self.num_heads % self.num_key_value_heads:
+            raise ValueError("wanted num_heads to be a multiple of num_key_value_heads")
+        tokens = self.batch_size * self.num_key_value_heads * (self.step + 1)
+        check_bytes(tokens * self.head_dim * 2 * DTYPE_BYTES[self.kv_cache_dtype])
+        return self
+
+
+def _read_csv(path: Path, sources: Container[str], strict: bool) -> pd.DataFrame:
+    """Read a sample of a table; rows of kernels beside `sources` as they stand, others as `_Cells`."""
     import pandas as pd
 
-    try:
-        raw = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: found {error}; wanted a sample of a measured table") from None
-    if missing := [name for name in FILE_COLUMNS if name not in raw and name != "window_size"]:
+    columns, numbered = read_csv(str(path))
+    if missing := [name for name in FILE_COLUMNS if name not in columns and name != "window_size"]:
         raise StoreError(f"{path}: found no column {', '.join(missing)}; wanted those of the tables")
+    lines, records = zip(*numbered, strict=True)
+    given = CsvPoints(str(path), tuple(columns), lines, records, records)
+
+    def typed(row: CsvRow) -> dict[str, Any]:
+        cells = {name: row[name].strip() for name in FILE_COLUMNS if name in row}
+        if cells["kernel_source"] and cells["kernel_source"] not in sources:
+            return {"kernel_source": cells["kernel_source"]}
+        return catalog.validate(_Cells, Document(str(path), cells, {})).model_dump()
+
+    found = given.settled(outcomes(typed, records), strict)
+    kept = [one for one in found if not isinstance(one, LeansimError)]
+    raw = pd.DataFrame(kept, columns=list(FILE_COLUMNS), dtype=object)
+    raw.attrs["refused"] = refused_rows(given, found)
     return raw
 
 
@@ -194,7 +246,7 @@ def _kept(table: MeasuredTable, raw: pd.DataFrame) -> tuple[pd.DataFrame, dict[s
     known = raw["kernel_source"].isin(list(table.kernels))
     for source, count in raw.loc[~known, "kernel_source"].value_counts().items():
         left_out[f"ran {source}"] = int(count)
-    kept = raw[known]
+    kept = raw[known].infer_objects()
     kept = kept.assign(group_size=kept["num_heads"] // kept["num_key_value_heads"])
     for exclusion in table.exclude:
         hit = matching(kept, exclusion.where)

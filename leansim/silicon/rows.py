@@ -8,13 +8,15 @@ that holds the model against silicon takes rows of this schema.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from leansim.arrays import FloatArray, IntArray
-from leansim.errors import UnknownNameError
+from leansim.errors import LeansimError, OutOfRangeError, UnknownNameError
+from leansim.points.csv import CsvPoints, reason
 from leansim.specs import catalog
 from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.harness import Calls, MeasuredTable, Validated
@@ -38,6 +40,10 @@ ROW_COLUMNS = (
     "num_q_heads", "num_kv_heads", "head_dim", "window", "q_dtype", "kv_dtype", "cache", "launch",
     "step", "query_bytes", "kv_token_bytes", "kv_bytes", "fit", "measured_s", "point",
 )  # fmt: skip
+
+
+# A sum of some thousand of them fits 64 bits.
+_MOST_BYTES = 2**52
 
 
 def digest(text: str) -> int:
@@ -64,14 +70,33 @@ def in_hash_order(rows: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
 
 
 def together(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of several files under each other; `attrs["left_out"]` has the counts of each, by table."""
+    """Rows of several files under each other; `attrs` has what their own have, by table."""
     import pandas as pd
 
     rows = pd.concat(parts, ignore_index=True)
+    known = [part for part in parts if len(part)]
     rows.attrs = {
-        "left_out": {part["table"].iloc[0]: part.attrs["left_out"] for part in parts if len(part)}
+        "left_out": {part["table"].iloc[0]: part.attrs["left_out"] for part in known},
+        "time": {part["table"].iloc[0]: part.attrs["time"] for part in known},
+        "refused": [row for part in parts for row in part.attrs["refused"]],
     }
     return rows
+
+
+def refused_rows(given: CsvPoints, found: Iterable[object]) -> list[dict[str, Any]]:
+    """Rows of a file that make no sense: their cells, and in `refused` their line and why."""
+    table = Path(given.source).stem
+    return [
+        {**record, "table": table, "refused": f"line {line}: {reason(one)}"}
+        for record, line, one in zip(given.records, given.lines, found, strict=True)
+        if isinstance(one, LeansimError)
+    ]
+
+
+def check_bytes(kv_bytes: int) -> None:
+    """Raise `OutOfRangeError` for more KV than a column of whole numbers can hold."""
+    if kv_bytes > _MOST_BYTES:
+        raise OutOfRangeError(f"found {kv_bytes:,} bytes of KV; wanted at most {_MOST_BYTES:,}")
 
 
 def matching(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.Series[bool]:

@@ -6,11 +6,13 @@ the kernel's predicted latency plus the measured table's named harness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim.errors import LeansimError, StoreError
+from leansim.points.grid import overrides_of
+from leansim.points.point import Point
 from leansim.silicon.own import own_rows
 from leansim.silicon.rows import SHAPE, Harnesses, Split, of_split, together
 from leansim.specs import catalog
@@ -33,6 +35,8 @@ REGIMES = {
     "window": "window",
     "head_dim": "head dim",
 }
+# Each a thousandth of the one before.
+_UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _PREDICTED = ("num_splits", "num_ctas", "bound", "sm_busy_fraction")
 # Measured times closer than this do not say which of two schedules is faster.
 _RANKED_APART = 0.10
@@ -42,18 +46,25 @@ def validate(
     rows: pd.DataFrame,
     jobs: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    settings: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Predict measured rows (columns: `rows.ROW_COLUMNS`), in this order.
 
     In place of the point come `kernel_s` (the kernel alone), `harness_s`, `predicted_s`, `error`, the
     schedule's splits and CTAs, the regimes of each row (`REGIMES`), and `refused`: why a row has no
-    prediction, or nothing. Raises `StoreError` where none has.
+    prediction, or nothing. Rows that were no measurement (`attrs["refused"]`) come last.
+    `settings` are overrides, as `device.num_sms=66`. Raises `ConfigError` for others, and `StoreError`
+    where no row has a prediction.
     """
     import pandas as pd
 
+    changed = overrides_of(settings)
+    points: Iterable[Point] = rows["point"]
+    if changed:
+        points = [one.model_copy(update={"overrides": {**one.overrides, **changed}}) for one in points]
     found: list[dict[str, Any]] = []
     progress(0, len(rows))
-    for done, outcome in enumerate(predict(rows["point"], jobs), start=1):
+    for done, outcome in enumerate(predict(points, jobs), start=1):
         if isinstance(outcome, LeansimError):
             found.append({"refused": f"{type(outcome).__name__}: {outcome}"})
         else:
@@ -68,8 +79,22 @@ def validate(
     validated["harness_s"] = Harnesses(rows).seconds()
     validated["predicted_s"] = validated["kernel_s"] + validated["harness_s"]
     validated["error"] = validated["predicted_s"] / validated["measured_s"] - 1.0
-    validated.attrs = dict(rows.attrs)
-    return with_regimes(validated)
+    judged = _with_unread(with_regimes(validated), rows.attrs.get("refused", []))
+    judged.attrs = {"refused": [], **rows.attrs}
+    return judged
+
+
+def _with_unread(judged: pd.DataFrame, unread: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows that were no measurement below the others: what of their cells fits a column."""
+    import pandas as pd
+
+    if not unread:
+        return judged
+    cells = pd.DataFrame(list(unread)).reindex(columns=judged.columns).assign(fit=False)
+    for name in judged.columns:
+        if name != "fit" and pd.api.types.is_numeric_dtype(judged[name]):
+            cells[name] = pd.to_numeric(cells[name], errors="coerce")
+    return pd.concat([judged, cells], ignore_index=True)
 
 
 def validate_points(
@@ -78,13 +103,15 @@ def validate_points(
     jobs: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     split: Split = "all",
+    settings: Sequence[str] = (),
+    strict: bool = False,
 ) -> pd.DataFrame:
     """Predict measurements of one's own (see `own_rows`); columns as of `validate`.
 
     `split` keeps the fifth that constants may be fitted to, or the rest. Raises `UnknownNameError`,
     and `StoreError` where nothing is left.
     """
-    rows = together([own_rows(file, device)])
+    rows = together([own_rows(file, device, settings, strict)])
     kept = of_split(rows, split).reset_index(drop=True)
     if kept.empty:
         raise StoreError(f"{file}: found no point of the {split} split")
@@ -255,3 +282,23 @@ def refusals(validated: pd.DataFrame) -> Iterator[str]:
     refused = validated[validated["refused"] != ""]
     for (name, reason), mine in refused.groupby(["table", "refused"]):
         yield f"{name}: {len(mine):,} rows without a prediction: {reason}"
+    yield from _other_units(validated)
+
+
+def _other_units(validated: pd.DataFrame) -> Iterator[str]:
+    """Tables whose times look as if they were in another unit than that of their column."""
+    import numpy as np
+
+    done = validated[validated["refused"] == ""]
+    for name, (column, unit) in validated.attrs.get("time", {}).items():
+        mine = done[done["table"] == name]
+        if mine.empty:
+            continue
+        ratio = float((mine["predicted_s"] / mine["measured_s"]).median())
+        steps = round(np.log10(ratio) / 3)
+        at = _UNITS.index(unit) - steps
+        if steps and 0 <= at < len(_UNITS):
+            yield (
+                f"{name}: predictions are {ratio:,.4g} times what was measured: {column} holds {unit}; "
+                f"are these {_UNITS[at]}?"
+            )

@@ -66,8 +66,8 @@ class Explanation(Tabled):
         return {}
 
     def notes(self) -> list[str]:
-        """The paragraph."""
-        return [self.text]
+        """The paragraph, and what the times rest on."""
+        return [self.text, *self.simulation.notes()]
 
     def records(self) -> list[dict[str, Any]]:
         """The record, alone."""

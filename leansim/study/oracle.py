@@ -25,6 +25,7 @@ from leansim.partitioners.per_request_splits import (
 from leansim.partitioners.registry import Partitioner
 from leansim.points.asked import call_columns, titled
 from leansim.points.point import Point, Resolved, resolve
+from leansim.specs import evidence
 from leansim.study.bench import Bench
 from leansim.study.rules import Rule, chosen_rules, own_rule
 from leansim.study.search import cheapest
@@ -165,7 +166,8 @@ class Oracle(Tabled):
             notes.append(f"its own rule cuts {own.cuts} and loses {lost}")
         if self.refused:
             notes.append(f"do not take this: {', '.join(name for name, _ in self.refused)}")
-        return [f"{point.device} {point.policy}: {note}" for note in notes]
+        rest = evidence.told([(point.policy, self.resolved.grounds)])
+        return [*(f"{point.device} {point.policy}: {note}" for note in notes), rest]
 
 
 def oracle(

@@ -14,6 +14,7 @@ from leansim.errors import LeansimError, PartitionerError
 from leansim.partitioners.registry import Partitioner
 from leansim.points.asked import call_columns, titled
 from leansim.points.point import Point, Resolved, resolve
+from leansim.specs import evidence
 from leansim.study.bench import Bench
 from leansim.study.oracle import Policy, described, distinct_counts, useful_counts
 from leansim.study.rules import chosen_rules, heeds_count, own_rule, told
@@ -97,8 +98,9 @@ class SplitCurve(Tabled):
         return {title: told, f"{title}: split rules": self.pick_rows()}
 
     def notes(self) -> list[str]:
-        """The note."""
-        return [self.note()]
+        """The note, and what the times rest on."""
+        rest = evidence.told([(self.resolved.point.policy, self.resolved.grounds)])
+        return [self.note(), rest]
 
     def note(self) -> str:
         """What was varied, the best count and the knee, in a sentence."""

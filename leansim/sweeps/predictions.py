@@ -11,6 +11,7 @@ from typing import Any
 
 from leansim.answers import Listed
 from leansim.errors import LeansimError
+from leansim.points.csv import REFUSED, reason
 from leansim.specs.evidence import COLUMNS
 from leansim.sweeps.predict import Outcome, Prediction
 
@@ -46,17 +47,19 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
 class Predictions(Listed[Outcome]):
     """A prediction per point, in order, or the error that stood in its way.
 
-    `described` are the points as they were given, each a mapping of its fields.
+    `described` are the points as they were given, each a mapping of its fields. `refused` says of rows
+    of a file why they have no prediction, with their lines.
     """
 
     described: tuple[Mapping[str, Any], ...]
+    refused: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """The records."""
         return self.records()
 
     def records(self) -> list[dict[str, Any]]:
-        """The fields of each point, then its prediction, times in microseconds; or an `error`."""
+        """The fields of each point, then its prediction in microseconds, or why it is `refused`."""
         return [
             {**fields, **_cells(found)}
             for fields, found in zip(self.described, self.answers, strict=True)
@@ -84,4 +87,6 @@ def _rest(known: Sequence[Prediction]) -> str:
 
 
 def _cells(found: Outcome) -> dict[str, Any]:
-    return {"error": str(found)} if isinstance(found, LeansimError) else prediction_row(found)
+    if isinstance(found, LeansimError):
+        return {**dict.fromkeys(PREDICTION_COLUMNS), REFUSED: reason(found)}
+    return {**prediction_row(found), REFUSED: ""}
