@@ -26,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", [1, 3, 7, TOTAL + 1])
 def test_shards_part_the_points(count: int) -> None:
     points = grid().points()
-    parts = [Shard(i, count).of(points) for i in range(1, count + 1)]
+    parts = [points[Shard(i, count).part] for i in range(1, count + 1)]
     assert sorted(map(repr, itertools.chain(*parts))) == sorted(map(repr, points))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -11,6 +11,8 @@ from leansim.specs.base import Count, Positive, Seed, Spec, TokenCount
 from leansim.specs.traces import find_trace, read_trace, sample_in_flight
 from leansim.specs.workload import lognormal_lens
 
+MOST_REQUESTS = 2**20
+
 
 def _split_lengths(value: Any) -> Any:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
@@ -27,7 +29,7 @@ class BatchFields(Spec):
     with `seed`). `context_scale` multiplies every length.
     """
 
-    batch_size: Annotated[Count, Field(le=2**20)] | None = Field(
+    batch_size: Annotated[Count, Field(le=MOST_REQUESTS)] | None = Field(
         None, description="requests in the batch"
     )
     context_len: TokenCount | None = Field(None, description="KV tokens of each request (32k, 1M)")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +17,18 @@ from pydantic_core import CoreSchema
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.strict_yaml import Document, read, scalar
 from leansim.partitioners.registry import hint_of, partitioners
+from leansim.points.batch import MOST_REQUESTS
 from leansim.points.point import OVERRIDDEN, POINT_KEYS, Point
-from leansim.points.shape import kinds_of_layers
+from leansim.points.policy import PolicyFields
+from leansim.points.shape import ShapeFields, kinds_of_layers
 from leansim.specs import catalog
 from leansim.specs.base import Positive, Spec
 
 CURVE_AXES = {"context_scale", "batch_size"}
+MOST_ON_A_CURVE = 1000
+# Of a grid that is expanded: some gigabytes, a quarter of an hour on a laptop.
+MOST_POINTS = 2**20
+_OF_KINDS = {"model", "hf_config", "layers"}
 
 
 class _OneOrMany:
@@ -52,7 +59,7 @@ class PointGrid(Spec):
     zip: list[list[str]] = Field(
         default_factory=list, description="groups of axes that advance together"
     )
-    curve: dict[str, list[Positive]] = Field(
+    curve: dict[str, Annotated[list[Positive], Field(max_length=MOST_ON_A_CURVE)]] = Field(
         default_factory=dict,
         description="for `run`: values of the axis of the speedup curve it also draws",
     )
@@ -75,21 +82,43 @@ class PointGrid(Spec):
             raise ConfigError("arguments", problems)
         return grid
 
-    def points(self) -> list[Point]:
-        """Expand the grid: the product of the axes, zipped ones together. Raises `ConfigError`."""
-        return list(self._expanded)
+    @property
+    def size(self) -> int:
+        """How many points there are. Raises `ConfigError`."""
+        return math.prod(map(len, self._rows))
+
+    @property
+    def policies(self) -> list[str]:
+        """Kernels with their partitioners, as points call them. Raises `ConfigError`."""
+        deciding = [rows for rows in self._rows if {"kernel", "partitioner"} & rows[0].keys()]
+        merged = (_merged(parts) for parts in itertools.product(*deciding))
+        chosen = (PolicyFields.model_construct(**{"partitioner": None, **fields}) for fields in merged)
+        return sorted({one.policy for one in chosen})
+
+    def points(self, part: slice = slice(None)) -> list[Point]:
+        """Expand the grid, or a part of it: the product of the axes, zipped ones together.
+
+        Raises `ConfigError`, also for more points than a process could hold.
+        """
+        positions = range(self.size)[part]
+        if len(positions) > MOST_POINTS:
+            wanted = f"wanted at most {MOST_POINTS:,}: `leansim sweep --shard i/n` takes a part"
+            raise ConfigError(self.name, [Problem("axes", f"{len(positions):,} points", wanted)])
+        return [self.at(position) for position in positions]
+
+    def at(self, position: int) -> Point:
+        """The point at a position; the last axis advances first."""
+        parts = []
+        for rows in reversed(self._rows):
+            position, place = divmod(position, len(rows))
+            parts.append(rows[place])
+        return Point.model_validate(_by_alias(_merged(reversed(parts))))
 
     @cached_property
-    def _expanded(self) -> tuple[Point, ...]:
+    def _rows(self) -> list[list[dict[str, Any]]]:
+        """The values of axes that advance together, for each group of them."""
         axes = self.axes
-        groups = self._groups(axes)
-        points = []
-        for combination in itertools.product(*(list(_rows(axes, group)) for group in groups)):
-            fields: dict[str, Any] = {}
-            for part in combination:
-                fields |= part
-            points += _each_kind(Point.model_validate(_by_alias(fields)))
-        return tuple(points)
+        return _with_kinds([list(_rows(axes, group)) for group in self._groups(axes)])
 
     def _groups(self, axes: Mapping[str, Sequence[Any]]) -> list[list[str]]:
         problems, zipped = [], set[str]()
@@ -135,6 +164,13 @@ GridFile = create_model("GridFile", __base__=PointGrid, **_axis_fields())
 GridFile.__doc__ = "A run or sweep file. Every field of a point is an axis: a value, or a list of them."
 
 
+def _merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for part in parts:
+        fields |= part
+    return fields
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema of run and sweep files, for editors."""
     return GridFile.model_json_schema(by_alias=True)
@@ -145,12 +181,22 @@ def _rows(axes: Mapping[str, Sequence[Any]], group: Sequence[str]) -> Iterator[d
         yield dict(zip(group, values, strict=True))
 
 
-def _each_kind(point: Point) -> list[Point]:
-    """The point for each kind of layers that is meant: all of its model's, where it says none."""
-    names = kinds_of_layers(point)
-    return (
-        [point] if names == [point.layers] else [point.model_copy(update={"layers": n}) for n in names]
-    )
+def _with_kinds(groups: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The groups with a row for each kind of layers that is meant: all of a model's, if none is said.
+
+    What decides that stands in one group then, in the place of the last.
+    """
+    deciding = [i for i, rows in enumerate(groups) if _OF_KINDS & rows[0].keys()]
+    if not deciding:
+        return groups
+    rows = []
+    for parts in itertools.product(*(groups[i] for i in deciding)):
+        fields = _merged(parts)
+        asked = {name: fields[name] for name in _OF_KINDS & fields.keys()}
+        for kind in kinds_of_layers(ShapeFields.model_construct(**asked)):
+            rows.append(fields if kind == fields.get("layers") else {**fields, "layers": kind})
+    others = {i: group for i, group in enumerate(groups) if i not in deciding}
+    return [group for _, group in sorted({**others, deciding[-1]: rows}.items())]
 
 
 def _by_alias(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,14 +233,15 @@ def build(document: Document, settings: Sequence[str] = ()) -> PointGrid:
 def _baseline_problems(grid: PointGrid, document: Document) -> list[Problem]:
     """A baseline that is none of the grid's kernels, and parts of batch sizes."""
     problems = []
-    policies = sorted({point.policy for point in grid.points()}) if grid.baseline else []
+    policies = grid.policies if grid.baseline else []
     if grid.baseline and grid.baseline not in policies:
         wanted = f"wanted one of {', '.join(policies)}{suggestion(grid.baseline, policies)}"
         problems.append(document.problem(("baseline",), repr(grid.baseline), wanted))
     for position, size in enumerate(grid.curve.get("batch_size", [])):
-        if size != int(size):
+        if size != int(size) or size > MOST_REQUESTS:
             path = ("curve", "batch_size", position)
-            problems.append(document.problem(path, repr(size), "wanted a whole number of requests"))
+            wanted = f"wanted a whole number of requests, at most {MOST_REQUESTS:,}"
+            problems.append(document.problem(path, repr(size), wanted))
     return problems
 
 

@@ -13,6 +13,7 @@ from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
 from leansim.points.asked import cautions, described, label
 from leansim.points.grid import PointGrid, load
+from leansim.points.point import Point, validated
 from leansim.points.simulate import Simulation, simulate, table_of
 from leansim.specs.evidence import told
 from leansim.sweeps.totals import Total, totals_of
@@ -151,6 +152,12 @@ def _verdict(device: str, totals: Sequence[Total]) -> str:
     return " ".join(texts)
 
 
+def _moved(point: Point, axis: str, value: float) -> Point:
+    """A point of the curve. Raises `ConfigError` where it is none."""
+    given = point.model_dump(by_alias=True, exclude_unset=True)
+    return validated({**given, axis: int(value) if axis == "batch_size" else value}, f"curve of {axis}")
+
+
 def run(
     config: str | Path | PointGrid,
     settings: Sequence[str] = (),
@@ -174,7 +181,7 @@ def run(
         raise ConfigError(str(grid.name), [Problem(others[0], found, wanted)])
     points = grid.points()
     curve = [
-        point.model_copy(update={axis: type(getattr(point, axis) or 1)(value)})
+        _moved(point, axis, value)
         for axis, values in grid.curve.items()
         for value in values
         for point in points

@@ -105,9 +105,10 @@ class Shard:
             raise ConfigError("command line", [problem])
         return cls(int(match[1]), int(match[2]))
 
-    def of(self, points: Sequence[Point]) -> list[Point]:
+    @property
+    def part(self) -> slice:
         """The shard's points. Neighbours go to different shards, for they cost about the same."""
-        return list(points[self.index - 1 :: self.count])
+        return slice(self.index - 1, None, self.count)
 
     def folder(self, out: Path) -> Path:
         """The shard's folder in that of the sweep."""
@@ -139,10 +140,11 @@ def sweep(
     simulated. Raises `WorkerError`, `StoreError`, or `LeansimError` if the whole grid was refused.
     """
     grid = config if isinstance(config, PointGrid) else load(config, settings)
-    points, folder = grid.points(), Path(out)
+    folder, part = Path(out), slice(None)
     if shard is not None:
-        part = Shard.parse(shard) if isinstance(shard, str) else shard
-        points, folder = part.of(points), part.folder(folder)
+        one = Shard.parse(shard) if isinstance(shard, str) else shard
+        folder, part = one.folder(folder), one.part
+    points = grid.points(part)
     keys, grounds = keyed_all(points)
     with ExitStack() as stack:
         store = stack.enter_context(Store(folder))
