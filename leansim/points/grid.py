@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema
 
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.strict_yaml import Document, read, scalar
+from leansim.files.text import unprintable
 from leansim.partitioners.registry import hint_of, partitioners
 from leansim.points.batch import MOST_REQUESTS
 from leansim.points.point import OVERRIDDEN, POINT_KEYS, Point
@@ -126,6 +127,8 @@ class PointGrid(Spec):
         for position, group in enumerate(groups):
             where = f"zip[{position}]"
             names = {name: self.zip[position][i] for i, name in enumerate(group)}
+            if not group:
+                problems.append(Problem(where, "nothing", "wanted axes of this file"))
             if unknown := [name for name in group if name not in axes]:
                 hint = suggestion(
                     names[unknown[0]], [k for k, name in POINT_KEYS.items() if name in axes]
@@ -331,7 +334,7 @@ def setting_of(setting: str) -> tuple[str, str]:
     """Key and value of `key=value`, as texts. Raises `ConfigError` for another text."""
     key, equals, text = setting.partition("=")
     key = key.strip().replace("-", "_")
-    if not equals or not key:
+    if not equals or not key or unprintable(key):
         raise ConfigError("command line", [Problem("--set", repr(setting), "wanted key=value")])
     return key, text.strip()
 

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from leansim.errors import suggestion
 from leansim.specs.base import (
@@ -51,7 +59,13 @@ PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
 
 
 # A tile loop's numbers by name; what they are is the loop's own to say (`leansim.timing.loops`).
-_OneNumber = Annotated[int | float, BeforeValidator(refuse_truth)]
+def _at_least_nothing(value: float) -> float:
+    if value < 0:
+        raise ValueError("wanted a number of at least 0")
+    return value
+
+
+_OneNumber = Annotated[int | float, BeforeValidator(refuse_truth), AfterValidator(_at_least_nothing)]
 LoopNumbers = dict[str, _OneNumber | dict[str, _OneNumber]]
 
 
@@ -205,6 +219,18 @@ MECHANISMS: dict[str, type[Spec]] = {
     "compute": Compute, "start": Start, "ctas": Ctas, "merge": Merge, "combine": Combine,
 }  # fmt: skip
 Overlay = dict[str, Any]
+_LOOP: TypeAdapter[LoopNumbers] = TypeAdapter(LoopNumbers, config=ConfigDict(allow_inf_nan=False))
+
+
+def _of_a_loop(value: Overlay) -> Overlay:
+    """The `name` of a loop and numbers of it. Raises `ValueError`."""
+    said = {key: number for key, number in value.items() if key != "name"}
+    name = {"name": str(value["name"])} if "name" in value else {}
+    try:
+        return {**name, **_LOOP.validate_python(said)}
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 class Tile(Spec):
@@ -227,7 +253,9 @@ class Tile(Spec):
     whole_pages: bool = False
     only: Only = Only()
 
-    loop: Annotated[Overlay, BeforeValidator(_named)] = Field(default_factory=dict)
+    loop: Annotated[Overlay, BeforeValidator(_named), AfterValidator(_of_a_loop)] = Field(
+        default_factory=dict
+    )
     compute: Overlay = Field(default_factory=dict)
     start: Overlay = Field(default_factory=dict)
     ctas: Overlay = Field(default_factory=dict)

@@ -33,7 +33,7 @@ def overridden(spec: _Spec, changes: Mapping[str, Any]) -> _Spec:
     kind = type(spec).__name__.lower()
     for path, text in changes.items():
         way, value = path.split("."), _number_of(text)
-        known = sorted(type(spec).model_fields)
+        known = sorted(type(spec).model_fields.keys() - SourcedSpec.unsourced())
         if way[0] not in known:
             hint = f"options of its partitioner are kernel.{_OPTIONS}.*" if kind == "kernel" else ""
             raise UnknownNameError(f"{kind} number", way[0], known, hint)
