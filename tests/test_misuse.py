@@ -136,3 +136,22 @@ def test_the_tail_is_not_the_whole_run_because_one_slot_is_unused() -> None:
     simulation = leansim.simulate(point(**{**ONE, "kernel": "lean"}, batch_size=1, context_len=2**20))
     assert simulation.schedule.num_ctas < simulation.schedule.grid.slots
     assert simulation.metrics.tail_s < 0.05 * simulation.metrics.makespan_s
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        ({"kernel.loops.pipelined.stages": 0}, "out of range"),
+        ({"kernel.loops.pipelined.stages": 10**30}, "stages: .*wanted a number from 0 to 1e15"),
+        ({"kernel.loops.pipelined.stages": -1}, "wanted a number from 0"),
+        ({"kernel.tiles.loop.busy_s": "fa2"}, "busy_s: "),
+        ({"kernel.tiles.loop.busy_s.sm_90": True}, "not true or false"),
+        ({"device.sources": "x"}, "unknown device number 'sources'"),
+        ({"kernel.name": "x"}, "unknown kernel number 'name'"),
+    ],
+    ids=str,
+)
+def test_numbers_of_loops_and_what_is_no_number(overrides: dict[str, Any], complaint: str) -> None:
+    fields = {**ONE, "kernel": "fa3", "batch_size": 2, "context_len": 4096, "overrides": overrides}
+    with pytest.raises(LeansimError, match=complaint):
+        leansim.simulate(point(**fields))

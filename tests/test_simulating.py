@@ -50,8 +50,8 @@ def test_what_cannot_be_simulated_stays_in_its_place() -> None:
     assert isinstance(found[3], PairingError)
     assert isinstance(found[4], OutOfRangeError)
     assert isinstance(found[5], Simulation)
-    with pytest.raises(OutOfRangeError, match="fa2 on h100_sxm: a number is out of range"):
-        simulate(of(overrides={"device.num_sms": 10**12}))
+    with pytest.raises(OutOfRangeError, match="fa3 on h100_sxm: a number is out of range"):
+        simulate(of(kernel="fa3", overrides={"kernel.loops.pipelined.stages": 0}))
 
 
 def test_a_faulty_engine_costs_one_point(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,13 +59,13 @@ PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
 
 
 # A tile loop's numbers by name; what they are is the loop's own to say (`leansim.timing.loops`).
-def _at_least_nothing(value: float) -> float:
-    if value < 0:
-        raise ValueError("wanted a number of at least 0")
+def _in_reach(value: float) -> float:
+    if not 0 <= value <= 1e15:
+        raise ValueError("wanted a number from 0 to 1e15")
     return value
 
 
-_OneNumber = Annotated[int | float, BeforeValidator(refuse_truth), AfterValidator(_at_least_nothing)]
+_OneNumber = Annotated[int | float, BeforeValidator(refuse_truth), AfterValidator(_in_reach)]
 LoopNumbers = dict[str, _OneNumber | dict[str, _OneNumber]]
 
 
@@ -229,7 +229,8 @@ def _of_a_loop(value: Overlay) -> Overlay:
     try:
         return {**name, **_LOOP.validate_python(said)}
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        items = error.errors(include_url=False)  # a value of another kind is the least of them
+        first = min(items, key=lambda item: item["type"].endswith("_type"))
         raise ValueError(f"{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
 
 

@@ -14,10 +14,12 @@ from typing import Any
 from hypothesis import strategies as st
 
 import leansim
+from leansim.errors import OutOfRangeError
 from leansim.files.strict_yaml import Document, read
 from leansim.points.grid import PointGrid, build, load
 from leansim.points.plan import made
 from leansim.points.point import POINT_KEYS, Point, all_option_columns, point, resolve
+from leansim.points.simulate import TOO_MUCH
 from leansim.report.show import described
 from leansim.silicon.own import MEASURED, own_rows
 from leansim.silicon.published import FILE_COLUMNS, table_rows
@@ -28,7 +30,7 @@ from leansim.specs.traces import read_trace, sample_in_flight
 from leansim.sweeps.sweep import manifest, read_results, sweep
 from leansim.timing.lowering import lower
 
-from .inputs import Draw, cell, csv_of, edited_text, json_of, value, yaml_of
+from .inputs import NUMBERS, Draw, cell, csv_of, edited_text, json_of, value, yaml_of
 
 ROOT = Path(__file__).parent.parent.parent
 CALL = {"device": "h100_sxm", "kernel": "fa2", "num_q_heads": 8, "num_kv_heads": 2, "head_dim": 128,
@@ -51,7 +53,10 @@ def priced(asked: Point) -> None:
         return
     if resolved.grid.num_output_tiles <= _MOST_TILES and resolved.grid.total_kv_tiles < 2**20:
         made(resolved).rows()
-        lower(resolved.schedule, resolved.instance, resolved.device)
+        try:
+            lower(resolved.schedule, resolved.instance, resolved.device)
+        except TOO_MUCH as error:  # as `simulate` tells it
+            raise OutOfRangeError(str(error)) from None
 
 
 def _few(grid: PointGrid) -> None:
@@ -213,8 +218,13 @@ def _make_settings(draw: Draw) -> bytes:
         st.sampled_from(["name", "zip", "curve", "baseline", "=", ""]),
     )
     lines = []
-    for _ in range(draw(st.integers(1, 4))):
-        text = draw(st.one_of(cell, value.map(lambda found: json.dumps(found, default=str))))
+    texts = st.one_of(
+        cell,
+        st.sampled_from(NUMBERS).map(str),
+        value.map(lambda found: json.dumps(found, default=str)),
+    )
+    for _ in range(draw(st.integers(1, 3))):
+        text = draw(texts)
         lines.append(f"{draw(keys)}={text}".replace("\n", " "))
     return edited_text(draw, "\n".join(lines))
 
