@@ -142,7 +142,7 @@ def test_the_tail_is_not_the_whole_run_because_one_slot_is_unused() -> None:
     ("overrides", "complaint"),
     [
         ({"kernel.loops.pipelined.stages": 0}, "out of range"),
-        ({"kernel.loops.pipelined.stages": 10**30}, "stages: .*wanted a number from 0 to 1e15"),
+        ({"kernel.loops.pipelined.stages": 10**30}, "stages: .*wanted a number from 0 to 1e18"),
         ({"kernel.loops.pipelined.stages": -1}, "wanted a number from 0"),
         ({"kernel.tiles.loop.busy_s": "fa2"}, "busy_s: "),
         ({"kernel.tiles.loop.busy_s.sm_90": True}, "not true or false"),

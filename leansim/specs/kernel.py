@@ -60,8 +60,8 @@ PartitionerChoice = Annotated[PartitionerSpec, BeforeValidator(_named)]
 
 # A tile loop's numbers by name; what they are is the loop's own to say (`leansim.timing.loops`).
 def _in_reach(value: float) -> float:
-    if not 0 <= value <= 1e15:
-        raise ValueError("wanted a number from 0 to 1e15")
+    if not 0 <= value <= 1e18:
+        raise ValueError("wanted a number from 0 to 1e18")
     return value
 
 

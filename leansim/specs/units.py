@@ -14,7 +14,7 @@ _UNITS = (
     ("dram_bytes", 1e6, 1e15, "bytes, as 80e9 for 80 GB"),
     ("l2_bytes", 1e3, 1e12, "bytes, as 50e6 for 50 MB"),
     ("bytes_per_sm", 1e3, 1e9, "bytes, as 228e3 for 228 kB"),
-    ("bytes_per_s", 1e8, 1e17, "bytes per second, as 4.8e12 for 4,800 GB/s"),
+    ("bytes_per_s", 1e8, 1e19, "bytes per second, as 4.8e12 for 4,800 GB/s"),
     ("_hz", 1e7, 1e11, "hertz, as 1.98e9 for 1,980 MHz"),
     ("_s", 0.0, 1.0, "seconds, as 5e-6 for 5 us"),
     ("seconds", 0.0, 1.0, "seconds, as 5e-6 for 5 us"),

@@ -1,7 +1,7 @@
 """Tries inputs of one reader for a while, in a process that may hang, and keeps what it finds.
 
 A find is an input that ends otherwise than in data or in a named error that can be printed; one that
-takes longer than `HANG_S`, or makes the process larger than `MOST_BYTES`.
+takes longer than `HANG_S` of work, or makes the process larger than `MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -118,6 +118,15 @@ def keep(reader: str, folder: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def _worked_s(pid: int) -> float:
+    """Seconds that a process has had of the processor."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def run(reader: str, seconds: float, first: int) -> dict[str, Any]:
     """Try inputs of a reader in a process of its own; what came of them, by outcome, and the finds."""
     with tempfile.TemporaryDirectory() as name:
@@ -128,10 +137,16 @@ def run(reader: str, seconds: float, first: int) -> dict[str, Any]:
                    "--seconds", str(seconds), reader]  # fmt: skip
         hung = False
         with subprocess.Popen(command, cwd=ROOT) as process:
+            worked_s, last = 0.0, 0.0
             while process.poll() is None:
                 time.sleep(0.5)
+                if (now := (folder / "last").stat().st_mtime) != last:
+                    worked_s, last = _worked_s(process.pid), now
                 age_s = time.time() - (folder / "last").stat().st_mtime
-                if age_s > HANG_S + (seconds if not (folder / "last").stat().st_size else 0):
+                # A machine that is busy with others is no hang, unless it is for very long.
+                if age_s > HANG_S and (
+                    _worked_s(process.pid) - worked_s > HANG_S or age_s > 10 * HANG_S
+                ):
                     hung = True
                     process.kill()
         found: dict[str, Any] = json.loads((folder / "so_far").read_text())
