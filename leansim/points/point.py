@@ -35,6 +35,7 @@ from leansim.specs.device import Device
 from leansim.specs.evidence import Grounds, grounds
 from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel
+from leansim.specs.limits import instead
 from leansim.specs.overrides import overridden
 from leansim.specs.workload import Workload
 
@@ -159,7 +160,13 @@ class Resolved:
         """What its times rest on."""
         point = self.point
         changed = bool(point.overrides) or point.num_sms is not None
-        return grounds(point.policy, point.device, self.workload, changed)
+        found = grounds(point.policy, point.device, self.workload, changed)
+        if what := instead(self.kernel.limits, self.workload):
+            return found.beyond(what)
+        wide = self.kernel.head_dim_for(self.workload.head_dim)
+        if found.extrapolated and wide > self.workload.head_dim:
+            return found.beyond(f"{found.outside}, in the instance for head dim {wide}")
+        return found
 
     @cached_property
     def key(self) -> str:

@@ -8,7 +8,7 @@ the error of rows that nothing was fitted to) and the error to expect of what wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,10 @@ class Grounds:
     def extrapolated(self) -> bool:
         """Whether no measurement covers the point."""
         return bool(self.outside)
+
+    def beyond(self, what: str) -> Grounds:
+        """The same of a call that no measurement covers for another reason: that another kernel runs."""
+        return replace(self, outside=what)
 
     def columns(self) -> dict[str, Any]:
         """The cells of `COLUMNS`."""

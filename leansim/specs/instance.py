@@ -176,7 +176,8 @@ def _call(load: Workload, asks_context: bool) -> tuple[Any, ...]:
     context = load.call_context_len if asks_context else 0
     return (
         load.num_q_heads, load.num_kv_heads, load.head_dim, load.value_dim, load.query_len,
-        load.q_dtype, load.kv_dtype, load.latent_kv, load.window is None, load.is_local, context,
+        load.page_tokens, load.q_dtype, load.kv_dtype, load.latent_kv,
+        load.window is None, load.is_local, context,
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from leansim.specs.base import (
     WholeNumber,
     refuse_truth,
 )
+from leansim.specs.limits import Limit
 
 EmptyCtas = Literal["return", "look", "write", "prepare"]
 CombineStart = Literal["launch", "pdl", "grid_sync"]
@@ -281,7 +282,7 @@ class Kernel(SourcedSpec):
     Calls that the host leaves in one take tiles of their own where there is an `unsplit_entry`
     (`Only.split`). One that `shares_prefixes` tiles the rows of all requests of a prefix together,
     in a launch before its own if there is a `prefix_call`; others read each request's context
-    for itself.
+    for itself. Calls beyond its `limits` are refused, or run another kernel.
     """
 
     partitioner: PartitionerChoice
@@ -297,6 +298,7 @@ class Kernel(SourcedSpec):
     unsplit_entry: bool = False
     shares_prefixes: bool = False
     prefix_call: PrefixCall | None = None
+    limits: tuple[Limit, ...] = ()
 
     loops: dict[str, LoopNumbers] = Field(min_length=1)
     compute: Compute
@@ -355,6 +357,10 @@ class Kernel(SourcedSpec):
         """Whether it is a matter of the context that a call is told of which instance runs."""
         return any(tile.only.max_context_len is not None for tile in self.tiles)
 
+    def head_dim_for(self, head_dim: int) -> int:
+        """Head dim of the narrowest instances that serve one; itself where none do."""
+        return min((tile.head_dim for tile in self.tiles if tile.head_dim >= head_dim), default=head_dim)
+
     @property
     def archs(self) -> frozenset[str]:
         """Architectures that it is built for: those of some tile that it has a tensor rate on."""
@@ -383,6 +389,7 @@ class Kernel(SourcedSpec):
             "unsplit_entry",
             "shares_prefixes",
             "prefix_call",
+            "limits",
         }
 
 

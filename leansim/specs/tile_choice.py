@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from leansim.errors import PairingError, suggestion
+from leansim.errors import PairingError
 from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel, Only, Tile
+from leansim.specs.limits import refuse_beyond
 from leansim.specs.occupancy import Occupancy, occupancy
 from leansim.specs.workload import Workload
 
@@ -33,6 +34,7 @@ def tile_for(workload: Workload, kernel: Kernel, device: Device, split: bool = T
             raise PairingError(
                 f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
             )
+    refuse_beyond(kernel.limits, workload, kernel.name)
     width = max(workload.head_dim, workload.value_dim)
     usable = [
         tile
@@ -100,7 +102,7 @@ def not_built(kernel: Kernel, device: Device, table: Mapping[str, Any]) -> Pairi
     """Return the error of a number that a kernel has for other architectures only."""
     return PairingError(
         f"kernel {kernel.name!r} is not built for {device.name!r} ({device.arch}); "
-        f"it is built for {', '.join(table)}{suggestion(device.arch, table)}"
+        f"it is built for {', '.join(table)}"
     )
 
 
