@@ -357,6 +357,14 @@ def test_without_a_prefix_a_cascade_is_its_own_decode_kernel(kernel: str) -> Non
     assert alone == simulate(asked(kernel=base or "vllm_paged_v2")).result.makespan_ps
 
 
+@pytest.mark.parametrize("kernel", [*CASCADES, "lean_cascade"])
+def test_a_search_counts_every_launch_and_no_schedule_beats_its_bound(kernel: str) -> None:
+    what = asked(kernel=kernel, context_len=2000, prefix_len=1500, batch_size=6)
+    found = leansim.oracle(what, rules=["fa2", "lean"])[0]
+    own_s = simulate(what).result.latency_s
+    assert found.bound.latency_s <= found.best.latency_s <= own_s
+
+
 def test_launches_joined_are_those_of_one_program() -> None:
     """A split call's two launches, apart and joined, are what the engine makes of both."""
     found = simulate(asked(kernel="vllm_cascade", context_len=2000, prefix_len=1500))

@@ -148,9 +148,14 @@ class TileGrid:
         return self.of_tiles(self.work.is_shared[:, None])
 
     @property
+    def level(self) -> Level:
+        """Which part of the workload the output tiles are of."""
+        return "all" if self.work is None else self.work.level
+
+    @property
     def is_part(self) -> bool:
         """Whether other output tiles of the workload are in another launch."""
-        return self.work is not None and self.work.is_part
+        return self.level != "all"
 
     def states_of_rows(self, states: IntArray) -> IntArray:
         """Partials that merge to each row of the output, where output tiles leave `states` each."""

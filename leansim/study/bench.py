@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
+from leansim.engine.result import Result
+from leansim.engine.sequence import joined
 from leansim.errors import OutOfRangeError
 from leansim.partitioners.per_request_splits import PerRequestSplits
 from leansim.partitioners.registry import Partitioner
@@ -16,14 +19,15 @@ from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs.instance import Instance, instance_of
 from leansim.timing.bound import Bound, packing_bound, program_floor_s
-from leansim.timing.lowering import lower
+from leansim.timing.lowering import lower, lower_merge
 
 
 class Bench:
     """What a partitioner comes to on a fixed workload, kernel and device.
 
     `simulations` counts those run; a schedule tried before, or one that cannot be fast enough to
-    matter, costs none.
+    matter, costs none. Where a kernel has a launch of its own for shared prefixes, that and the merge
+    after both are as they are, and the partitioner is that of the rest.
     """
 
     def __init__(self, resolved: Resolved, engine: Engine = "auto") -> None:
@@ -64,7 +68,7 @@ class Bench:
             return self._known[label]
         resolved = replace(self.resolved, partitioner=partitioner)
         program = self._lowered(resolved)
-        if below < math.inf and program_floor_s(program) >= below:
+        if below < math.inf and program_floor_s(program) + self._beside_s >= below:
             return math.inf
         return self._executed(resolved, program).result.latency_s
 
@@ -73,10 +77,28 @@ class Bench:
         of, bounds = self.resolved, []
         for split in (True, False) if of.kernel.asks_split else (True,):
             instance = instance_of(of.kernel, of.device, of.workload, split)
-            grid = tile_grid(of.workload, instance, of.device)
+            grid = tile_grid(of.workload, instance, of.device, of.grid.level)
             unsplit = self._priced(self.splits(1)(grid, of.device), instance)
             bounds.append(packing_bound(unsplit, grid, instance, of.device))
-        return min(bounds, key=lambda bound: bound.latency_s)
+        least = min(bounds, key=lambda bound: bound.latency_s)
+        return replace(least, latency_s=least.latency_s + self._beside_s)
+
+    @cached_property
+    def _beside(self) -> tuple[list[Result], list[Result]]:
+        """The launch for shared prefixes, and the merge after all."""
+        calls = self.resolved.calls
+        if len(calls) == 1:
+            return [], []
+        first, _ = calls
+        prefix = self._priced(first.schedule, first.instance)
+        schedules = [call.schedule for call in calls]
+        merge = lower_merge(schedules, self.resolved.instance, self.resolved.device)
+        return [execute(prefix, self.engine)], [execute(merge, self.engine)]
+
+    @property
+    def _beside_s(self) -> float:
+        """What those take, s."""
+        return sum(result.latency_s for some in self._beside for result in some)
 
     def _lowered(self, resolved: Resolved) -> Program:
         return self._priced(resolved.schedule, resolved.instance)
@@ -91,6 +113,8 @@ class Bench:
 
     def _executed(self, resolved: Resolved, program: Program) -> Simulation:
         self.simulations += 1
-        simulation = Simulation(resolved, program, execute(program, self.engine))
+        before, after = self._beside
+        result = joined([*before, execute(program, self.engine), *after])
+        simulation = Simulation(resolved, result.program, result)
         self._known[repr(resolved.partitioner)] = simulation.result.latency_s
         return simulation
