@@ -6,6 +6,7 @@ those of other packages as their entry point is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import pkgutil
@@ -62,6 +63,11 @@ class Plugins:
 
     def hint(self, name: str) -> str:
         """Why a name is not found though there is a file for it, or nothing."""
+        with contextlib.suppress(OSError, ValueError):  # of names that no file can have
+            return self._hint(name)
+        return ""
+
+    def _hint(self, name: str) -> str:
         file = f"{name.removesuffix('.py').rpartition('/')[2]}.py"
         folder = Path(str(importlib.import_module(self.package).__file__)).parent
         place = Path(*self.package.split("."), file)

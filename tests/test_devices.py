@@ -71,7 +71,7 @@ BEST_READ = {"a100_sxm_80gb": 1870e9, "l40s": 847e9, "mi300x": 4300e9}
 
 # Unloaded latencies in SM clocks as published: near L2 hit, DRAM random chase, and their clock.
 LATENCY_CLOCKS = {
-    "a40": (274, 628, 1.74e9),  # an L40's
+    "a40": (250.4, 547, 1.74e9),
     "a100_sxm_40gb": (213, 574, 1.41e9),
     "a100_sxm_80gb": (211, 570, 1.41e9),
     "b200_sxm": (295, 835, 1.965e9),

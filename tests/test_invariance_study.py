@@ -23,8 +23,8 @@ def test_findings_are_those_of_the_check() -> None:
         "flash_decoding, triton_flash_decoding": False,
         "fa2, triton_fa2": True,
         "lean, triton_lean": False,
-        "vllm_paged_v2": True,
-        "flashinfer_tc_decode": False,
+        "relay, vllm_paged_v2": True,
+        "flashinfer_cascade, flashinfer_tc_decode": False,
     }
     assert found["fa2, triton_fa2"].batches == 18, "nine batches a seed"
     assert found["lean, triton_lean"].counterexample

@@ -151,7 +151,7 @@ def test_cells_of_a_csv_follow_the_same_rules() -> None:
     row = {key: str(value) for key, value in ONE.items()}
     for cells, complaint in (
         ({"seed": "true"}, "seed: found 'true'"),
-        ({"num_splits": "true"}, "num_splits: found True"),
+        ({"num_splits": "true"}, "num_splits: found 'true'"),
         ({"batch_size": "1__0"}, "batch_size: found '1__0'"),
         ({"context_scale": "1__0"}, "context_scale: found '1__0'"),
     ):

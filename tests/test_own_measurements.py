@@ -145,7 +145,13 @@ def test_a_harness_that_nobody_measured_is_refused() -> None:
 def test_points_inside_the_measured_range_are_not_extrapolated() -> None:
     rows = table_rows((), "all", sample=20, data=DATA)
     found = list(predict(rows["point"], jobs=1))
-    assert not any(outcome.extrapolated for outcome in found if isinstance(outcome, Prediction))
+    beyond = {
+        point.kernel
+        for point, outcome in zip(rows["point"], found, strict=True)
+        if isinstance(outcome, Prediction) and outcome.extrapolated
+    }
+    # SGLang runs it beyond its limit of query heads for a KV head, where another framework does not.
+    assert beyond <= {"trtllm_gen"}
 
 
 INSIDE = {

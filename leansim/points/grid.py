@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -340,11 +341,12 @@ def setting_of(setting: str) -> tuple[str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value from the command line by YAML's rules; a comma makes a list."""
+    """Read a value from the command line by YAML's rules; a comma outside of brackets makes a list."""
     if "," in text and not text.startswith(("[", "{", '"', "'")):
-        parts = [part.strip() for part in text.split(",")]
+        parts = [part.strip() for part in re.split(r",(?![^()]*\))", text)]
         if "" in parts:
             problem = Problem("value", repr(text), "wanted something between and after commas")
             raise ConfigError("command line", [problem])
-        return [scalar(part) for part in parts]
+        found = [scalar(part) for part in parts]
+        return found if len(found) > 1 else found[0]
     return scalar(text)

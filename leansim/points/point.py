@@ -35,7 +35,7 @@ from leansim.specs.device import Device
 from leansim.specs.evidence import Grounds, grounds
 from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel
-from leansim.specs.limits import instead
+from leansim.specs.limits import instead, refuse_beyond
 from leansim.specs.overrides import overridden
 from leansim.specs.workload import Workload
 
@@ -224,6 +224,7 @@ def resolve(point: Point) -> Resolved:
     device, kernel = _overridden(point, catalog.device(point.device), kernel_of(point))
     share = share_of(point)
     workload = _workload(point, share)
+    refuse_beyond(kernel.limits, workload, kernel.name)
     if workload.prefixes and not kernel.shares_prefixes:  # each request reads its context for itself
         workload = replace(workload, reads=None)
     partitioner = partitioner_of(point, kernel)

@@ -24,7 +24,8 @@ from leansim.specs.base import SourcedSpec, sourced_anew
 from leansim.specs.catalog import Kind
 from leansim.specs.device import Device
 from leansim.specs.harness import HarnessTerm, MeasuredTable
-from leansim.specs.kernel import MECHANISMS, Kernel
+from leansim.specs.kernel import Kernel
+from leansim.specs.mechanisms import MECHANISMS
 from leansim.timing.loops.registry import loops
 
 _UNSAID = object()

@@ -101,7 +101,7 @@ def hint(kind: Kind, name: str) -> str:
     """Where a file of that name is that is not looked at, or nothing."""
     for here in (Path.cwd(), *Path.cwd().parents):
         path = here / "configs" / f"{kind}s" / f"{name}.yaml"
-        if name.isidentifier() and path.is_file():
+        if name.isidentifier() and is_file(path):
             return f"{path} is not among them: give its path, or set LEANSIM_CONFIGS={here / 'configs'}"
     return ""
 

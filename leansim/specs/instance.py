@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from leansim.errors import PairingError
 from leansim.specs.device import Device
-from leansim.specs.kernel import Combine, CombineStart, EmptyCtas, Kernel, Tile
+from leansim.specs.kernel import Kernel, Tile
+from leansim.specs.mechanisms import Combine, CombineStart, EmptyCtas
 from leansim.specs.occupancy import occupancy
 from leansim.specs.tile_choice import does_not_fit, is_packed, not_built, tile_for, tile_occupancy
 from leansim.specs.workload import Workload
@@ -52,7 +53,7 @@ class LoopNumbers:
 
 @dataclass(frozen=True)
 class ComputeNumbers:
-    """What the scores of a KV tile take; see `kernel.Compute`.
+    """What the scores of a KV tile take; see `mechanisms.Compute`.
 
     `softmax_fma_per_score` holds what a window adds. The instance computes `padding` columns beyond the
     call's head dim. It stalls for `stall_s` in each KV tile, for `first_stall_s` in the first of a
@@ -77,7 +78,7 @@ class QueryAtOnce:
 
 @dataclass(frozen=True)
 class QueryInParts:
-    """Q in reads of `rows` rows, each waited for; see `kernel.QueryReads`."""
+    """Q in reads of `rows` rows, each waited for; see `mechanisms.QueryReads`."""
 
     rows: int
     clk: float
@@ -86,7 +87,7 @@ class QueryInParts:
 
 @dataclass(frozen=True)
 class StartNumbers:
-    """What a segment takes before its tile loop; see `kernel.Start`."""
+    """What a segment takes before its tile loop; see `mechanisms.Start`."""
 
     overhead_s: float
     query: QueryAtOnce | QueryInParts
@@ -98,7 +99,7 @@ class StartNumbers:
 
 @dataclass(frozen=True)
 class CtaNumbers:
-    """What CTAs and the call around them cost; see `kernel.Ctas`.
+    """What CTAs and the call around them cost; see `mechanisms.Ctas`.
 
     A CTA without KV tiles takes `empty_prologues` prologues and `empty_s`. The kernel `prepares_query`
     itself, so that Q comes from where the replay before has left it.
@@ -117,7 +118,7 @@ class CtaNumbers:
 
 @dataclass(frozen=True)
 class MergeNumbers:
-    """How a CTA merges partials in the launch; see `kernel.Merge`. All rows at once: infinite grains."""
+    """How a CTA merges partials in the launch; see `mechanisms.Merge`. All rows at once: infinite grains."""
 
     splits_in_flight: int
     grain_bytes: float
@@ -135,7 +136,7 @@ class NoCombine:
 
 @dataclass(frozen=True)
 class CombineNumbers:
-    """The kernel that merges partials after all others; see `kernel.Combine`."""
+    """The kernel that merges partials after all others; see `mechanisms.Combine`."""
 
     ctas_per_sm: int
     rows_per_cta: int

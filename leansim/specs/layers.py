@@ -5,7 +5,7 @@ Ignores what stands between them, and layers without softmax attention; a `Model
 
 from __future__ import annotations
 
-from leansim.specs.base import Count, Spec, TokenCount
+from leansim.specs.base import Count, Spec, TokenCount, WholeNumber
 
 
 class Layers(Spec):
@@ -20,7 +20,7 @@ class Layers(Spec):
     count: Count
     window: TokenCount | None = None
     chunk: TokenCount | None = None
-    shared_kv: int = 0
+    shared_kv: WholeNumber = 0
     num_q_heads: Count | None = None
     num_kv_heads: Count | None = None
     head_dim: Count | None = None

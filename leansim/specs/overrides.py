@@ -15,7 +15,8 @@ from leansim.errors import UnknownNameError
 from leansim.files.strict_yaml import Document
 from leansim.specs.base import SourcedSpec, numbers, sourced_anew
 from leansim.specs.catalog import validate
-from leansim.specs.kernel import MECHANISMS, Kernel, Tile
+from leansim.specs.kernel import Kernel, Tile
+from leansim.specs.mechanisms import MECHANISMS
 
 _Spec = TypeVar("_Spec", bound=SourcedSpec)
 _OPTIONS = "partitioner.options"

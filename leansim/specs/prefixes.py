@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from leansim.specs.base import Spec, TokenCount
+from leansim.specs.base import Spec, TokenCount, Whole
 
 MOST_REQUESTS = 2**20
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
@@ -54,7 +54,7 @@ class PrefixNode(Spec):
     """A prefix as it is written down: `tokens` behind those of the node it stands in."""
 
     tokens: TokenCount
-    requests: Annotated[tuple[int, ...], BeforeValidator(_requests), Field(min_length=1)]
+    requests: Annotated[tuple[Whole, ...], BeforeValidator(_requests), Field(min_length=1)]
     prefixes: tuple[PrefixNode, ...] = ()
 
 
@@ -120,18 +120,23 @@ def prefix_problems(prefixes: Sequence[Prefix], own: Sequence[int]) -> Iterator[
         else:
             for request in requests:
                 of_request.setdefault(request, []).append(prefix)
+    found: dict[str, list[int]] = {}
     for request, mine in of_request.items():
         mine.sort()
-        yield from _chain_problems(request, mine, own[request])
+        for problem in _chain_problems(mine, own[request]):
+            found.setdefault(problem, []).append(request)
+    for problem, members in found.items():
+        others = f" and {len(members) - 1} others" if len(members) > 1 else ""
+        yield f"request {members[0]}{others}: {problem}"
 
 
-def _chain_problems(request: int, chain: Sequence[Prefix], own: int) -> Iterator[str]:
+def _chain_problems(chain: Sequence[Prefix], own: int) -> Iterator[str]:
     """What is wrong with the prefixes of one request, sorted."""
     expected = 0
     for above, below in pairwise((None, *chain)):
         assert below is not None
         if below.begin != expected:
-            yield f"request {request} shares tokens from {below.begin}, wanted from {expected}"
+            yield f"shares tokens from {below.begin}, wanted from {expected}"
         elif above is not None and not set(below.requests) <= set(above.requests):
             yield (
                 f"prefix [{below.begin}, {below.end}) has requests that the one before it, "
@@ -139,4 +144,4 @@ def _chain_problems(request: int, chain: Sequence[Prefix], own: int) -> Iterator
             )
         expected = below.end
     if expected > own:
-        yield f"request {request} shares {expected} tokens, wanted at most {own}: new ones are its own"
+        yield f"shares {expected} tokens, wanted at most {own}: new ones are its own"

@@ -9,7 +9,6 @@ from leansim.errors import PairingError
 from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel, Only, Tile
-from leansim.specs.limits import refuse_beyond
 from leansim.specs.occupancy import Occupancy, occupancy
 from leansim.specs.workload import Workload
 
@@ -34,7 +33,6 @@ def tile_for(workload: Workload, kernel: Kernel, device: Device, split: bool = T
             raise PairingError(
                 f"kernel {kernel.name!r} does not take {name} {dtype}; it takes {', '.join(allowed)}"
             )
-    refuse_beyond(kernel.limits, workload, kernel.name)
     width = max(workload.head_dim, workload.value_dim)
     usable = [
         tile
