@@ -118,7 +118,10 @@ class CtaNumbers:
 
 @dataclass(frozen=True)
 class MergeNumbers:
-    """How a CTA merges partials in the launch; see `mechanisms.Merge`. All rows at once: infinite grains."""
+    """How a CTA merges partials in the launch; see `mechanisms.Merge`.
+
+    Infinite grains: all rows at once.
+    """
 
     splits_in_flight: int
     grain_bytes: float
