@@ -24,8 +24,9 @@ class Metrics:
 
     `sm_busy_fraction` is slot time with a CTA that is not waiting. The `share_*` fields divide the
     slot time of the makespan by what it was spent on and sum to 1: `launch` placing CTAs, `ramp` the
-    fixed start of each segment, `stream` the KV loop, `write` outputs and partials, `wait` for peers,
-    `merge` in a host, `combine` in a second kernel, `idle` (tails and the gap between kernels).
+    fixed start of each segment, `stream` the KV loop and the index that lists are chosen by, `write`
+    outputs and partials, `wait` for peers, `merge` in a host, `combine` in a second kernel, `idle` tails
+    and the gap between kernels.
     `tail_s` is how long the attention launch went on after a slot that had work ran out of it.
     """
 
@@ -81,10 +82,10 @@ def tail_s(result: Result) -> float:
 
 
 def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
-    """Bytes of partials written and read: all traffic but that of K, V, Q and O."""
+    """Bytes of partials written and read: all traffic but that of K, V, Q, O and lists."""
     program = result.program
     of_kv = program.bytes_of(Phase.RAMP) + program.bytes_of(Phase.STREAM)
-    return int(program.bytes.sum()) - of_kv - q_bytes - workload.o_bytes
+    return int(program.bytes.sum()) - of_kv - q_bytes - workload.o_bytes - workload.list_bytes
 
 
 def summarise(result: Result, schedules: Sequence[Schedule], device: Device) -> Metrics:

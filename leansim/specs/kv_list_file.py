@@ -10,11 +10,11 @@ import numpy as np
 
 from leansim.arrays import IntArray
 from leansim.errors import WorkloadError
-from leansim.specs.kv_lists import Tokens, whole_blocks
+from leansim.specs.kv_lists import Given, Tokens, whole_blocks
 
 
 @dataclass(frozen=True)
-class CsrFile:
+class CsrFile(Given):
     """Blocks of `block` tokens by their numbers, rising, from an .npz file with `indptr` and `indices`.
 
     Row `i` is of request `i`; with `heads`, of request `i // heads` and KV head `i % heads`. `digest` is

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from leansim.arrays import IntArray
 from leansim.specs.base import Share, TokenCount
+from leansim.specs.kv_index import SELECTORS, Index, Selector
 
 Tokens = TokenCount
 MaybeTokens = Annotated[int, Field(ge=0, le=2**40)]
@@ -38,8 +39,20 @@ class KvList(Protocol):
         """Which of a request's tokens a KV head keeps: rising numbers."""
         ...  # pragma: no cover
 
+    def index(self, num_heads: int, key_bytes: int) -> Index | None:
+        """What is read to choose it, with `key_bytes` of a head's key; None where nothing is."""
+        ...  # pragma: no cover
 
-class _Runs:
+
+class Given:
+    """What lists have in common that nothing chooses in the call: they are known before."""
+
+    def index(self, num_heads: int, key_bytes: int) -> Index | None:  # noqa: ARG002
+        """Nothing."""
+        return None
+
+
+class _Runs(Given):
     """What lists have in common that keep long runs."""
 
     @property
@@ -98,7 +111,7 @@ class BlockDiagonal(_Runs):
 
 
 @dataclass(frozen=True)
-class Dilated:
+class Dilated(Given):
     """`window` tokens, of which each is `stride` before the next (Longer Attention Span, 1-D)."""
 
     window: Tokens
@@ -120,7 +133,7 @@ class Dilated:
 
 
 @dataclass(frozen=True)
-class Strided:
+class Strided(Given):
     """Every `stride`-th block of `block` tokens, counted from the newest."""
 
     block: Tokens
@@ -144,7 +157,7 @@ class Strided:
 
 
 @dataclass(frozen=True)
-class RandomBlocks:
+class RandomBlocks(Given):
     """The newest block of `block` tokens, and of the others a share `density`, drawn for each head.
 
     Hybrid Dynamic Pruning keeps as many blocks of each row, and of some heads, `pruned_heads` of all,
@@ -191,13 +204,15 @@ class TopK:
 
     Pages are drawn for each head, as scores are not known; what whole pages leave of the budget are the
     newest tokens before the window. Quest keeps pages; DSA, with `page` 1, and SparseK single tokens,
-    the latter beside a window.
+    the latter beside a window. With a `selector` a launch before attention reads what that chooses by:
+    of Quest the keys' least and largest of each page, of DSA an index of each token for all heads.
     """
 
     budget: Tokens
     page: Tokens = 16
     window: MaybeTokens = 0
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    selector: Selector = "none"
 
     @property
     def run_tokens(self) -> int:
@@ -208,8 +223,14 @@ class TopK:
         """`min(n, budget + window)`."""
         return np.minimum(lens, self.budget + self.window)
 
+    def index(self, num_heads: int, key_bytes: int) -> Index | None:
+        """That of the selector."""
+        made = SELECTORS.get(self.selector)
+        return None if made is None else made(self.page, num_heads, key_bytes)
+
     def kept(self, tokens: int, request: int, head: int) -> IntArray:
-        """Drawn from the seed, the request and the head."""
+        """Drawn from the seed, the request and the head; DSA's are those of every head."""
+        head = 0 if self.selector == "dsa" else head
         if tokens <= self.budget + self.window:
             return np.arange(tokens)
         last = (tokens - self.window - 1) // self.page * self.page  # where the newest page begins
@@ -222,7 +243,7 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class VerticalSlash:
+class VerticalSlash(Given):
     """`vertical` single tokens and the last `slash` (MInference, for the newest query)."""
 
     vertical: Tokens
@@ -247,7 +268,7 @@ class VerticalSlash:
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Given):
     """What one of `ranks` holds of each context: every `ranks`-th token, or a run of them.
 
     `interleaved`, position p is on rank p mod ranks (SGLang); else each has a run of

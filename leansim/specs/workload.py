@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from leansim.errors import WorkloadError, suggestion
 from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
+from leansim.specs.kv_index import Index
 from leansim.specs.kv_lists import KvList
 from leansim.specs.prefixes import Prefix, Prefixes, prefix_problems
 
@@ -206,11 +207,42 @@ class Workload:
 
     @cached_property
     def kv_bytes(self) -> int:
-        """Distinct KV bytes the batch must read: those of a shared prefix once."""
+        """Distinct KV bytes the batch must read: those of a shared prefix once.
+
+        What choosing a list reads besides is no KV, and is in `index_bytes`.
+        """
         kept = self.kept_lens
         heads = self.num_kv_heads if kept.ndim == 1 else 1
         spared = self.reads.spared_tokens if isinstance(self.reads, Prefixes) else 0
         return (int(kept.sum()) * heads - spared * self.num_kv_heads) * self.kv_bytes_per_token
+
+    @cached_property
+    def index(self) -> Index | None:
+        """What the lists of requests are chosen by in the call, if they are."""
+        if self.mask is None:
+            return None
+        return self.mask.index(self.num_kv_heads, self.head_dim * DTYPE_BYTES[self.kv_dtype])
+
+    @cached_property
+    def index_bytes(self) -> int:
+        """Bytes that choosing the lists reads: the index of each context that is not read whole."""
+        if self.index is None:
+            return 0
+        return int(self.index.bytes_of(self.lens[self._is_chosen]).sum())
+
+    @cached_property
+    def list_bytes(self) -> int:
+        """Bytes of the lists that are chosen: 4 for each page or token of them."""
+        if self.index is None:
+            return 0
+        entries = -(-self.kept_lens[self._is_chosen] // self.index.tokens)
+        return 4 * int(entries.sum()) * self.index.heads
+
+    @property
+    def _is_chosen(self) -> npt.NDArray[np.bool_]:
+        """Which requests leave something out."""
+        left_out: npt.NDArray[np.bool_] = self.kept_lens < self.lens
+        return left_out
 
     @property
     def num_query_rows(self) -> int:

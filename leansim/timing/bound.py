@@ -7,7 +7,7 @@ order, contention, and what partials add to traffic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,28 +33,28 @@ def program_floor_s(program: Program) -> float:
 
     Nothing waits for anything but the launch before, and a CTA moves bytes at its own pace.
     """
+    return (program.launch_ps + sum(_floors_ps(program, program.launches))) / PS_PER_S
+
+
+def _floors_ps(program: Program, launches: Sequence[Launch]) -> Iterator[float]:
+    """Least time of each launch from the end of the one before, ps."""
     flows = [*program.flows, None]
     pace = np.array([np.inf if flow is None else flow.max_bytes_per_ps for flow in flows])
     work = np.array([0.0 if flow is None else flow.sm_ps_per_byte for flow in flows])
     dram = np.array([0.0 if flow is None else flow.dram_share for flow in flows])
     l2 = np.array([0.0 if flow is None else flow.l2_share for flow in flows])
-    alone = program.latency_ps + program.bytes / pace[program.flow]
-    per_cta = np.add.reduceat(alone, program.phase_of_cta[:-1])
-    total = float(program.launch_ps)
-    for launch in program.launches:
-        at = slice(
-            int(program.phase_of_cta[launch.first_cta]), int(program.phase_of_cta[launch.last_cta])
-        )
+    for launch in launches:
+        at, ctas = _phases(program, launch), slice(launch.first_cta, launch.last_cta)
         moved, flow = program.bytes[at], program.flow[at]
-        mine = per_cta[launch.first_cta : launch.last_cta]
-        total += launch.gap_ps + max(
+        alone = program.latency_ps[at] + moved / pace[flow]
+        mine = np.add.reduceat(alone, program.phase_of_cta[ctas] - at.start)
+        yield launch.gap_ps + max(
             float(mine.max()),
             float(mine.sum()) / program.slots(launch),
             float((moved * work[flow]).sum()) / program.num_sms,
             float((moved * dram[flow]).sum()) / program.dram_bytes_per_ps,
             float((moved * l2[flow]).sum()) / program.l2_bytes_per_ps,
         )
-    return total / PS_PER_S
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,28 @@ def packing_bound(program: Program, grid: TileGrid, instance: Instance, device: 
     Holds for schedules that merge in a second kernel and for those that merge in the launch.
     """
     before_ps = float(program.launch_ps + program.attention.gap_ps)
-    for launch in program.launches[: program.launches.index(program.attention)]:
-        before_ps += launch.gap_ps + float(program.latency_ps[_phases(program, launch)].min())
+    before = program.launches[: program.launches.index(program.attention)]
+    before_ps += sum(_floors_ps(program, before))
+    dram_bytes = program.dram_bytes - sum(_dram_bytes(program, launch) for launch in before)
     prices = Prices.of(grid, instance, device)
     least = _Least.of(program, grid, prices, least_start_s(grid, instance, device, prices))
     packed = _packed_ps(least, grid, instance, device)
     causes = {
         "bandwidth": max(
-            program.dram_bytes / program.dram_bytes_per_ps, program.kv_bytes / program.l2_bytes_per_ps
+            dram_bytes / program.dram_bytes_per_ps, program.kv_bytes / program.l2_bytes_per_ps
         ),
         "sm": PS_PER_S * prices.tile.sm_s * least.busy_tiles() / program.num_sms,
         "slots" if least.slot_ps(1) > 0.9 * packed else "run": packed,
     }
     cause = max(causes, key=lambda name: causes[name])
     return Bound(_ROUNDING * (before_ps + causes[cause]) / PS_PER_S, cause)
+
+
+def _dram_bytes(program: Program, launch: Launch) -> float:
+    """Bytes of a launch that come from DRAM."""
+    at = _phases(program, launch)
+    share = np.array([*(flow.dram_share for flow in program.flows), 0.0])
+    return float((program.bytes[at] * share[program.flow[at]]).sum())
 
 
 def _phases(program: Program, launch: Launch) -> slice:

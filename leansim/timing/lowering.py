@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import accumulate, pairwise
-from typing import Any
 
 import numpy as np
 
 from leansim.arrays import BoolArray, IntArray, Ints, where
-from leansim.engine.longest import check_countable
-from leansim.engine.program import (
-    PS_PER_S,
-    FlowKind,
-    Launch,
-    Phase,
-    Program,
-    picoseconds,
-    rounded_ps,
-)
+from leansim.engine.program import PS_PER_S, FlowKind, Phase, Program, picoseconds, rounded_ps
 from leansim.errors import PairingError
 from leansim.schedule.schedule import IN_LAUNCH, Schedule
 from leansim.schedule.tiling import TileGrid
@@ -28,36 +17,25 @@ from leansim.specs.device import Device
 from leansim.specs.instance import CombineNumbers, Instance, NoCombine
 from leansim.specs.workload import Workload
 from leansim.timing import ctas, memory, merges, segments
+from leansim.timing.launches import (
+    AT_ONCE,
+    FIRST,
+    KV,
+    NONE,
+    ON_CHIP,
+    ROWS,
+    STORE,
+    Columns,
+    Unfilled,
+    program_of,
+)
 from leansim.timing.prices import Prices, paces_s
 from leansim.timing.segments import SegmentCosts
+from leansim.timing.select import select_launch
 
-KV, ON_CHIP, ROWS, FIRST, AT_ONCE, STORE = 0, 1, 2, 3, 4, -1
 # Fewer bytes than this, 8 rows of 128, are issued and not waited for: a full wave of CTAs moves them in
 # about half a microsecond even at DRAM's pace.
 FEW_BYTES = 4096
-_NONE = -1
-# Columns of phases and what each holds where nothing is put: as narrow as they can be, there are many.
-_COLUMNS: dict[str, tuple[type[np.signedinteger[Any]], int]] = {
-    "kind": (np.int8, 0),
-    "latency_ps": (np.int64, 0),
-    "bytes": (np.int64, 0),
-    "flow": (np.int8, STORE),
-    "wait_counter": (np.int32, _NONE),
-    "wait_target": (np.int32, 0),
-    "signal_counter": (np.int32, _NONE),
-}
-_Columns = Mapping[str, IntArray]
-
-
-@dataclass(frozen=True, eq=False)
-class _Unfilled:
-    """A launch whose CTAs have no numbers yet: the borders of their phases, and what fills those."""
-
-    name: str
-    ctas_per_sm: int
-    gap_ps: int
-    border: IntArray
-    fill: Callable[[_Columns], None]
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what overflows is refused at the end
@@ -76,12 +54,14 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     prices = Prices.of(grid, instance, device)
     gap_ps = picoseconds(merges.kernel_gap_s(device, workload.launch))
     planned = [_setup_launch(device, gap_ps) for _ in range(instance.ctas.setup_kernels)]
+    if grid.asked.index_bytes:
+        planned.append(select_launch(grid, device, gap_ps))
     costs = SegmentCosts.of(schedule, instance, device, prices)
     planned.append(_main_launch(schedule, instance, device, costs, gap_ps))
     if schedule.states is not None:
         of_rows = grid.states_of_rows(schedule.states)
         planned.append(_combine_launch(of_rows, grid.asked, instance, device))
-    return _program(
+    return program_of(
         planned,
         device,
         num_sms=grid.num_sms,
@@ -102,36 +82,8 @@ def lower_merge(parts: Sequence[Schedule], instance: Instance, device: Device) -
     states = np.sum(left, axis=0)
     merge = _combine_launch(np.where(states > 1, states, 0), workload, instance, device)
     on_chip, rows = _plain_flows(device.sm_load_bytes_per_s, 0.0)
-    return _program([replace(merge, name="merge")], device, num_sms=grid.num_sms,
+    return program_of([replace(merge, name="merge")], device, num_sms=grid.num_sms,
                     launch_ps=merge.gap_ps, flows=(on_chip, on_chip, rows))  # fmt: skip
-
-
-def _program(planned: Sequence[_Unfilled], device: Device, **numbers: Any) -> Program:
-    """Fill the phases of launches that run one after the other, and check their times."""
-    begun = accumulate((len(one.border) - 1 for one in planned), initial=0)
-    launches = [
-        Launch(one.name, first, last, one.ctas_per_sm, one.gap_ps if first else 0)
-        for one, (first, last) in zip(planned, pairwise(begun), strict=True)
-    ]
-    offsets = [*accumulate((int(one.border[-1]) for one in planned), initial=0)]
-    columns: dict[str, Any] = _blank(offsets[-1])
-    for one, (first, last) in zip(planned, pairwise(offsets), strict=True):
-        one.fill({name: column[first:last] for name, column in columns.items()})
-    border = planned[0].border
-    if len(planned) > 1:
-        later = zip(planned[1:], offsets[1:], strict=False)
-        border = np.concatenate([border, *(one.border[1:] + offset for one, offset in later)])
-    program = Program(
-        launches=tuple(launches),
-        phase_of_cta=border,
-        **columns,
-        dispatch_interval_ps=picoseconds(device.cta_dispatch_interval_s),
-        dram_bytes_per_ps=device.achievable_dram_bytes_per_s / PS_PER_S,
-        l2_bytes_per_ps=device.l2_bandwidth_bytes_per_s / PS_PER_S,
-        dram_saturation_exponent=device.dram_saturation_exponent,
-        **numbers,
-    )
-    return check_countable(program)
 
 
 def _check_of_one_instance(grid: TileGrid, instance: Instance) -> None:
@@ -219,11 +171,11 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 def _main_launch(
     schedule: Schedule, instance: Instance, device: Device, costs: SegmentCosts, gap_ps: int
-) -> _Unfilled:
+) -> Unfilled:
     """LAUNCH per CTA; RAMP, STREAM, MERGE for a waiting host, and WRITE per segment."""
     places = _Places.of(schedule)
 
-    def fill(columns: _Columns) -> None:
+    def fill(columns: Columns) -> None:
         def put(at: IntArray | slice, kind: Phase, **values: IntArray | int) -> None:
             columns["kind"][at] = kind
             for name, value in values.items():
@@ -244,7 +196,7 @@ def _main_launch(
 
     work = schedule.grid.work
     name = "prefix" if work is not None and work.level == "prefix" else "attention"
-    return _Unfilled(name, schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
+    return Unfilled(name, schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
 
 
 def _merges(
@@ -288,7 +240,7 @@ def _writes(
     partials = _rows_moved(rows * (partial_row_bytes + query_row_bytes), release_ps, device)
     written: dict[str, Ints] = {name: np.where(stored, partials[name], output[name]) for name in output}
     if in_launch:
-        written["signal_counter"] = np.where(published, schedule.output_tile, _NONE)
+        written["signal_counter"] = np.where(published, schedule.output_tile, NONE)
     return written
 
 
@@ -328,19 +280,19 @@ class _Places:
         return cls(launch_at, at, at + 1, at[merges] + 2, at + per_segment - 1, border)
 
 
-def _setup_launch(device: Device, gap_ps: int) -> _Unfilled:
+def _setup_launch(device: Device, gap_ps: int) -> Unfilled:
     """One CTA that comes and goes."""
 
-    def fill(columns: _Columns) -> None:
+    def fill(columns: Columns) -> None:
         columns["kind"][:] = Phase.LAUNCH
         columns["latency_ps"][:] = picoseconds(device.cta_launch_s)
 
-    return _Unfilled("setup", 1, gap_ps, np.array([0, 1]), fill)
+    return Unfilled("setup", 1, gap_ps, np.array([0, 1]), fill)
 
 
 def _combine_launch(
     states_of_rows: IntArray, workload: Workload, instance: Instance, device: Device
-) -> _Unfilled:
+) -> Unfilled:
     """LAUNCH, COMBINE (read the partials of a few rows), WRITE per CTA of the combine kernel."""
     combine = instance.combine
     if isinstance(combine, NoCombine):
@@ -351,7 +303,7 @@ def _combine_launch(
     gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine.start))
     num_ctas = -(-workload.num_query_rows // combine.rows_per_cta)
     fill = partial(_fill_combine, states_of_rows, workload, instance, combine, device)
-    return _Unfilled("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
+    return Unfilled("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)
 
 
 def _fill_combine(
@@ -360,7 +312,7 @@ def _fill_combine(
     instance: Instance,
     combine: CombineNumbers,
     device: Device,
-    columns: _Columns,
+    columns: Columns,
 ) -> None:
     rows_per_cta = combine.rows_per_cta
     starts = np.arange(0, len(splits_of_row), rows_per_cta)
@@ -376,11 +328,3 @@ def _fill_combine(
     size[1::3] = reads * memory.partial_row_bytes(workload, instance.partial_dtype)
     size[2::3] = stored
     columns["flow"][1::3] = ON_CHIP
-
-
-def _blank(size: int) -> dict[str, IntArray]:
-    """Columns for phases that do nothing yet."""
-    return {
-        name: np.full(size, blank, dtype) if blank else np.zeros(size, dtype)
-        for name, (dtype, blank) in _COLUMNS.items()
-    }

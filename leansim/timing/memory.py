@@ -112,8 +112,12 @@ def replay_kept_share(workload: Workload, touched: float, device: Device) -> flo
 
 
 def touched_bytes(grid: TileGrid) -> float:
-    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output."""
-    return loaded_kv_bytes(grid) + grid.asked.q_bytes + grid.asked.o_bytes
+    """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output.
+
+    And the index that lists are chosen by.
+    """
+    load = grid.asked
+    return loaded_kv_bytes(grid) + load.index_bytes + load.q_bytes + load.o_bytes
 
 
 def loaded_kv_bytes(grid: TileGrid) -> float:

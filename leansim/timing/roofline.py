@@ -30,18 +30,18 @@ class Roofline:
 def roofline(workload: Workload, device: Device) -> Roofline:
     """Distinct bytes over peak bandwidths, and unpadded FLOP over the dense tensor rate, s.
 
-        memory  = max((1 - kept) * KV bytes / DRAM bandwidth, KV bytes / L2 bandwidth)
+        memory  = max((1 - kept) * bytes / DRAM bandwidth, bytes / L2 bandwidth)
         compute = FLOP / (rate of an SM * SMs)
 
-    Datasheet bandwidths. `kept` is the share of a warm replay's footprint that L2 kept of the replay
-    before, 0 when `cache` is cold. The rate is the dtype's of the query or of the cache, whichever is
-    faster: a kernel may compute in either. Williams et al., CACM 2009.
+    Bytes are of KV, and of the index that lists are chosen by. Datasheet bandwidths. `kept` is the share
+    of a warm replay's footprint that L2 kept of the replay before, 0 when `cache` is cold. The rate is
+    the dtype's of the query or of the cache, whichever is faster: a kernel may compute in either.
+    Williams et al., CACM 2009.
     """
-    footprint = workload.kv_bytes + workload.q_bytes + workload.o_bytes
-    missed = (1.0 - replay_kept_share(workload, footprint, device)) * workload.kv_bytes
-    memory_s = max(
-        missed / device.dram_bandwidth_bytes_per_s, workload.kv_bytes / device.l2_bandwidth_bytes_per_s
-    )
+    read = workload.kv_bytes + workload.index_bytes
+    footprint = read + workload.q_bytes + workload.o_bytes
+    missed = (1.0 - replay_kept_share(workload, footprint, device)) * read
+    memory_s = max(missed / device.dram_bandwidth_bytes_per_s, read / device.l2_bandwidth_bytes_per_s)
     dtypes = (workload.q_dtype, workload.kv_dtype)
     rate = max(device.tensor_flop_per_s_per_sm(dtype) or 0.0 for dtype in dtypes)
     compute_s = workload.flop / (rate * device.num_sms) if rate else 0.0
