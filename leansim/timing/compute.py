@@ -34,13 +34,13 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
     qk_s = 2 * rows * tokens * (load.head_dim + compute.padding) / rate
     pv_s = 2 * rows * tokens * (load.value_dim + compute.padding) / rate
     softmax_s, shown_s = softmax_time_s(grid, compute, device)
-    sm_rate = device.sm_load_bytes_per_s
+    sm_rate, reads = device.sm_load_bytes_per_s, Reads.of(device, hit_share)
     return TileWork(
         tokens=tokens,
         k_bytes=k_bytes,
         v_bytes=tokens * load.kv_bytes_per_token - k_bytes,
         page_lines=tokens / (load.page_tokens * PAGES_PER_LINE),
-        reads=Reads.of(device, hit_share),
+        reads=reads,
         clk_s=device.clk_s,
         sm_bytes_per_s=sm_rate,
         load_bytes_per_s=sm_rate * load.head_dim / (load.head_dim + compute.padding),
@@ -50,7 +50,25 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
         compute_s=max(softmax_s, qk_s + shown_s + pv_s) + compute.stall_s,
         stall_s=compute.stall_s,
         first_stall_s=compute.first_stall_s,
+        lookup_s=_lookup_s(grid, reads),
     )
+
+
+def _lookup_s(grid: TileGrid, reads: Reads) -> float:
+    """What the loads of a full KV tile wait for the entries of a list, s; of whole pages nothing.
+
+        min(1, lines) * L2 latency + (1/2 - (1/2)^lines) (far - near)
+        lines = tile tokens / (tokens of a run * 32)
+
+    A line of 128 B has the places of 32 runs of tokens. Those of a tile are read together, each tile's
+    before its tokens, from L2, as the list has just been written (assumed). A first tile's are among the
+    reads of the prologue. Runs shorter than a page are gathers; that their rows of 256 B or so, whole
+    sectors each, come from DRAM as fast as longer runs is assumed.
+    """
+    if grid.workload.page_tokens >= grid.asked.page_tokens:
+        return 0.0
+    lines = grid.tile_tokens / (grid.workload.page_tokens * PAGES_PER_LINE)
+    return min(1.0, lines) * reads.l2_s + reads.farthest_s(max(1.0, lines))
 
 
 def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> tuple[float, float]:

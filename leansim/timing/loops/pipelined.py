@@ -17,16 +17,16 @@ class Pipelined(Paced):
         load = latency + bytes / load rate
         fill = latency + what its own stalls are longer
 
-    compute, load, latency and `chain_s` in s. A segment works on its first tile when all of it is there.
-    Source: the circular buffers of flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp and of
-    Triton's software pipelining.
+    compute, load, latency and `chain_s` in s; the latency of a gathered tile begins with its lookup. A
+    segment works on its first tile when all of it is there. Source: the circular buffers of
+    flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp and of Triton's software pipelining.
     """
 
     stages: int
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile; all stages are in flight."""
-        latency_s = work.reads.kv_s
+        latency_s = work.lookup_s + work.reads.kv_s
         load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
         offered = self.stages * work.tile_bytes / latency_s

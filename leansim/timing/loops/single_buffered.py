@@ -17,6 +17,8 @@ class SingleBuffered(Paced):
         load X = latency + X bytes / load rate
         fill   = latency - max(0, load K - softmax - PV)
 
+    Where tokens are gathered, K waits for their lookup first; V is found by the same entries.
+
     Loads, QK, softmax, PV and `chain_s` in s; no K is loaded behind the last tile. Source:
     flash-attention csrc, flash_fwd_kernel.h, compute_attn_1rowblock_splitkv.
     """
@@ -37,4 +39,4 @@ class SingleBuffered(Paced):
         return work.reads.kv_s - shown_s
 
     def _load_k_s(self, work: TileWork) -> float:
-        return work.reads.kv_s + work.k_bytes / work.load_bytes_per_s
+        return work.lookup_s + work.reads.kv_s + work.k_bytes / work.load_bytes_per_s

@@ -16,7 +16,8 @@ class TileWork:
         transfer = (K bytes + V bytes) / load rate,    compute = max(softmax, qk + shown + pv) + stall
 
     A row in shared memory has `load_bytes_per_s` of the call's own bytes, padding being written with
-    them. `page_lines` cache lines of the page table say where the tile's pages are.
+    them. `page_lines` cache lines of the page table say where the tile's pages are. Where single tokens
+    are gathered, a load waits `lookup_s` for the lines of the list that name them.
     """
 
     tokens: int
@@ -33,6 +34,7 @@ class TileWork:
     compute_s: float
     stall_s: float
     first_stall_s: float
+    lookup_s: float = 0.0
 
     @property
     def tile_bytes(self) -> int:
