@@ -242,6 +242,18 @@ def test_a_file_that_is_no_list_is_refused(
         ).grid
 
 
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    """And a list that was made before keeps what it had."""
+    path = csr(tmp_path / "list.npz", [0, 3])
+    before = CsrFile(path, block=16)
+    csr(tmp_path / "list.npz", [0, 1, 2])
+    after = CsrFile(path, block=16)
+    assert before.digest != after.digest
+    lens = np.array([100])
+    assert [one.counts(lens, 1).tolist() for one in (before, after)] == [[32], [48]]
+    assert before.kept(100, 0, 0).tolist() == [*range(16), *range(48, 64)]
+
+
 # -- divided contexts ------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,9 +27,11 @@ class CsrFile(Given):
     block: Tokens = 1
     heads: Tokens = 1
     digest: str = ""
+    _rows: ClassVar[tuple[IntArray, IntArray]]  # of each list its own, as read when it was made
 
     def __post_init__(self) -> None:
-        indptr, indices = _read(self.path)
+        indptr, indices = _read(self.path, _modified(self.path))
+        object.__setattr__(self, "_rows", (indptr, indices))
         whole = hashlib.sha256(indptr.tobytes() + b"|" + indices.tobytes())
         object.__setattr__(self, "digest", whole.hexdigest()[:16])
 
@@ -38,7 +42,7 @@ class CsrFile(Given):
 
     def counts(self, lens: IntArray, num_heads: int) -> IntArray:
         """Tokens of each row's blocks. Raises `WorkloadError` where the rows are not the batch's."""
-        indptr, indices = _read(self.path)
+        indptr, indices = self._rows
         rows = len(indptr) - 1
         if self.heads not in (1, num_heads) or rows != len(lens) * self.heads:
             raise WorkloadError(
@@ -59,15 +63,24 @@ class CsrFile(Given):
 
     def kept(self, tokens: int, request: int, head: int) -> IntArray:
         """The tokens of a row's blocks."""
-        indptr, indices = _read(self.path)
+        indptr, indices = self._rows
         row = request * self.heads + (head if self.heads > 1 else 0)
         kept = whole_blocks(indices[indptr[row] : indptr[row + 1]], self.block)
         kept_here: IntArray = kept[kept < tokens]
         return kept_here
 
 
+def _modified(path: str) -> tuple[int, ...]:
+    """When a file was last written, and its size; nothing of one that is not there."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=16)
-def _read(path: str) -> tuple[IntArray, IntArray]:
+def _read(path: str, _written: tuple[int, ...]) -> tuple[IntArray, IntArray]:
     """`indptr` and `indices` of a file."""
     try:
         with np.load(path, allow_pickle=False) as file:
