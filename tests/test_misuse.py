@@ -85,6 +85,22 @@ def test_a_trailing_comma_is_not_another_point() -> None:
         config.parse_value("1,2,")
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("top_k(budget=64, page=16)", "top_k(budget=64, page=16)"),
+        (
+            "top_k(budget=64, page=16), dilated(window=3,stride=2)",
+            ["top_k(budget=64, page=16)", "dilated(window=3,stride=2)"],
+        ),
+        ("window_sink(window=64), 3", ["window_sink(window=64)", 3]),
+        ("1,2", [1, 2]),
+    ],
+)
+def test_a_comma_in_parentheses_makes_no_list(text: str, value: Any) -> None:
+    assert config.parse_value(text) == value
+
+
 def test_a_flag_is_not_blamed_on_the_file() -> None:
     with pytest.raises(ConfigError, match=r"f\.yaml: command line: batch_size\[0\]: found 0"):
         config.build(parse(BASE + "batch_size: 2\ncontext_len: 5", "f.yaml"), ["batch_size=0"])

@@ -30,6 +30,7 @@ CURVE_AXES = {"context_scale", "batch_size"}
 MOST_ON_A_CURVE = 1000
 # Of a grid that is expanded: some gigabytes, a quarter of an hour on a laptop.
 MOST_POINTS = 2**20
+_COMMA = re.compile(r",(?![^()]*\))")  # that no parenthesis closes behind
 _OF_KINDS = {"model", "hf_config", "layers"}
 
 
@@ -341,12 +342,11 @@ def setting_of(setting: str) -> tuple[str, str]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value from the command line by YAML's rules; a comma outside of brackets makes a list."""
-    if "," in text and not text.startswith(("[", "{", '"', "'")):
-        parts = [part.strip() for part in re.split(r",(?![^()]*\))", text)]
+    """Read a value from the command line by YAML's rules; a comma makes a list, but in parentheses."""
+    parts = [part.strip() for part in _COMMA.split(text)]
+    if len(parts) > 1 and not text.startswith(("[", "{", '"', "'")):
         if "" in parts:
             problem = Problem("value", repr(text), "wanted something between and after commas")
             raise ConfigError("command line", [problem])
-        found = [scalar(part) for part in parts]
-        return found if len(found) > 1 else found[0]
+        return [scalar(part) for part in parts]
     return scalar(text)
