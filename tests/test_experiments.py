@@ -13,7 +13,10 @@ import pytest
 from leansim.points.grid import load
 from leansim.points.simulate import simulate
 
-EXPERIMENTS = sorted((Path(__file__).resolve().parent.parent / "experiments").glob("*/expected.csv"))
+FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+EXPERIMENTS = sorted(
+    path for path in FOLDER.glob("*/expected.csv") if (path.parent / "sweep.yaml").exists()
+)
 EVERY = 50
 
 
