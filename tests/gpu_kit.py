@@ -16,6 +16,19 @@ from leansim.gpu.toolkit import Toolkit
 from leansim.numerics import attention as numerics
 from leansim.schedule.schedule import CombineKind, Schedule
 from leansim.schedule.tiling import TileGrid
+from leansim.schedule.work import Work
+from leansim.specs.kv_lists import (
+    BlockDiagonal,
+    Dilated,
+    KvList,
+    RandomBlocks,
+    Shard,
+    Strided,
+    TopK,
+    VerticalSlash,
+    WindowSink,
+)
+from leansim.specs.prefixes import Prefix, Prefixes
 from leansim.specs.workload import Workload
 
 # Set where these tests must run: CI installs torch and triton for them, and a skip would hide it if it
@@ -52,7 +65,55 @@ def schedules(draw: st.DrawFn) -> Schedule:
     packed = draw(st.booleans())
     order: Any = draw(st.sampled_from(("forward", "backward")))
     shifted = draw(st.booleans())
-    grid = TileGrid(load, 16, 16, 64, 1, packed, order, shifted=shifted)
+    return _cut_and_dealt(draw, TileGrid(load, 16, 16, 64, 1, packed, order, shifted=shifted))
+
+
+# Of the same tokens for all heads and of others for each, in pages, parts of pages and single tokens.
+LISTS: tuple[KvList, ...] = (
+    WindowSink(40, 3),
+    BlockDiagonal(32),
+    Dilated(20, 3),
+    Strided(16, 2),
+    RandomBlocks(0.5, 8),
+    RandomBlocks(0.5, 8, pruned_heads=0.5),
+    TopK(50, 16),
+    TopK(40, 16, 9),
+    VerticalSlash(12, 20),
+    Shard(0, 3),
+    Shard(2, 3, interleaved=False),
+)
+
+
+@st.composite
+def work_loads(draw: st.DrawFn) -> Workload:
+    """Trees of prefixes, or lists, over a few short requests."""
+    shape = {"head_dim": 16, "page_tokens": draw(st.sampled_from((1, 4, 7, 16)))}
+    shape |= {key: value for key, value in draw(st.sampled_from(SHAPES)).items() if key != "window"}
+    lens = draw(st.lists(st.integers(5, 130), min_size=1, max_size=5))
+    if draw(st.booleans()):
+        return Workload((90, *lens), **shape, reads=draw(st.sampled_from(LISTS)))
+    prefixes: list[Prefix] = []
+    members, begin = list(range(len(lens))), 0
+    while len(members) > 1:
+        most = min(lens[one] for one in members) - shape.get("query_len", 1)
+        if most <= begin:
+            break
+        prefixes.append(Prefix(begin, draw(st.integers(begin + 1, most)), tuple(members)))
+        begin = prefixes[-1].end
+        members = sorted(draw(st.sets(st.sampled_from(members), max_size=len(members) - 1)))
+    return Workload(tuple(lens), **shape, reads=Prefixes(tuple(prefixes)) if prefixes else TopK(60, 4))
+
+
+@st.composite
+def work_schedules(draw: st.DrawFn) -> Schedule:
+    """Any valid schedule of the work tiles of a small call."""
+    packed = draw(st.booleans())
+    work = Work.of(draw(work_loads()), 16, packed)
+    order: Any = draw(st.sampled_from(("forward", "backward")))
+    return _cut_and_dealt(draw, TileGrid(work.call, 16, 16, 64, 1, packed, order, work=work))
+
+
+def _cut_and_dealt(draw: st.DrawFn, grid: TileGrid) -> Schedule:
     tiles, starts, stops = [], [], []
     for tile, count in enumerate(grid.num_kv_tiles.tolist()):
         cuts = sorted(draw(st.sets(st.integers(1, count), max_size=3)) - {count})
@@ -93,7 +154,7 @@ def numpy_kernels(work: worklist.WorkList, inputs: Any) -> Any:
     `inputs` are `q`, `k` and `v` as `numerics.replay` takes them. Returns the output
     `[rows, value_dim]`, NaN where nothing was written. A program that would wait for ever fails.
     """
-    grid, load = work.schedule.grid, work.schedule.grid.workload
+    load = work.schedule.grid.asked
     q, k, v = inputs
     q = q.reshape(-1, load.head_dim)
     out = np.full((len(q), load.value_dim), np.nan)
@@ -101,9 +162,8 @@ def numpy_kernels(work: worklist.WorkList, inputs: Any) -> Any:
     for first, last in zip(work.first, work.last, strict=True):
         for row in work.segments[first:last]:
             segment = dict(zip(worklist.SEGMENT, row.tolist(), strict=False))
-            rows = np.arange(segment["rows"])
-            own = worklist.output_rows(grid, np.full(len(rows), segment["tile"]), rows)
-            partial = _folded(grid, segment, q[own], k[segment["request"]], v[segment["request"]])
+            own, last_token = _rows(work, segment)
+            partial = _folded(work.schedule.grid, segment, last_token, q[own], k, v)
             if segment["slot"] >= 0:
                 assert segment["slot"] not in slots, "a slot written twice"
                 slots[segment["slot"]] = numerics.finish(partial)
@@ -111,31 +171,49 @@ def numpy_kernels(work: worklist.WorkList, inputs: Any) -> Any:
             for peer in range(segment["first_slot"], segment["first_slot"] + segment["peers"]):
                 assert peer in slots, "a wait for a partial that comes later"
                 partial = numerics.merge(partial, numerics.from_normalised(*slots[peer]))
+            if segment["state"] >= 0:
+                assert segment["state"] not in slots, "a slot written twice"
+                slots[segment["state"]] = numerics.finish(partial)
+                continue
             assert np.isnan(out[own]).all(), "an output written twice"
             out[own] = numerics.finish(partial)[0]
     for first, count, row, out_row in work.merged_rows.tolist():
         if count:
-            stored = [
-                (o[row : row + 1], lse[row : row + 1])
-                for o, lse in map(slots.get, range(first, first + count))
-            ]
+            places = [(slot, row) for slot in range(first, first + count)]
+            if work.states is not None:
+                places = work.states[first : first + count].tolist()
+            stored = [tuple(part[at : at + 1] for part in slots[slot]) for slot, at in places]
+            assert np.isnan(out[out_row]).all(), "an output written twice"
             out[out_row] = numerics.merge_normalised(stored)[0][0]
     return out
 
 
-def _folded(grid: TileGrid, segment: dict[str, int], q: Any, k: Any, v: Any) -> numerics.Partial:
+def _rows(work: worklist.WorkList, segment: dict[str, int]) -> tuple[Any, Any]:
+    """Where a segment's rows are in the output, and the last token that each sees, from its columns."""
+    rows, grid = np.arange(segment["rows"]), work.schedule.grid
+    if work.listed_rows is not None:
+        return tuple(work.listed_rows[segment["first_row"] + rows].T)
+    token = (segment["first_row"] + rows) // (grid.workload.group_size if grid.packed else 1)
+    own = worklist.output_rows(grid, np.full(len(rows), segment["tile"]), rows)
+    return own, segment["context"] - grid.workload.query_len + token
+
+
+def _folded(
+    grid: TileGrid, segment: dict[str, int], last_token: Any, q: Any, k: Any, v: Any
+) -> numerics.Partial:
     """The partial of a segment's rows, from the columns of the segment alone."""
-    load = grid.workload
-    group = load.group_size if grid.packed else 1
-    kv_head = segment["head"] if grid.packed else segment["head"] // load.group_size
-    token = (segment["first_row"] + np.arange(segment["rows"])) // group
-    position = (segment["context"] - load.query_len + token)[:, None]
+    kv_head = segment["head"] if grid.packed else segment["head"] // grid.workload.group_size
+    request, kept = segment["request"], slice(None)
+    if grid.work is not None:  # the row of the page table is a tile's own
+        item = int(grid.request[request])
+        request, kept = int(grid.work.source[item]), grid.work.kept(item, kv_head)
+    keys, values = k[request][kept, kv_head], v[request][kept, kv_head]
     first = segment["origin"] + segment["first_tile"] * grid.tile_tokens
     key = np.arange(first, first + segment["tiles"] * grid.tile_tokens)
     key = key[(key >= segment["kv_begin"]) & (key < segment["kv_end"])]
-    mask = key <= position
-    if load.window is not None:
-        mask &= key > position - load.window
+    mask = key <= last_token[:, None]
+    if grid.workload.window is not None:
+        mask &= key > last_token[:, None] - grid.workload.window
     if not len(key):
-        return numerics.empty(len(q), v.shape[-1])
-    return numerics.tile_attention(q, k[key, kv_head], v[key, kv_head], mask, "float64")
+        return numerics.empty(len(q), v[0].shape[-1])
+    return numerics.tile_attention(q, keys[key], values[key], mask, "float64")

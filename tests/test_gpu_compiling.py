@@ -20,20 +20,21 @@ SCRIPT = """
 import json, sys
 from leansim.gpu.compiling import combine_resources, resources_of
 from leansim.points.point import point, resolve
-device, head_dim = sys.argv[1], int(sys.argv[2])
+device, head_dim, listed = sys.argv[1], int(sys.argv[2]), bool(sys.argv[3])
 found = []
 for in_launch in (False, True):
     item = resolve(point(device=device, kernel="triton_flash_decoding", batch_size=2, context_len=1000,
                          num_q_heads=8, num_kv_heads=2, head_dim=head_dim,
-                         window=512 if in_launch else None))
+                         kv_budget=512 if listed else None,
+                         window=512 if in_launch and not listed else None))
     found.append(vars(resources_of(item, in_launch)))
 found.append(vars(combine_resources(item)))
 print(json.dumps(found))
 """
 
 
-def compiled(device: str, head_dim: int) -> list[dict[str, Any]]:
-    command = [sys.executable, "-c", SCRIPT, device, str(head_dim)]
+def compiled(device: str, head_dim: int, listed: bool = False) -> list[dict[str, Any]]:
+    command = [sys.executable, "-c", SCRIPT, device, str(head_dim), "listed" * listed]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -42,10 +43,12 @@ def compiled(device: str, head_dim: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("device", ["a100_sxm_80gb", "h200_sxm", "b200_sxm"])
-def test_a_cta_takes_what_the_kernel_file_says(device: str, head_dim: int) -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_cta_takes_what_the_kernel_file_says(device: str, head_dim: int, listed: bool) -> None:
+    """Work tiles too, whose rows are listed."""
     kernel, gpu = catalog.kernel("triton_fa2"), catalog.device(device)
     tile = next(tile for tile in kernel.tiles if tile.head_dim == head_dim)
-    *attention, combine = compiled(device, head_dim)
+    *attention, combine = compiled(device, head_dim, listed)
     for found in attention:
         assert found["threads"] == tile.threads
         assert found["registers_per_thread"] <= per_arch(tile.registers_per_thread, kernel, gpu)
@@ -108,15 +111,19 @@ class Compiled(execution.Execution):
 
 found = toolkit.load(interpret=False)
 tools = OnTheCpu(found.torch, found.triton, found.kernels, found.micro_kernels, False)
-for kernel in ("triton_flash_decoding", "triton_lean"):
-    item = resolve(point(device="h200_sxm", kernel=kernel, batch_size=1, context_len=9000,
-                         num_q_heads=8, num_kv_heads=1, head_dim=128))
+calls = (
+    ("triton_flash_decoding", {}), ("triton_lean", {}), ("triton_flash_decoding", {"kv_budget": 8000}),
+    ("triton_lean_cascade", {"batch_size": 2, "prefix_len": 8000}),
+)
+for kernel, fields in calls:
+    item = resolve(point(**{"device": "h200_sxm", "kernel": kernel, "batch_size": 1, "context_len": 9000,
+                            "num_q_heads": 8, "num_kv_heads": 1, "head_dim": 128, **fields}))
     drawn = inputs.draw(torch, item.workload, "cpu", 0)
     run = Compiled(tools, item.schedule, item.kernel, item.device, drawn)
     print(kernel, run.resources.metadata.shared, run.resources.metadata.maxnreg)
     if len(run.work.merged_rows):
         named = execution._keywords(launching.combine_meta(item.grid, item.kernel))
-        given = (run.partial_o, run.partial_lse, run.out, run.lists["merged_rows"])
+        given = (run.partial_o, run.partial_lse, run.out, run.lists["merged_rows"], run.lists["states"])
         print("combine", tools.kernels.combine.warmup(*given, grid=(1,), **named).metadata.num_warps)
 data = torch.zeros(64, dtype=torch.int32)
 micro = tools.micro_kernels
@@ -134,4 +141,7 @@ def test_triton_takes_our_arguments_as_at_a_launch() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()
-    assert found == ["triton_flash_decoding 71680 168", "combine 1", "triton_lean 71680 168"]
+    assert found == [
+        "triton_flash_decoding 71680 168", "combine 1", "triton_lean 71680 168",
+        "triton_flash_decoding 71680 168", "combine 1", "triton_lean_cascade 71680 168", "combine 1",
+    ]  # fmt: skip

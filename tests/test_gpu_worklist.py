@@ -64,7 +64,7 @@ def test_a_segment_by_hand() -> None:
     work = work_list(schedule)
     rows = [dict(zip(SEGMENT, row.tolist(), strict=False)) for row in work.segments]
     common = {"tile": 0, "request": 0, "head": 0, "first_row": 0, "rows": 4, "context": 100,
-              "first_slot": 0, "tiles": 1, "origin": 0}  # fmt: skip
+              "first_slot": 0, "tiles": 1, "origin": 0, "state": -1}  # fmt: skip
     host = {"kv_begin": 0, "kv_end": 64, "first_tile": 0, "slot": -1, "peers": 1}
     peer = {"kv_begin": 64, "kv_end": 100, "first_tile": 1, "slot": 0, "peers": 0}
     assert rows == [common | host, common | peer]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,23 @@ class Resources:
 
 def resources_of(resolved: Resolved, in_launch: bool) -> Resources:
     """Compile the attention kernel that a point takes, for the architecture of its device."""
-    meta = attention_meta(resolved.grid, resolved.kernel, resolved.device, in_launch)
-    return compiled("attention", meta, resolved.workload.q_dtype, resolved.device.arch)
+    grid = resolved.grid
+    meta = attention_meta(grid, resolved.kernel, resolved.device, in_launch)
+    listed = grid.work is not None
+    return compiled("attention", meta, resolved.workload.q_dtype, resolved.device.arch, listed)
 
 
 def combine_resources(resolved: Resolved) -> Resources:
     """Compile the combine kernel that a point takes, for the architecture of its device."""
-    meta = combine_meta(resolved.grid, resolved.kernel)
-    return compiled("combine", meta, resolved.workload.q_dtype, resolved.device.arch)
+    meta, listed = combine_meta(resolved.grid, resolved.kernel), resolved.grid.work is not None
+    return compiled("combine", meta, resolved.workload.q_dtype, resolved.device.arch, listed)
 
 
-def compiled(name: str, meta: Meta, dtype: str, arch: str) -> Resources:
-    """Compile a kernel by name. Raises `PairingError` where it is compiled for no such architecture."""
+def compiled(name: str, meta: Meta, dtype: str, arch: str, listed: bool = False) -> Resources:
+    """Compile a kernel by name, for work tiles if their rows are `listed`.
+
+    Raises `PairingError` where it is compiled for no such architecture.
+    """
     if not arch.startswith("sm_"):
         raise PairingError(f"found architecture {arch!r}; wanted one of NVIDIA's, such as sm_90")
     tools = toolkit.load(interpret=False)
@@ -52,8 +58,10 @@ def compiled(name: str, meta: Meta, dtype: str, arch: str) -> Resources:
     from triton.compiler import ASTSource
 
     function = getattr(tools.kernels, name)
-    signature, attributes = _signature(function.arg_names, meta, dtype)
-    source = ASTSource(function, signature, dict(meta.constants), attributes)
+    absent = [] if listed else [one for one in function.arg_names if one in _OF_WORK_TILES]
+    constants = {**meta.constants, **dict.fromkeys(absent)}
+    signature, attributes = _signature(function.arg_names, constants, dtype)
+    source = ASTSource(function, signature, constants, attributes)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     options = meta.options
     made = tools.triton.compile(source, target=target, options=options)
@@ -61,9 +69,10 @@ def compiled(name: str, meta: Meta, dtype: str, arch: str) -> Resources:
     return Resources(meta.num_warps * 32, registers, made.metadata.shared, stack, made.asm["ptx"])
 
 
+_OF_WORK_TILES = ("listed_rows", "states")
 _POINTERS = {
     "pages": "*i32", "first_segment": "*i32", "last_segment": "*i32", "segments": "*i32",
-    "merged_rows": "*i32", "flags": "*i32", "failed": "*i32",
+    "merged_rows": "*i32", "listed_rows": "*i32", "states": "*i32", "flags": "*i32", "failed": "*i32",
     "partial_o": "*fp32", "partial_lse": "*fp32",
 }  # fmt: skip
 _DATA = ("q", "k", "v", "out")
@@ -71,11 +80,13 @@ _TYPES = {"bfloat16": "*bf16", "float16": "*fp16"}
 _ALIGNED = ("most_pages", "k_page", "k_token", "k_head", "v_page", "v_token", "v_head")
 
 
-def _signature(names: list[str], meta: Meta, dtype: str) -> tuple[dict[str, str], dict[Any, Any]]:
+def _signature(
+    names: list[str], constants: Mapping[str, Any], dtype: str
+) -> tuple[dict[str, str], dict[Any, Any]]:
     """Types as at a launch: allocations, and the strides of even head dims, are multiples of 16."""
     signature, attributes = {}, {}
     for at, name in enumerate(names):
-        if name in meta.constants:
+        if name in constants:
             signature[name] = "constexpr"
             continue
         scalar = "fp32" if name == "scale_log2" else "i32"

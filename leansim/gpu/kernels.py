@@ -1,7 +1,8 @@
 """The Triton kernels: attention over the segments of a schedule, and the merge of partials.
 
 Import through `toolkit`: Triton decides at its import whether kernels are compiled or interpreted.
-Columns of `segments` and `merged_rows` are those of `worklist`.
+Columns of `segments` and `merged_rows` are those of `worklist`, of `listed_rows` and `states` those of
+`listed`; the latter are None where contexts are dense, and such kernels then know nothing of them.
 """
 
 # mypy: ignore-errors
@@ -10,19 +11,22 @@ Columns of `segments` and `merged_rows` are those of `worklist`.
 import triton
 import triton.language as tl
 
-from leansim.gpu import worklist
+from leansim.gpu import listed, worklist
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 SEGMENT_COLUMNS = tl.constexpr(worklist.SEGMENT_COLUMNS)
 (
     TILE, REQUEST, HEAD, FIRST_ROW, ROWS, KV_BEGIN, KV_END, FIRST_TILE, TILES, ORIGIN,
-    SLOT, PEERS, FIRST_SLOT, CONTEXT,
+    SLOT, PEERS, FIRST_SLOT, CONTEXT, STATE,
 ) = (tl.constexpr(worklist.SEGMENT.index(name)) for name in worklist.SEGMENT)  # fmt: skip
 MERGED_COLUMNS = tl.constexpr(worklist.MERGED_COLUMNS)
 M_FIRST_SLOT, M_SLOTS, M_ROW, M_OUT_ROW = (
     tl.constexpr(worklist.MERGED.index(name)) for name in worklist.MERGED
 )
+LISTED_COLUMNS, STATE_COLUMNS = map(tl.constexpr, (listed.LISTED_COLUMNS, listed.STATE_COLUMNS))
+L_OUT_ROW, L_LAST_TOKEN = (tl.constexpr(listed.LISTED.index(name)) for name in listed.LISTED)
+S_SLOT, S_ROW = (tl.constexpr(listed.STATE.index(name)) for name in listed.STATE)
 
 
 @triton.jit
@@ -72,10 +76,24 @@ def _placed(
 
 
 @triton.jit
+def _store_partial(
+    partial_o, partial_lse, slot, m, l, o, rows_m, dims_v, valid, written,
+    VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """Write a normalised O and its natural lse to a slot."""
+    total = tl.where(l > 0, l, 1.0)
+    lse = tl.where(l > 0, m / LOG2_E + tl.log(total), -float("inf"))
+    place = slot.to(tl.int64) * BLOCK_M + rows_m
+    tl.store(partial_lse + place, lse, mask=valid)
+    at_o = partial_o + place[:, None] * VALUE_DIM + dims_v[None, :]
+    tl.store(at_o, o / total[:, None], mask=written)
+
+
+@triton.jit
 def attention(
     q, k, v, out, pages, first_segment, last_segment, segments, partial_o, partial_lse, flags, failed,
     scale_log2, window, query_len, num_q_heads, most_pages, most_looks,
-    k_page, k_token, k_head, v_page, v_token, v_head,
+    k_page, k_token, k_head, v_page, v_token, v_head, listed_rows,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILE_TOKENS: tl.constexpr, PAGE_TOKENS: tl.constexpr,
     GROUP: tl.constexpr, HEADS_PER_KV: tl.constexpr,
@@ -86,6 +104,7 @@ def attention(
 
     Program `p` does segments `[first_segment[p], last_segment[p])`. A segment with a slot is stored as
     a normalised O and its natural lse; one with peers first waits for theirs and adds them to its own.
+    Where there are `listed_rows` a segment's rows are of these, and what it merges may be a partial too.
     """
     program = tl.program_id(0)
     rows_m, tokens_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -102,9 +121,15 @@ def attention(
 
         valid = rows_m < rows
         row = first_row + rows_m
-        token = row // GROUP
-        position = context - query_len + token
-        out_row = (request * query_len + token).to(tl.int64) * num_q_heads + head * GROUP + row % GROUP
+        if listed_rows is not None:
+            at_row = listed_rows + row * LISTED_COLUMNS
+            position = tl.load(at_row + L_LAST_TOKEN, mask=valid, other=-1)
+            out_row = tl.load(at_row + L_OUT_ROW, mask=valid, other=0).to(tl.int64)
+        else:
+            token = row // GROUP
+            position = context - query_len + token
+            new_token = (request * query_len + token).to(tl.int64)
+            out_row = new_token * num_q_heads + head * GROUP + row % GROUP
         q_tile = tl.load(
             q + out_row[:, None] * HEAD_DIM + dims_d[None, :],
             mask=valid[:, None] & (dims_d[None, :] < HEAD_DIM),
@@ -159,12 +184,10 @@ def attention(
 
         written = valid[:, None] & (dims_v[None, :] < VALUE_DIM)
         if slot >= 0:
-            total = tl.where(l > 0, l, 1.0)
-            lse = tl.where(l > 0, m / LOG2_E + tl.log(total), -float("inf"))
-            place = slot.to(tl.int64) * BLOCK_M + rows_m
-            tl.store(partial_lse + place, lse, mask=valid)
-            at_o = partial_o + place[:, None] * VALUE_DIM + dims_v[None, :]
-            tl.store(at_o, o / total[:, None], mask=written)
+            _store_partial(
+                partial_o, partial_lse, slot, m, l, o, rows_m, dims_v, valid, written,
+                VALUE_DIM, BLOCK_M,
+            )  # fmt: skip
             if IN_LAUNCH:
                 tl.debug_barrier()  # all threads have stored before one of them says so
                 tl.atomic_add(flags + tile, 1, sem="release", scope="gpu")
@@ -186,14 +209,33 @@ def attention(
                         l = l * kept + added
                         o = o * kept[:, None] + theirs * added[:, None]
                         m = top
+            if listed_rows is not None:
+                state = tl.load(data + STATE)
+                if state >= 0:
+                    _store_partial(
+                        partial_o, partial_lse, state, m, l, o, rows_m, dims_v, valid, written,
+                        VALUE_DIM, BLOCK_M,
+                    )  # fmt: skip
+                written = written & (rows_m[:, None] < tl.where(state < 0, rows, 0))
             total = tl.where(l > 0, l, 1.0)
             at_out = out + out_row[:, None] * VALUE_DIM + dims_v[None, :]
             tl.store(at_out, (o / total[:, None]).to(out.dtype.element_ty), mask=written)
 
 
 @triton.jit
+def _place(first_slot, at, some, slots, row, states, BLOCK_M: tl.constexpr):
+    """Where partials `at + some` of a row are: in slots one after another, or as `states` say."""
+    slot = (first_slot + at + some).to(tl.int64)
+    if states is not None:
+        state, there = states + slot * STATE_COLUMNS, at + some < slots
+        slot = tl.load(state + S_SLOT, mask=there, other=0).to(tl.int64)
+        row = tl.load(state + S_ROW, mask=there, other=0)
+    return slot * BLOCK_M + row
+
+
+@triton.jit
 def combine(
-    partial_o, partial_lse, out, merged_rows,
+    partial_o, partial_lse, out, merged_rows, states,
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One query row: the joint lse of its partials, then their weighted sum, `BLOCK_S` at a time."""
@@ -205,7 +247,7 @@ def combine(
         top = -float("inf")
         total = 0.0
         for at in range(0, slots, BLOCK_S):
-            place = (first_slot + at + some).to(tl.int64) * BLOCK_M + row
+            place = _place(first_slot, at, some, slots, row, states, BLOCK_M)
             lse2 = tl.load(partial_lse + place, mask=at + some < slots, other=-float("inf")) * LOG2_E
             higher = tl.maximum(top, tl.max(lse2, 0))
             total = total * _above(top, higher) + tl.sum(_above(lse2, higher), 0)
@@ -214,7 +256,7 @@ def combine(
         o = tl.zeros([BLOCK_V], tl.float32)
         for at in range(0, slots, BLOCK_S):
             there = at + some < slots
-            place = (first_slot + at + some).to(tl.int64) * BLOCK_M + row
+            place = _place(first_slot, at, some, slots, row, states, BLOCK_M)
             lse2 = tl.load(partial_lse + place, mask=there, other=-float("inf")) * LOG2_E
             theirs = tl.load(
                 partial_o + place[:, None] * VALUE_DIM + dims_v[None, :],

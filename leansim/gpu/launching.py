@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leansim.errors import PairingError
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
@@ -38,16 +39,21 @@ def power_of_two(size: int, least: int = _LEAST) -> int:
 
 
 def attention_meta(
-    grid: TileGrid, kernel: Kernel, device: Device, in_launch: bool, interpreted: bool = False
+    grid: TileGrid,
+    kernel: Kernel,
+    device: Device,
+    in_launch: bool,
+    interpreted: bool = False,
+    page_tokens: int | None = None,
 ) -> Meta:
-    """The attention kernel for a grid: its tile, shape and paging.
+    """The attention kernel for a grid: its tile, shape and paging, in pages of the call or other ones.
 
     With its loop's stages of K and V tiles in shared memory, Triton overlaps one stage more. The
     assembler is held to the kernel file's registers, so that as many CTAs are resident as the schedule
     counts on.
     """
     load = grid.workload
-    tile = tile_for(load, kernel, device)
+    tile = tile_for(grid.asked, kernel, device)
     group = load.group_size
     constants = {
         "HEAD_DIM": load.head_dim,
@@ -57,7 +63,7 @@ def attention_meta(
         "BLOCK_M": power_of_two(grid.tile_rows),
         "BLOCK_N": power_of_two(grid.tile_tokens),
         "TILE_TOKENS": grid.tile_tokens,
-        "PAGE_TOKENS": load.page_tokens,
+        "PAGE_TOKENS": page_tokens or load.page_tokens,
         "GROUP": group if grid.packed else 1,
         "HEADS_PER_KV": 1 if grid.packed else group,
         "WINDOWED": load.window is not None,
@@ -71,8 +77,12 @@ def attention_meta(
 
 
 def combine_meta(grid: TileGrid, kernel: Kernel) -> Meta:
-    """The combine kernel for a grid: a warp for each query row."""
-    assert kernel.combine is not None
+    """The combine kernel for a grid: a warp for each query row.
+
+    Raises `PairingError` for a kernel without one.
+    """
+    if kernel.combine is None:
+        raise PairingError(f"kernel {kernel.name!r} has no combine kernel, and the schedule needs one")
     constants = {
         "VALUE_DIM": grid.workload.value_dim,
         "BLOCK_V": power_of_two(grid.workload.value_dim),

@@ -228,7 +228,7 @@ class Micro:
 
         def call(_: int) -> None:
             self.tools.kernels.combine[(rows,)](
-                partial_o, partial_lse, out, merged, VALUE_DIM=dim, BLOCK_V=power_of_two(dim),
+                partial_o, partial_lse, out, merged, None, VALUE_DIM=dim, BLOCK_V=power_of_two(dim),
                 BLOCK_M=16, BLOCK_S=8, num_warps=1,
             )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """A schedule as the arrays that the kernels execute. NumPy only; nothing is decided here.
 
 Row by row: what each segment needs to know, in the schedule's order, and what each row of the
-combine kernel merges. Partial slots of an output tile lie together, in merge order.
+combine kernel merges. Partial slots of an output tile lie together, in merge order. Where contexts are
+not dense there are lists beside them: `listed`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from leansim.arrays import IntArray
-from leansim.errors import ScheduleError
+from leansim.errors import PairingError, ScheduleError
+from leansim.gpu.listed import listed_rows, merged_states
 from leansim.schedule.schedule import IN_LAUNCH, Schedule
 from leansim.schedule.tiling import TileGrid
 
@@ -22,12 +24,15 @@ Int32Array = npt.NDArray[np.int32]
 # Columns of a segment: its output tile, request, counted head, first row of the head and valid rows;
 # its first token that the tile attends to and the one after its last; its first KV tile and how many;
 # the token that KV tiles count from; the slot of its partial or -1; how many peers it waits for; the
-# tile's first slot; the request's tokens.
+# tile's first slot; the request's tokens; the slot for what it has merged, or -1 where that is the
+# output. Of a work tile tokens are those that it gathers, the request is the tile itself, whose pages it
+# reads, and the first row is one of the listed rows.
 SEGMENT = (
     "tile", "request", "head", "first_row", "rows", "kv_begin", "kv_end", "first_tile", "tiles",
-    "origin", "slot", "peers", "first_slot", "context",
+    "origin", "slot", "peers", "first_slot", "context", "state",
 )  # fmt: skip
-# A row of the combine kernel: its tile's first slot and slots, its row in them and in the output.
+# A row of the combine kernel: its tile's first slot and slots, its row in them and in the output. Where
+# its partials are listed, the first of these and how many.
 MERGED = ("first_slot", "slots", "row", "out_row")
 # Rows are padded so that one never straddles a 64-byte border.
 SEGMENT_COLUMNS, MERGED_COLUMNS = 16, 4
@@ -40,7 +45,8 @@ class WorkList:
 
     `first [programs]` and `last [programs]` are each program's segments, rows of `segments [n, 16]`;
     `merged_rows [rows, 4]` are those of the combine kernel, none where there is no such kernel. There
-    are `num_slots` partials of `grid.tile_rows` rows. All int32.
+    are `num_slots` partials of `grid.tile_rows` rows. Of work tiles there are `listed_rows [rows, 2]`,
+    and `states [partials, 2]` row by row of the output; else these are None. All int32.
     """
 
     schedule: Schedule
@@ -49,6 +55,8 @@ class WorkList:
     segments: Int32Array
     merged_rows: Int32Array
     num_slots: int
+    listed_rows: Int32Array | None = None
+    states: Int32Array | None = None
 
     @property
     def in_launch(self) -> bool:
@@ -62,41 +70,68 @@ class WorkList:
 
 
 def work_list(schedule: Schedule) -> WorkList:
-    """Lay out a schedule for the kernels. Raises `ScheduleError` for one that int32 cannot index.
+    """Lay out a schedule for the kernels.
+
+    Raises `ScheduleError` for one that int32 cannot index, `PairingError` for a part of a call.
 
     A CTA is a program, in the order of the schedule: the hardware issues programs in that order, and
     so a queue's order too. Slots beyond a tile's segments (`partials`) are empty partials, written by
     the CTAs without a segment, or where there is none by the CTA of the tile's last segment.
     """
     grid, tile = schedule.grid, schedule.output_tile
+    if grid.is_part:
+        raise PairingError(
+            "the Triton kernels attend in one launch; found a part of a call that takes two"
+        )
     published = schedule.is_partial & ~schedule.merges
     slots_of_tile, first_slot = _slots(schedule)
+    state_slot = _state_slots(schedule, int(slots_of_tile.sum()))
+    page_row, head, first_row = _of_tiles(grid)
     columns = np.zeros((schedule.num_segments, SEGMENT_COLUMNS), dtype=np.int64)
     peers = np.where(schedule.merges, schedule.segments_of_tile[tile] - 1, 0)
     first_tile, tiles = grid.first_kv_tile[tile] + schedule.start, schedule.stop - schedule.start
     origin = grid.tiling_begin[tile]
     values: tuple[IntArray, ...] = (
-        tile, grid.request[tile], grid.head[tile], (grid.row_block * grid.tile_rows)[tile],
+        tile, page_row[tile], head[tile], first_row[tile],
         grid.rows[tile], np.maximum(grid.kv_begin[tile], origin + first_tile * grid.tile_tokens),
         np.minimum(grid.kv_end[tile], origin + (first_tile + tiles) * grid.tile_tokens),
         first_tile, tiles, origin,
         _slot_of_segment(schedule, published, first_slot), peers, first_slot[tile],
-        grid.context_lens[grid.request[tile]],
+        grid.context_lens[grid.request[tile]], state_slot[tile],
     )  # fmt: skip
     for at, value in enumerate(values):
         columns[:, at] = value
     cta, columns = _with_empty_partials(schedule, columns, slots_of_tile, first_slot)
     border = np.zeros(schedule.num_ctas + 1, dtype=np.int64)
     np.cumsum(np.bincount(cta, minlength=schedule.num_ctas), out=border[1:])
-    merged = _merged_rows(schedule, slots_of_tile, first_slot)
-    tables = (border[:-1], border[1:], columns, merged)
-    if max(int(columns.max()), len(columns), int(merged.max(initial=0))) > _MOST:
+    num_slots = int(slots_of_tile.sum() + np.count_nonzero(state_slot >= 0))
+    lists: list[IntArray] = []
+    if grid.work is None:
+        merged = _merged_rows(schedule, slots_of_tile, first_slot)
+    else:
+        rows = listed_rows(grid)
+        first_state = np.where(state_slot < 0, first_slot, state_slot)
+        counts, states = merged_states(schedule, first_state, rows)
+        merged = _merged_lists(counts)
+        lists = [rows, states]
+    tables = [border[:-1], border[1:], columns, merged, *lists]
+    if max(len(columns), *(int(table.max(initial=0)) for table in tables)) > _MOST:
         raise ScheduleError(
             f"found {len(columns):,} segments of tokens and rows that int32 cannot count"
         )
-    narrow = [np.ascontiguousarray(table, dtype=np.int32) for table in tables]
-    first, last, segments, rows = narrow
-    return WorkList(schedule, first, last, segments, rows, int(slots_of_tile.sum()))
+    first, last, segments, merged_rows, *narrow = (
+        np.ascontiguousarray(table, dtype=np.int32) for table in tables
+    )
+    return WorkList(schedule, first, last, segments, merged_rows, num_slots, *narrow)
+
+
+def _of_tiles(grid: TileGrid) -> tuple[IntArray, IntArray, IntArray]:
+    """Row of the page table of each output tile, counted head, and first row of the head or the list."""
+    work = grid.work
+    if work is None:
+        return grid.request, grid.head, grid.row_block * grid.tile_rows
+    head = grid.head if not work.by_head else work.head[grid.request] * grid.heads + grid.head
+    return np.arange(grid.num_output_tiles), head, np.cumsum(grid.rows) - grid.rows
 
 
 def _slots(schedule: Schedule) -> tuple[IntArray, IntArray]:
@@ -104,6 +139,20 @@ def _slots(schedule: Schedule) -> tuple[IntArray, IntArray]:
     assert schedule.partials is not None
     slots = schedule.partials - (schedule.partials > 0) * (schedule.combine in IN_LAUNCH)
     return slots, np.cumsum(slots) - slots
+
+
+def _state_slots(schedule: Schedule, first: int) -> IntArray:
+    """Slot of what an output tile leaves once it is merged, -1 where that is the output: from `first`.
+
+    Only where others serve its rows too and its partials do not go to the combine kernel.
+    """
+    slot = np.full(schedule.grid.num_output_tiles, -1, dtype=np.int64)
+    if schedule.grid.is_shared is not None:
+        assert schedule.partials is not None
+        by_kernel = np.greater(schedule.partials, 0) & (schedule.combine == "kernel")
+        left = schedule.grid.is_shared & ~by_kernel
+        slot[left] = first + np.arange(np.count_nonzero(left))
+    return slot
 
 
 def _slot_of_segment(schedule: Schedule, published: npt.NDArray[np.bool_], first: IntArray) -> IntArray:
@@ -147,6 +196,15 @@ def _merged_rows(schedule: Schedule, slots: IntArray, first: IntArray) -> IntArr
     tile = np.repeat(np.arange(grid.num_output_tiles), grid.rows)
     row = np.arange(len(tile)) - np.repeat(np.cumsum(grid.rows) - grid.rows, grid.rows)
     return np.stack((first[tile], slots[tile], row, output_rows(grid, tile, row)), axis=1)
+
+
+def _merged_lists(counts: IntArray) -> IntArray:
+    """A row for each that has so many partials listed."""
+    merged = np.zeros((len(counts), MERGED_COLUMNS), dtype=np.int64)
+    merged[:, MERGED.index("first_slot")] = np.cumsum(counts) - counts
+    merged[:, MERGED.index("slots")] = counts
+    merged[:, MERGED.index("out_row")] = np.arange(len(counts))
+    return merged
 
 
 def output_rows(grid: TileGrid, tile: IntArray, row: IntArray) -> IntArray:
