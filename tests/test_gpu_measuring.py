@@ -154,6 +154,22 @@ def test_a_measured_point_says_everything(tmp_path: Path) -> None:
 
 
 @needs_triton
+def test_cold_calls_are_apart_by_what_is_read_and_not_by_what_is_there() -> None:
+    """A list of 64 tokens of 3,200: as many buffers as of a context of 64."""
+    tools = stand_in()
+    device = {"num_q_heads": "64", "num_kv_heads": "64", "batch_size": "40"}
+    buffers = [
+        Measurer(tools)._plan(resolve(point_from_row(POINT | device | fields, "points.csv")))[1]
+        for fields in (
+            {"context_len": "3200"},
+            {"context_len": "64"},
+            {"context_len": "3200", "kv_budget": "64"},
+        )
+    ]
+    assert buffers[0] < buffers[1] == buffers[2]
+
+
+@needs_triton
 @pytest.mark.usefixtures("few_calls")
 def test_warm_calls_share_a_buffer_and_streams_are_no_graph() -> None:
     tools = stand_in()

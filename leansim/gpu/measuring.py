@@ -92,7 +92,7 @@ class Measurer:
         if load.cache == "warm":
             return calls, 1
         size = pool_bytes(load)
-        enough = 1 + -(-_EVICTED_AFTER * device.l2_bytes // size)
+        enough = 1 + -(-_EVICTED_AFTER * device.l2_bytes // load.kv_bytes)
         return calls, max(1, min(calls, enough, _LARGEST_POOL // size))
 
     def _inputs(self, load: Workload, buffers: int) -> tuple[int, Inputs]:
