@@ -33,7 +33,13 @@ def of(kernel: str, device: str = "h100_sxm", **fields: Any) -> Any:
         ("vllm_unified", {"page_tokens": 17}, "pages of 17 tokens, wanted a multiple of 16"),
         ("vllm_paged_v2", {"page_tokens": 64}, "pages of 64 tokens, wanted one of 8, 16, 32"),
         ("vllm_paged_v1", {"head_dim": 100}, "head dim 100, wanted one of 32, 64"),
-        ("flashinfer_decode", {"head_dim": 96}, "head dim 96, wanted one of 64, 128, 256"),
+        ("flashinfer_decode", {"head_dim": 96}, "head dim 96, wanted one of 64, 128, 256, 512"),
+        (
+            "flashinfer_decode",
+            {"num_q_heads": 40},
+            "5 query heads per KV head, wanted one of 1, 2, 3, 4",
+        ),
+        ("flashinfer_batch", {"head_dim": 96}, "head dim 96, wanted a multiple of 64, such as 128"),
         ("trtllm_xqa", {"head_dim": 120}, "head dim 120, wanted a multiple of 16, such as 128"),
         ("trtllm_xqa", {"page_tokens": 17}, "pages of 17 tokens, wanted one of 8"),
     ],
@@ -73,6 +79,38 @@ def test_a_kernel_that_not_all_run_is_answered_and_says_so() -> None:
     assert "fallback" not in few.notes()[0]
 
 
+def test_a_kernel_that_its_own_runtime_leaves_to_another_says_so() -> None:
+    """TensorRT-LLM gives multi-head attention to MMHA, FlashInfer to XQA."""
+    notes = [simulate(of("trtllm_xqa", num_q_heads=heads)).notes() for heads in (8, 16)]
+    wanted = (
+        "1 query heads per KV head, wanted at least 2: masked multi-head attention (MMHA) runs instead"
+    )
+    assert [wanted in "".join(said) for said in notes] == [True, False]
+
+
+def test_a_head_dim_that_real_kernels_take_is_not_called_beyond_their_limits() -> None:
+    """Rows of 512 were measured; what is missing is a tile here."""
+    with pytest.raises(PairingError, match="no tile for head_dim 512; its largest is 256"):
+        simulate(of("trtllm_gen", "b200_sxm", head_dim=512))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "device", "pages"),
+    [
+        ("fa3", "h100_sxm", (1, 17, 64)),
+        ("sglang_fa3", "h100_sxm", (1, 17)),
+        ("flashinfer_decode", "h100_sxm", (1, 5)),
+        ("trtllm_gen", "b200_sxm", (64, 256, 1024)),
+        ("trtllm_xqa", "h100_sxm", (8, 128)),
+    ],
+)
+def test_pages_that_real_kernels_take_are_taken(
+    kernel: str, device: str, pages: tuple[int, ...]
+) -> None:
+    for tokens in pages:
+        assert simulate(of(kernel, device, page_tokens=tokens)).result.latency_s > 0
+
+
 def test_a_measured_kernel_stays_so_where_it_runs() -> None:
     """The table of SGLang's rows covers 32 query heads per KV head."""
     asked = of("trtllm_gen", "b200_sxm", num_q_heads=32, num_kv_heads=1, page_tokens=64, cache="warm")
@@ -91,10 +129,13 @@ def test_no_architecture_is_suggested_for_a_device() -> None:
         simulate(of("fa4"))
 
 
-@pytest.mark.parametrize("said", ["{of: head_dim}", "{of: head_dim, most: 3, multiple_of: 8}"])
+@pytest.mark.parametrize(
+    "said",
+    ["{of: head_dim}", "{of: head_dim, most: 3, multiple_of: 8}", "{of: head_dim, most: 3, least: 2}"],
+)
 def test_a_limit_says_one_thing(said: str) -> None:
     text = f"{said[:-1]}, source: 'counted: by hand'}}"
-    with pytest.raises(ConfigError, match="wanted one of most, multiple_of and one_of"):
+    with pytest.raises(ConfigError, match="wanted one of most, least, multiple_of and one_of"):
         catalog.validate(Limit, parse(text))
 
 

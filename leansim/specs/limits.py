@@ -20,15 +20,16 @@ _WORDS: dict[str, str] = {
 
 
 class Limit(Spec):
-    """What a quantity of the calls that a kernel's host code gives it is: one of three.
+    """What a quantity of the calls that a kernel's host code gives it is: one of four.
 
-    At `most` so much, a `multiple_of`, or `one_of`. Other calls are refused; `instead` says what the
-    host runs for them. Where another framework runs the kernel all the same, `kept_by` names it, and the
-    calls are answered.
+    At `most` so much, at `least` so much, a `multiple_of`, or `one_of`. Other calls are refused;
+    `instead` says what the host runs for them. Where another framework runs the kernel all the same,
+    `kept_by` names it, and the calls are answered.
     """
 
     of: Quantity
     most: Count | None = None
+    least: Count | None = None
     multiple_of: Count | None = None
     one_of: tuple[Count, ...] | None = None
     instead: str | None = None
@@ -37,8 +38,9 @@ class Limit(Spec):
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Limit:
-        if sum(x is not None for x in (self.most, self.multiple_of, self.one_of)) != 1:
-            raise ValueError("wanted one of most, multiple_of and one_of")
+        said = (self.most, self.least, self.multiple_of, self.one_of)
+        if sum(x is not None for x in said) != 1:
+            raise ValueError("wanted one of most, least, multiple_of and one_of")
         return self
 
     def holds(self, workload: Workload) -> bool:
@@ -46,6 +48,8 @@ class Limit(Spec):
         value = getattr(workload, self.of)
         if self.most is not None:
             return bool(value <= self.most)
+        if self.least is not None:
+            return bool(value >= self.least)
         if self.multiple_of is not None:
             return bool(value % self.multiple_of == 0)
         return value in (self.one_of or ())
@@ -58,6 +62,8 @@ class Limit(Spec):
         elif self.multiple_of is not None:
             nearest = -(-value // self.multiple_of) * self.multiple_of
             wanted = f"a multiple of {self.multiple_of}, such as {nearest}"
+        elif self.least is not None:
+            wanted = f"at least {self.least}"
         else:
             wanted = f"at most {self.most}"
         return f"{_WORDS[self.of].format(value)}, wanted {wanted}"
