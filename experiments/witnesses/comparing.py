@@ -36,10 +36,20 @@ class Call:
     cache: str
     dtype: str
 
-    def point(self, kernel: str, context_lens: Sequence[int], told: int | None = None) -> leansim.Point:
-        """One batch of it; `told` is the context that the kernel's host code was told of."""
+    def point(
+        self,
+        kernel: str,
+        context_lens: Sequence[int],
+        told: int | None = None,
+        prefix_len: int | None = None,
+    ) -> leansim.Point:
+        """One batch of it; `told` is the context that the kernel's host code was told of.
+
+        All requests share their first `prefix_len` tokens.
+        """
         return leansim.point(
-            device=self.device, kernel=kernel, context_lens=tuple(context_lens), max_context_len=told,
+            device=self.device, kernel=kernel,
+            context_lens=tuple(context_lens), max_context_len=told, prefix_len=prefix_len,
             num_q_heads=self.num_q_heads, num_kv_heads=self.num_kv_heads, head_dim=128, page_tokens=16,
             q_dtype=self.dtype, kv_dtype=self.dtype, cache=self.cache, launch="stream",
         )  # type: ignore[arg-type]  # fmt: skip
