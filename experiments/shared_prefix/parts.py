@@ -1,0 +1,37 @@
+"""What a part of the results says: its title, sentences and tables, as Markdown; and common figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from leansim.answers import Row, render
+
+Rows = list[Row]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a page: a title, sentences, and tables of text under their captions."""
+
+    title: str
+    sentences: tuple[str, ...]
+    tables: tuple[tuple[str, Rows], ...]
+
+    @property
+    def written(self) -> str:
+        """The part as Markdown."""
+        tables = (f"### {caption}\n\n{render(rows, 'md')}" for caption, rows in self.tables if rows)
+        return "\n\n".join([f"## {self.title}", "\n".join(self.sentences), *tables])
+
+
+def geometric_mean(ratios: Iterable[float]) -> float:
+    """Mean of ratios."""
+    logs = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logs) / len(logs))
+
+
+def tokens(number: int) -> str:
+    """A token count as files write it."""
+    return f"{number // 1024}k" if number % 1024 == 0 else str(number)
