@@ -6,6 +6,8 @@ import re
 import shlex
 import subprocess
 import sys
+from csv import DictReader
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from golden import read
 
 from leansim.partitioners.registry import partitioners
+from leansim.points.grid import load
+from leansim.points.point import point_from_row, resolve
 from leansim.specs import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +24,14 @@ TEXT = (ROOT / "docs" / "schedulers.md").read_text()
 COMMANDS = re.findall(r"```sh\n(leansim .*)\n```", TEXT)
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in TEXT.splitlines()
+    for line in TEXT.partition("## The schedulers\n")[2].splitlines()
     if line.startswith("| `")
 ]
+
+
+def blocks(language: str) -> list[str]:
+    """The page's examples in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_there_is_an_example_of_each_verb() -> None:
@@ -30,7 +39,7 @@ def test_there_is_an_example_of_each_verb() -> None:
     assert verbs == {"explain", "oracle", "splits", "regret", "buckets", "invariance"}
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[1])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[1:6]))
 def test_the_examples_run(command: str, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", *shlex.split(command)]
     done = subprocess.run(
@@ -40,12 +49,35 @@ def test_the_examples_run(command: str, tmp_path: Path) -> None:
     assert done.stdout.strip()
 
 
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+def test_the_python_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/schedulers.md", "exec"), names)
-    assert re.fullmatch(r"\d+ \d+ \d+\.\d us\n", capsys.readouterr().out)
+    for code in blocks("python"):
+        exec(compile(code, "docs/schedulers.md", "exec"), names)
+    assert re.fullmatch(r"\d+ \d+ \d+\.\d us\n\d+\.\d us\n", capsys.readouterr().out)
     assert names["lost"]["regret"].min() == 1.0
+    assert [len(one.requests) for one in resolve(names["shared"]).workload.prefixes] == [16, 8]
+
+
+def test_shared_prefixes_as_yaml_csv_and_flags_are_the_same(tmp_path: Path) -> None:
+    (yaml,), (csv,) = blocks("yaml"), blocks("csv")
+    (tmp_path / "run.yaml").write_text(yaml)
+    in_yaml = [resolve(one) for one in load(tmp_path / "run.yaml").points()]
+    rows = list(DictReader(csv.splitlines()))
+    in_csv = [resolve(point_from_row(row, "docs/schedulers.md")) for row in rows]
+    (flags,) = (command.split() for command in COMMANDS if "--prefix-len" in command)
+    keys = {flag[2:].replace("-", "_"): value for flag, value in pairwise(flags) if flag[:2] == "--"}
+    asked = resolve(point_from_row(keys, "docs/schedulers.md"))
+    assert [len(one.requests) for one in asked.workload.prefixes] == [16] * 4
+    for same in (*in_yaml, *in_csv):
+        shares = same.kernel.shares_prefixes
+        assert same.workload.prefixes == (asked.workload.prefixes if shares else ())
+    assert {one.kernel.name for one in in_csv} <= {one.kernel.name for one in in_yaml}
+
+
+def test_every_kernel_that_shares_prefixes_has_a_row() -> None:
+    (table,) = re.findall(r"\| kernel \| what is shared .*?\n\n", TEXT, re.DOTALL)
+    sharing = [name for name in catalog.names("kernel") if catalog.kernel(name).shares_prefixes]
+    assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == sharing
 
 
 def test_every_partitioner_has_a_row_with_its_kernels() -> None:
