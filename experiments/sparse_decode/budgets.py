@@ -15,7 +15,7 @@ CONTEXTS = (8192, 32768, 131072)
 BUDGETS = (512, 1024, 2048, 4096)
 WINDOW = 256
 # Contexts that are tried for the break-even: four steps to an octave.
-TRIED = tuple(round(2 ** (step / 4) / 256) * 256 for step in range(40, 69))
+TRIED = tuple(sorted({round(2 ** (step / 4) / 256) * 256 for step in range(36, 69)}))
 
 
 def quest(budget: int) -> str:
