@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from leansim.errors import ConfigError, PairingError
+from leansim.errors import ConfigError, PairingError, PartitionerError
 from leansim.files.strict_yaml import parse
 from leansim.points.point import point, resolve
 from leansim.points.simulate import simulate
+from leansim.report.show import described
 from leansim.specs import catalog
 from leansim.specs.kernel import Kernel
 from leansim.specs.limits import Limit
@@ -147,3 +148,25 @@ def test_every_limit_has_a_source_and_an_instance_within_it() -> None:
             if limit.of == "head_dim":
                 loads = [Workload((1024,), 8, 8, tile.head_dim) for tile in kernel.tiles]
                 assert all(limit.holds(load) for load in loads), name
+
+
+def test_show_tells_every_limit_with_its_source() -> None:
+    text = described("trtllm_gen")
+    for limit in catalog.kernel("trtllm_gen").limits:
+        (line,) = [row for row in text.splitlines() if row.startswith(f"limits.{limit.of} ")]
+        assert line.endswith(limit.source)
+    assert (
+        "most: 32, instead: a fallback of TensorRT-LLM (up to 75 times as slow), kept_by: SGLang" in text
+    )
+
+
+def test_a_million_setup_kernels_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"setup_kernels: found 1000000; wanted .* 1024"):
+        simulate(of("fa2", overrides={"kernel.ctas.setup_kernels": 1_000_000}))
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_options_of_partitioners_are_numbers(found: bool) -> None:
+    split = {"name": "flash_decoding", "options": {"num_splits": found}}
+    with pytest.raises(PartitionerError, match=f"num_splits: found {found}; wanted a number, not true"):
+        simulate(of("fa2", partitioner=split))

@@ -87,6 +87,11 @@ def _rows(thing: SourcedSpec, way: str = "") -> Iterator[dict[str, str]]:
         elif nested := thing.nested(field):
             for item in nested:
                 yield from _rows(item, f"{way}{field}.{item.name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict) and "source" in value[0]:
+            for item in said[field]:
+                source, of = item.pop("source"), item.pop("of")
+                parts = (f"{key}: {part}" for key, part in item.items())
+                yield {"number": f"{way}{field}.{of}", "value": ", ".join(parts), "source": source}
         elif value is not None and (not way or field in said):
             yield {"number": way + field, "value": _shown(said.get(field, value)), "source": ""}
 
