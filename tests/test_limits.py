@@ -35,11 +35,6 @@ def of(kernel: str, device: str = "h100_sxm", **fields: Any) -> Any:
         ("vllm_paged_v2", {"page_tokens": 64}, "pages of 64 tokens, wanted one of 8, 16, 32"),
         ("vllm_paged_v1", {"head_dim": 100}, "head dim 100, wanted one of 32, 64"),
         ("flashinfer_decode", {"head_dim": 96}, "head dim 96, wanted one of 64, 128, 256, 512"),
-        (
-            "flashinfer_decode",
-            {"num_q_heads": 40},
-            "5 query heads per KV head, wanted one of 1, 2, 3, 4",
-        ),
         ("flashinfer_batch", {"head_dim": 96}, "head dim 96, wanted a multiple of 64, such as 128"),
         ("trtllm_xqa", {"head_dim": 120}, "head dim 120, wanted a multiple of 16, such as 128"),
         ("trtllm_xqa", {"page_tokens": 17}, "pages of 17 tokens, wanted one of 8"),
