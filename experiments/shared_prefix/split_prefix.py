@@ -71,8 +71,8 @@ def part(times: Times) -> Part:
         "everywhere. The cause is one: equal tiles are not equal times. The line has the prefix "
         "first; its CTAs stream one long segment, from L2, and are through early. Those at the end "
         "of the line get suffixes alone, from DRAM and, where suffixes are short, hundreds of "
-        "segments with a start each. A line in another order, or parts weighed by segments, would "
-        "not have it; nobody has built either.",
+        "segments with a start each. A line in another order, or parts weighed by segments, may "
+        "not have it; neither was tried.",
         "With full tiles the prefix is bound by the CTAs' tile loop, not by memory; where a wave "
         "of unsplit CTAs fills the SMs, splitting gains nothing and costs a combine kernel.",
         f"How far to believe it: `{FLASHINFER}` is often the fastest on Hopper, but its 64- and "
