@@ -238,9 +238,9 @@ class Store:
         try:
             with closing(self._connection.execute(statement)) as cursor:
                 yield from cursor
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # what SQLite quotes may be no text
             wanted = "wanted to read it"
-            if damage.is_damage(error):
+            if isinstance(error, UnicodeDecodeError) or damage.is_damage(error):
                 wanted = "wanted a whole store: a sweep into its folder recovers the rows that are"
             raise StoreError(f"{self.path}: found {error}; {wanted}") from error
 
