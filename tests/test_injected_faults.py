@@ -168,7 +168,7 @@ def test_files_that_may_not_grow(tmp_path: Path, name: str) -> None:
     assert check(name, tmp_path, "bytes:0,5000,30000") >= 2
 
 
-@pytest.mark.thorough
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("fault", [*FAULTS, "bytes:0,1,100,1000,4096,8192,20000,40000,80000,200000"])
 def test_any_fault_at_every_moment(tmp_path: Path, name: str, fault: str) -> None:
