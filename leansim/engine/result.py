@@ -77,7 +77,8 @@ class Result:
         """
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
-        took, waited = self.end[at] - ready, ready - self.begin[at]
+        took = self.end[at] - ready
+        waited = ready - self.begin[at] if self.program.num_counters else np.zeros(1, np.int64)
         index = self.program.launches.index(launch)
         window = self.launch_end[index] - self.launch_begin[index]
         held = window * self.program.slots(launch)
@@ -87,6 +88,6 @@ class Result:
             took, waited = took.astype(object), waited.astype(object)
             sums = [took[kind == phase].sum() for phase in range(len(_PHASES))]
         spent = dict(zip(_PHASES, map(int, sums), strict=True))
-        spent["wait"] = int(waited.sum()) if self.program.num_counters else 0
+        spent["wait"] = int(waited.sum())
         spent["idle"] = held - sum(spent.values())
         return spent

@@ -256,22 +256,6 @@ def tile_states(
     return stored if schedule.combine == "kernel" else []
 
 
-def replay_tile(
-    schedule: Schedule,
-    segments: Iterable[int],
-    inputs: tuple[FloatArray, FloatArray, FloatArray],
-    precision: Precision,
-) -> FloatArray:
-    """Compute one output tile that has its rows to itself, `[rows, value_dim]`, as `tile_states`.
-
-    NaN where nothing is written.
-    """
-    states = tile_states(schedule, segments, inputs, precision)
-    if not states:
-        return np.full((len(inputs[0]), inputs[2].shape[-1]), np.nan, accumulator(precision))
-    return rounded(merge_normalised(states)[0], precision)
-
-
 class Gathered:
     """Partials of rows that come from several output tiles, and their merge."""
 

@@ -84,10 +84,25 @@ def head_inputs(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Draw normal inputs of one request and KV head; the same whatever else is drawn.
 
+    KV of a shared prefix is that of the first request that holds it.
+
     Returns q `[query_len, group_size, head_dim]`, k `[context_len, head_dim]`, v `[context_len,
     value_dim]`, float64; v is the leading part of k where the cache is latent. Scores have a standard
     deviation of `scale`. Raises `OutOfRangeError` for a context that is too long to draw.
     """
+    q, k, v = _drawn(workload, request, kv_head, seed)
+    for prefix in workload.prefixes:
+        if request in prefix.requests[1:]:
+            _, shared_k, shared_v = _drawn(workload, prefix.requests[0], kv_head, seed)
+            span = slice(prefix.begin, prefix.end)
+            k[span], v[span] = shared_k[span], shared_v[span]
+    return scale * q, k, v
+
+
+def _drawn(
+    workload: Workload, request: int, kv_head: int, seed: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Inputs of one request and KV head as if it shared nothing."""
     rng = np.random.default_rng([seed, request, kv_head])
     tokens = workload.context_lens[request]
     if tokens * workload.head_dim > MOST_ELEMENTS:
@@ -96,17 +111,14 @@ def head_inputs(
     q = rng.standard_normal((workload.query_len, workload.group_size, workload.head_dim))
     k = rng.standard_normal((tokens, workload.head_dim))
     if workload.latent_kv:
-        return scale * q, k, k[:, : workload.value_dim]
-    return scale * q, k, rng.standard_normal((tokens, workload.value_dim))
+        return q, k, k[:, : workload.value_dim]
+    return q, k, rng.standard_normal((tokens, workload.value_dim))
 
 
 def random_inputs(
     workload: Workload, seed: int, scale: float = 1.0
 ) -> tuple[FloatArray, list[FloatArray], list[FloatArray]]:
-    """Draw `head_inputs` of all requests and KV heads, laid out as `replay` takes them.
-
-    Requests that share a prefix hold the same in it.
-    """
+    """Draw `head_inputs` of all requests and KV heads, laid out as `replay` takes them."""
     queries, keys, values = [], [], []
     for request in range(workload.batch_size):
         heads = range(workload.num_kv_heads)
@@ -114,9 +126,4 @@ def random_inputs(
         queries.append(np.concatenate([q for q, _, _ in drawn], axis=1))
         keys.append(np.stack([k for _, k, _ in drawn], axis=1))
         values.append(np.stack([v for _, _, v in drawn], axis=1))
-    for prefix in workload.prefixes:
-        first, *others = prefix.requests
-        span = slice(prefix.begin, prefix.end)
-        for request in others:
-            keys[request][span], values[request][span] = keys[first][span], values[first][span]
     return np.stack(queries), keys, values

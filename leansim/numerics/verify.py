@@ -208,7 +208,7 @@ def _tile_errors(
     request = int(owners[-1])
     group = grid.asked.group_size
     heads_here = np.unique(heads_here) - kv_head * group
-    q, k, v = _context(grid, request, kv_head, seed)
+    q, k, v = head_inputs(grid.asked, request, kv_head, seed)
     kept = positions(grid, tile)[1] if grid.is_part else kept_of(grid.asked, request, kv_head)
     errors = np.empty((len(precisions), 4))
     for i, precision in enumerate(precisions):
@@ -251,19 +251,6 @@ def _serving(grid: TileGrid, tile: int, request: int) -> list[int]:
         if not by_head or grid.work.head[other] == grid.work.head[item]
     ]
     return [other * grid.heads + head for other in alike]
-
-
-def _context(
-    grid: TileGrid, request: int, kv_head: int, seed: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Draw `head_inputs` of a request; what it shares is that of the request whose KV is read."""
-    q, k, v = head_inputs(grid.asked, request, kv_head, seed)
-    for prefix in grid.asked.prefixes:
-        if request in prefix.requests[1:]:
-            _, shared_k, shared_v = head_inputs(grid.asked, prefix.requests[0], kv_head, seed)
-            span = slice(prefix.begin, prefix.end)
-            k[span], v[span] = shared_k[span], shared_v[span]
-    return q, k, v
 
 
 def _check(precision: Precision, errors: FloatArray) -> PrecisionCheck:

@@ -69,10 +69,10 @@ def _draw(count: int, among: int, *seeds: int) -> IntArray:
 
 def whole_blocks(blocks: IntArray, size: int) -> IntArray:
     """The tokens of whole blocks."""
-    return whole_numbers((blocks[:, None] * size + np.arange(size)).ravel())
+    return _integers((blocks[:, None] * size + np.arange(size)).ravel())
 
 
-def whole_numbers(values: Any) -> IntArray:
+def _integers(values: Any) -> IntArray:
     """Whole numbers, whatever an empty part would make of them."""
     return np.asarray(values, dtype=np.int64)
 
@@ -92,7 +92,7 @@ class WindowSink(_Runs):
         """The same for every head."""
         if tokens <= self.sink + self.window:
             return np.arange(tokens)
-        return whole_numbers(np.r_[0 : self.sink, tokens - self.window : tokens])
+        return _integers(np.r_[0 : self.sink, tokens - self.window : tokens])
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Strided(Given):
         """The same for every head."""
         last = -(-tokens // self.block) - 1
         kept = whole_blocks(np.arange(last % self.stride, last + 1, self.stride), self.block)
-        return whole_numbers(kept[kept < tokens])
+        return _integers(kept[kept < tokens])
 
 
 @dataclass(frozen=True)
@@ -181,16 +181,16 @@ class RandomBlocks(Given):
         if not self.pruned_heads:
             return counts
         kept = np.isin(np.arange(num_heads), self._pruned(num_heads), invert=True)
-        return whole_numbers(counts[:, None] * kept)
+        return _integers(counts[:, None] * kept)
 
     def kept(self, tokens: int, request: int, head: int) -> IntArray:
         """Drawn from the seed, the request and the head."""
         others = (tokens - 1) // self.block
         drawn = _draw(int(self._drawn(np.array(others))), others, self.seed, request, head)
-        return whole_numbers(np.r_[whole_blocks(drawn, self.block), others * self.block : tokens])
+        return _integers(np.r_[whole_blocks(drawn, self.block), others * self.block : tokens])
 
     def _drawn(self, others: IntArray) -> IntArray:
-        return whole_numbers(np.rint(self.density * others))
+        return _integers(np.rint(self.density * others))
 
     def _pruned(self, num_heads: int) -> IntArray:
         return _draw(min(num_heads - 1, round(self.pruned_heads * num_heads)), num_heads, self.seed)
@@ -239,7 +239,7 @@ class TopK:
             return np.arange(tokens - self.window - self.budget, tokens)
         newest = last - budget % self.page
         drawn = _draw(budget // self.page, newest // self.page, self.seed, request, head)
-        return whole_numbers(np.r_[whole_blocks(drawn, self.page), newest:tokens])
+        return _integers(np.r_[whole_blocks(drawn, self.page), newest:tokens])
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Shard(Given):
         if self.interleaved:
             return np.maximum(0, -(-(lens - self.rank) // self.ranks))
         run = -(-lens // self.ranks)
-        return whole_numbers(np.clip(lens - self.rank * run, 0, run))
+        return _integers(np.clip(lens - self.rank * run, 0, run))
 
     def kept(self, tokens: int, request: int, head: int) -> IntArray:  # noqa: ARG002
         """The same for every head."""

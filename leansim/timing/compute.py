@@ -35,11 +35,12 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
     pv_s = 2 * rows * tokens * (load.value_dim + compute.padding) / rate
     softmax_s, shown_s = softmax_time_s(grid, compute, device)
     sm_rate, reads = device.sm_load_bytes_per_s, Reads.of(device, hit_share)
+    page_lines = tokens / (load.page_tokens * PAGES_PER_LINE)
     return TileWork(
         tokens=tokens,
         k_bytes=k_bytes,
         v_bytes=tokens * load.kv_bytes_per_token - k_bytes,
-        page_lines=tokens / (load.page_tokens * PAGES_PER_LINE),
+        page_lines=page_lines,
         reads=reads,
         clk_s=device.clk_s,
         sm_bytes_per_s=sm_rate,
@@ -50,11 +51,11 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
         compute_s=max(softmax_s, qk_s + shown_s + pv_s) + compute.stall_s,
         stall_s=compute.stall_s,
         first_stall_s=compute.first_stall_s,
-        lookup_s=_lookup_s(grid, reads),
+        lookup_s=_lookup_s(grid, page_lines, reads),
     )
 
 
-def _lookup_s(grid: TileGrid, reads: Reads) -> float:
+def _lookup_s(grid: TileGrid, lines: float, reads: Reads) -> float:
     """What the loads of a full KV tile wait for the entries of a list, s; of whole pages nothing.
 
         min(1, lines) * L2 latency + (1/2 - (1/2)^lines) (far - near)
@@ -67,7 +68,6 @@ def _lookup_s(grid: TileGrid, reads: Reads) -> float:
     """
     if grid.workload.page_tokens >= grid.asked.page_tokens:
         return 0.0
-    lines = grid.tile_tokens / (grid.workload.page_tokens * PAGES_PER_LINE)
     return min(1.0, lines) * reads.l2_s + reads.farthest_s(max(1.0, lines))
 
 

@@ -194,8 +194,7 @@ def _main_launch(
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
         put(places.write, Phase.WRITE, **_writes(schedule, instance, device, idle))
 
-    work = schedule.grid.work
-    name = "prefix" if work is not None and work.level == "prefix" else "attention"
+    name = "prefix" if schedule.grid.level == "prefix" else "attention"
     return Unfilled(name, schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
 
 
