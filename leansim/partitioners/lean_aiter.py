@@ -13,7 +13,13 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, small_work_ctas
+from leansim.partitioners.stream_k import (
+    Deal,
+    cut,
+    merged_in_launch,
+    reserved_splits,
+    small_work_ctas,
+)
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -68,11 +74,14 @@ class LeanAiter:
         plan = aiter_plan(tiles_per_head, grid.heads, grid.num_sms * self.ctas_per_sm, self.num_xcds)
         order = np.lexsort((grid.row_block, grid.request, grid.head))
         share, ctas = len(order) // self.num_xcds, plan.deal.num_ctas
-        parts = []
+        parts, least = [], plan.deal
         for xcd in range(self.num_xcds):
             mine = order[xcd * share : (xcd + 1) * share]
             tiles = grid.num_kv_tiles[mine]
-            cta, *rest = cut(Deal(int(tiles.sum()), ctas).borders, tiles, mine)
+            line = Deal(int(tiles.sum()), ctas)
+            least = min(least, line, key=lambda deal: deal.total)
+            cta, *rest = cut(line.borders, tiles, mine)
             parts.append((cta + xcd * ctas, *rest))
         columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-        return merged_in_launch(grid, columns, max(plan.num_ctas, ctas * self.num_xcds), plan.num_splits)
+        splits = reserved_splits(plan.deal, least, tiles_per_head)
+        return merged_in_launch(grid, columns, max(plan.num_ctas, ctas * self.num_xcds), splits)

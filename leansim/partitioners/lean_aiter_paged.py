@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from leansim.errors import PartitionerError
-from leansim.partitioners.stream_k import Deal, cut, merged_in_launch
+from leansim.partitioners.stream_k import Deal, cut, merged_in_launch, reserved_splits
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -58,4 +58,5 @@ class LeanAiterPaged:
         order = np.lexsort((grid.row_block, grid.request, grid.head))
         line = Deal(grid.total_kv_tiles, plan.num_ctas)
         segments = cut(line.borders, grid.num_kv_tiles[order], order)
-        return merged_in_launch(grid, segments, plan.num_ctas, plan.num_splits(tiles_per_head))
+        splits = reserved_splits(plan, line, tiles_per_head)
+        return merged_in_launch(grid, segments, plan.num_ctas, splits)

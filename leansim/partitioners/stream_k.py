@@ -48,6 +48,15 @@ class Deal:
         return 1 + (tiles_per_head + most - 3) // (most - 1) if most > 1 else 1
 
 
+def reserved_splits(planned: Deal, dealt: Deal, tiles_per_head: int) -> int | None:
+    """Splits that the host code reserves for one head, or `None` where its count does not hold.
+
+    The host code counts whole contexts (`planned`). Where a window or a list leaves fewer KV tiles
+    to deal (`dealt`), shares are smaller than it foresees and it would reserve too little.
+    """
+    return planned.num_splits(tiles_per_head) if dealt.total >= planned.total else None
+
+
 def small_work_ctas(total: int, tiles_per_head: int) -> int:
     """CTAs when there is little work: two tiles each, and at most 32 splits per head."""
     return min((total + 1) // 2, -(-MAX_SPLITS_PER_HEAD * total // max(1, tiles_per_head)))
