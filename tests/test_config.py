@@ -53,6 +53,16 @@ def test_every_mistake_of_a_file_is_reported_at_once_with_its_place() -> None:
     assert str(raised.value).startswith("bad.yaml:3:10: device[0]: found 'a100_sxm_80b'; wanted")
 
 
+def test_kernels_that_are_typed_replace_a_baseline_that_was_one_of_the_files() -> None:
+    file = parse(f"{GOOD}baseline: fa2\n")
+    assert build(file).baseline == "fa2"
+    assert build(file, ["kernel=lean"]).baseline is None
+    assert build(file, ["kernel=lean", "baseline=lean"]).baseline == "lean"
+    assert build(file, ["kernel=fa2,fa3"]).baseline == "fa2"
+    with pytest.raises(ConfigError, match="found 'fa3'; wanted one of this file's kernels"):
+        build(file, ["kernel=lean", "baseline=fa3"])
+
+
 def test_axes_multiply_and_zipped_axes_advance_together() -> None:
     grid = build(parse(GOOD))
     points = grid.points()

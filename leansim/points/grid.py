@@ -216,13 +216,18 @@ def load(path: str | Path, settings: Sequence[str] = ()) -> PointGrid:
 
 
 def build(document: Document, settings: Sequence[str] = ()) -> PointGrid:
-    """Validate a parsed file: its shape, and the names it uses, all problems together."""
+    """Validate a parsed file: its shape, and the names it uses, all problems together.
+
+    Kernels that are typed replace the file's, and with them a baseline that was one of those.
+    """
     data = document.data
     if settings and isinstance(data, dict):
         data = apply_settings(dict(data), settings)
         typed = {setting.partition("=")[0].strip().replace("-", "_") for setting in settings}
         marks = {path: mark for path, mark in document.marks.items() if not typed & set(path[:1])}
         document = replace(document, marks=marks, typed=frozenset(typed))
+        if "kernel" in typed and "baseline" not in typed and not _has_baseline(data):
+            data = {key: value for key, value in data.items() if key != "baseline"}
     laid = replace(document, data=data)
     problems = _name_problems(laid) if isinstance(data, dict) else []
     try:
@@ -268,11 +273,8 @@ def _name_problems(document: Document) -> list[Problem]:
             wanted += f"; {hint}" if (hint := catalog.hint(axis, name)) else ""
             problems.append(document.problem(path, repr(name), wanted))
     problems += _partitioner_problems(document)
-    kernels = [str(name) for name in _as_axis(data.get("kernel"))]
-    baseline = data.get("baseline")
-    if baseline is not None and str(baseline).partition("+")[0] not in {
-        k.partition("+")[0] for k in kernels
-    }:
+    if not _has_baseline(data):
+        baseline, kernels = data["baseline"], [str(name) for name in _as_axis(data.get("kernel"))]
         wanted = f"wanted one of this file's kernels{suggestion(str(baseline), kernels)}"
         problems.append(document.problem(("baseline",), repr(baseline), wanted))
     curve = data.get("curve")
@@ -280,6 +282,13 @@ def _name_problems(document: Document) -> list[Problem]:
         wanted = f"wanted {' or '.join(sorted(CURVE_AXES))}{suggestion(key, CURVE_AXES)}"
         problems.append(document.problem(("curve", key), "an unknown key", wanted))
     return problems
+
+
+def _has_baseline(data: Mapping[str, Any]) -> bool:
+    """Whether the baseline, if there is one, is among the kernels."""
+    kernels = {str(name).partition("+")[0] for name in _as_axis(data.get("kernel"))}
+    baseline = data.get("baseline")
+    return baseline is None or str(baseline).partition("+")[0] in kernels
 
 
 def _partitioner_problems(document: Document) -> list[Problem]:
