@@ -14,6 +14,7 @@ from leansim.api import oracle as oracle
 from leansim.api import plan as plan
 from leansim.api import predict as predict
 from leansim.api import splits as splits
+from leansim.api import step as step
 from leansim.api import validate as validate
 from leansim.api import verify as verify
 from leansim.engine.program import Program as Program
@@ -29,6 +30,7 @@ from leansim.points.names import show as show
 from leansim.points.point import Point as Point
 from leansim.points.simulate import Simulation as Simulation
 from leansim.points.simulate import simulate as simulate
+from leansim.points.travel import RankMerge
 from leansim.report.plots import plot as plot
 from leansim.results.metrics import Metrics as Metrics
 from leansim.schedule.schedule import Schedule as Schedule
@@ -38,6 +40,7 @@ from leansim.specs.device import Device as Device
 from leansim.specs.kernel import Kernel as Kernel
 from leansim.specs.kernel import PartitionerSpec
 from leansim.specs.model import Model as Model
+from leansim.specs.node import Node as Node
 from leansim.specs.workload import Cache
 from leansim.specs.workload import Workload as Workload
 from leansim.study.regret import regret as regret
@@ -52,6 +55,7 @@ __version__: str
 def point(
     *,
     device: str,
+    node: str | None = None,
     kernel: str,
     partitioner: str | Mapping[str, Any] | PartitionerSpec | Partitioner | None = None,
     num_splits: int | None = None,
@@ -81,6 +85,7 @@ def point(
     mask: str | Mapping[str, Any] | None = None,
     kv_ranks: int = 1,
     kv_rank_order: Literal["interleaved", "contiguous"] = "interleaved",
+    kv_rank_merge: RankMerge = "all_gather",
     q_dtype: DType = "bfloat16",
     kv_dtype: DType = "bfloat16",
     page_tokens: int = 16,

@@ -20,6 +20,7 @@ from leansim.points.csv import HARNESS, outcomes, read_points
 from leansim.points.grid import PointGrid, load
 from leansim.points.plan import Plan, Plans, made
 from leansim.points.point import PLAN_COLUMNS, Point, point_from_row, resolve
+from leansim.steps.step import Step, Steps, steps_of
 from leansim.study import buckets as freezing
 from leansim.study import explain as explaining
 from leansim.study import invariance as changing
@@ -149,6 +150,22 @@ def predict(
         described = (one if isinstance(one, LeansimError) else prediction_row(one) for one in found)
         rows = given.joined(described, PREDICTION_COLUMNS, strict)
         return Predictions(found, tuple(rows), tuple(given.refusals(found)))
+
+
+def step(points: Points, weight_dtype: str = "bfloat16", settings: Sequence[str] = ()) -> Steps:
+    """A whole decode step of each point's model: attention of all layers, and all that is around it.
+
+    Matrices, norms and experts by a roofline, all-reduces from the node's tables; tokens/s, energy per
+    token between two bounds, and bytes on a GPU. `weight_dtype` is the weights'; `settings` are
+    `key=value` texts laid over a file. A point that cannot be a step is told in `refused`. Raises the
+    `LeansimError` of the first where all are.
+    """
+    found = list(steps_of(_points(points, settings), weight_dtype))
+    steps = tuple(one for _, one in found if isinstance(one, Step))
+    errors = [(point, one) for point, one in found if isinstance(one, Exception)]
+    if errors and not steps:
+        raise errors[0][1]
+    return Steps(steps, tuple(f"{point.policy} on {point.device}: {one}" for point, one in errors))
 
 
 # -- studies -----------------------------------------------------------------------------------

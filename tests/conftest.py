@@ -10,7 +10,7 @@ import os
 # Before anything imports NumPy. Processes that tests start inherit it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from hypothesis import settings  # noqa: E402 (imports NumPy)
+from hypothesis import settings
 
 settings.register_profile("search", settings.get_profile("default"), derandomize=False)
 settings.register_profile("same", settings.get_profile("default"), derandomize=True)

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("partitioners", "timing"),
     ("numerics", "results"),
     ("points",),
-    ("sweeps",),
+    ("sweeps", "steps"),
     ("study", "silicon", "testing"),
     ("gpu", "report"),
     ("api",),

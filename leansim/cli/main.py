@@ -14,7 +14,7 @@ import typer
 
 import leansim
 from leansim import __version__
-from leansim.cli import measure, silicon, study
+from leansim.cli import measure, silicon, steps, study
 from leansim.cli.options import (
     Baseline,
     EngineName,
@@ -242,7 +242,9 @@ def plot(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="devices, kernels, loops, partitioners, models or traces")],
+    what: Annotated[
+        str, typer.Argument(help="devices, nodes, kernels, loops, partitioners, models or traces")
+    ],
 ) -> None:
     """List what there is."""
     from leansim.report.show import listed
@@ -253,7 +255,7 @@ def list_(
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(help="a device, kernel, loop, model or partitioner, or a YAML file")
+        str, typer.Argument(help="a device, node, kernel, loop, model or partitioner, or a YAML file")
     ],
 ) -> None:
     """Print every number of a thing with its source."""
@@ -297,6 +299,7 @@ def _root(
 silicon.register(app)
 measure.register(app)
 study.register(app)
+steps.register(app)
 
 
 def main() -> None:

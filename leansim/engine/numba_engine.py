@@ -348,7 +348,7 @@ def execute(program: Program) -> Result:
             program.num_sms,
             limits,
             power,
-            np.array(kinds).T.copy(),
+            np.array(kinds, np.float64).reshape(-1, 3).T.copy(),
             (
                 program.dram_bytes_per_ps,
                 program.dram_saturation_exponent,

@@ -30,6 +30,7 @@ class Phase(IntEnum):
     MERGE = 3
     COMBINE = 4
     RAMP = 5
+    TRAVEL = 6
 
 
 # A quarter of what 64 bits hold, about two weeks: sums of times stay exact.

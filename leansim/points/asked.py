@@ -119,7 +119,8 @@ def cautions(resolved: Resolved) -> list[str]:
     share = resolved.share
     if held > memory:
         whose = "one layer" if share is None else f"all {share.model.num_attending} attention layers"
-        per_gpu = f" on each of {point.tensor_parallel} GPUs" if point.tensor_parallel > 1 else ""
+        gpus = point.tensor_parallel * point.kv_ranks
+        per_gpu = f" on each of {gpus} GPUs" if gpus > 1 else ""
         found.append(
             f"The KV cache of {whose} ({held / 1e9:,.1f} GB{per_gpu}) does not fit in the "
             f"{memory / 1e9:,.1f} GB of {point.device}."

@@ -258,9 +258,9 @@ def _baseline_problems(grid: PointGrid, document: Document) -> list[Problem]:
 def _name_problems(document: Document) -> list[Problem]:
     """Names that nothing answers to, and keys without which there is nothing to run."""
     data, problems = document.data, []
-    for axis in ("device", "kernel", "model"):
+    for axis in ("device", "kernel", "model", "node"):
         if data.get(axis) is None:
-            if axis != "model":
+            if axis in ("device", "kernel"):
                 problems.append(document.problem((axis,), "nothing", "wanted this key"))
             continue
         names = catalog.names(axis)

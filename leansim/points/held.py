@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from leansim.arrays import IntArray
 from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.model import Model
 
@@ -20,12 +21,17 @@ def in_chunks(lens: Sequence[int], chunk: int, query_len: int) -> tuple[int, ...
 
 
 def kv_bytes_of(
-    model: Model, lens: Sequence[int], kv_dtype: str, instead: Mapping[str, Any] | None = None
+    model: Model,
+    lens: Sequence[int],
+    kv_dtype: str,
+    instead: Mapping[str, Any] | None = None,
+    of_rank: Callable[[IntArray], IntArray] | None = None,
 ) -> int:
     """Bytes of KV that requests of these lengths have in all layers of a model, or of a GPU's share.
 
     A window or a chunk keeps no more tokens than it is long; layers that read another's KV have none.
-    `instead` has what is said of the shape in place of what the model says.
+    `instead` has what is said of the shape in place of what the model says; `of_rank` is what one of the
+    GPUs that divide contexts has of so many tokens.
     """
     tokens = np.asarray(lens, dtype=np.int64)
     total = 0
@@ -35,6 +41,7 @@ def kv_bytes_of(
         elements = shape["head_dim"] + (0 if shape["latent_kv"] else values)
         reach = shape["window"] or some.chunk
         kept = tokens if reach is None else np.minimum(tokens, reach)
+        kept = kept if of_rank is None else of_rank(kept)
         layers = some.count - some.shared_kv
         total += layers * int(kept.sum()) * shape["num_kv_heads"] * elements * DTYPE_BYTES[kv_dtype]
     return total

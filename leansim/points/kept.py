@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from leansim.errors import WorkloadError
+from leansim.points.travel import RankMerge
 from leansim.specs.base import Count, Spec, TokenCount
 from leansim.specs.kv_lists import KvList, Shard, TopK
 from leansim.specs.masks import kv_list, list_text
@@ -19,7 +20,7 @@ class KeptFields(Spec):
     Each `prefix_group` requests in a row share their first `prefix_len` tokens, or `prefixes` says which
     share what; shared tokens count in the lengths. Of a context `kv_budget` tokens are kept, in pages,
     or those of a `mask`, or what the first of `kv_ranks` GPUs holds, which divide each context and merge
-    their partials.
+    their partials. What that takes is counted on a `node`.
     """
 
     prefix_len: TokenCount | None = Field(None, description="first tokens that requests share")
@@ -36,6 +37,9 @@ class KeptFields(Spec):
     kv_ranks: Count = Field(1, description="GPUs that each context is divided over")
     kv_rank_order: Literal["interleaved", "contiguous"] = Field(
         "interleaved", description="whether neighbouring tokens are on different GPUs"
+    )
+    kv_rank_merge: RankMerge = Field(
+        "all_gather", description="how those GPUs merge, on a node (docs/model.md)"
     )
 
 

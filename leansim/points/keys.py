@@ -31,7 +31,7 @@ _PACKAGE = __name__.partition(".")[0]
 MODEL = ("specs", "schedule", "partitioners", "timing", "engine", "results")
 MODEL_FILES = tuple(
     f"points/{name}.py"
-    for name in ("policy", "batch", "shape", "kept", "held", "call", "point", "simulate")
+    for name in ("policy", "batch", "shape", "kept", "held", "travel", "call", "point", "simulate")
 )
 PLUGINS = (partitioners.PLUGINS, loops.PLUGINS)
 _SHAPE = tuple(f.name for f in fields(Workload) if f.name not in ("context_lens", "label"))
@@ -43,10 +43,11 @@ def result_key(
     workload: Workload,
     partitioner: Partitioner,
     held_bytes: int | None = None,
+    sent: str | None = None,
 ) -> str:
     """Key of a resolved point: equal for two points if their results must be equal.
 
-    `held_bytes` is the KV of all layers of its model, if it has one.
+    `held_bytes` is the KV of all layers of its model, if it has one, `sent` what travels on its node.
     """
     parts = [
         model_digest(),
@@ -57,6 +58,7 @@ def result_key(
         repr(partitioner),
         identity(type(partitioner)),
         *([] if held_bytes is None else [str(held_bytes)]),
+        *([] if sent is None else [sent]),
     ]
     hashed = hashlib.sha256("\n".join(parts).encode())
     hashed.update(array("q", workload.context_lens).tobytes())

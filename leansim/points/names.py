@@ -1,4 +1,4 @@
-"""What a point may name: devices, kernels, tile loops, partitioners, models and traces."""
+"""What a point may name: devices, nodes, kernels, tile loops, partitioners, models and traces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from leansim.specs import catalog
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
+from leansim.specs.node import Node
 from leansim.specs.traces import builtin_traces
 from leansim.timing.loops.registry import loops
 
-Things = Literal["devices", "kernels", "loops", "partitioners", "models", "traces"]
+Things = Literal["devices", "nodes", "kernels", "loops", "partitioners", "models", "traces"]
 THINGS: tuple[str, ...] = get_args(Things)
 
 
@@ -31,8 +32,8 @@ def list(what: Things) -> builtins.list[str]:
     return catalog.names(what.removesuffix("s"))  # type: ignore[arg-type]
 
 
-def show(name: str) -> Device | Kernel | Model | type[Any]:
-    """Find a device, kernel, model, partitioner or tile loop (its class) by name; or load a YAML file.
+def show(name: str) -> Device | Kernel | Model | Node | type[Any]:
+    """Find a device, node, kernel, model, partitioner or tile loop (its class), or load a YAML file.
 
     Numbers carry their sources in `.sources`. Raises `UnknownNameError`, or `ConfigError` for a file
     that is none of these.
@@ -45,18 +46,20 @@ def show(name: str) -> Device | Kernel | Model | type[Any]:
         return catalog.kernel(name)
     if name in catalog.names("model"):
         return catalog.model(name)
+    if name in catalog.names("node"):
+        return catalog.node(name)
     classes = {**loops(), **partitioners()}
     if name in classes:
         return classes[name]
-    kinds = ("device", "kernel", "model")
+    kinds = ("device", "kernel", "model", "node")
     known = [*classes, *(n for kind in kinds for n in catalog.names(kind))]  # type: ignore[arg-type]
     raise UnknownNameError("name", name, known)
 
 
-def _show_file(path: str) -> Device | Kernel | Model:
+def _show_file(path: str) -> Device | Kernel | Model | Node:
     """Load a file as whatever it is; if it is nothing, complain as the thing it comes closest to."""
     errors = []
-    for loader in (catalog.device, catalog.kernel, catalog.model):
+    for loader in (catalog.device, catalog.kernel, catalog.model, catalog.node):
         try:
             return loader(path)
         except ConfigError as error:

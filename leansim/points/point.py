@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from leansim.answers import Row
-from leansim.errors import ConfigError, FaultError, LeansimError, Problem, suggestion
+from leansim.errors import ConfigError, FaultError, LeansimError, Problem, WorkloadError, suggestion
 from leansim.files.strict_json import value_of
 from leansim.files.strict_yaml import Document, scalar
 from leansim.partitioners.flash_attention_2 import FlashAttention2
@@ -26,6 +26,7 @@ from leansim.points.kept import KeptFields, reads_of
 from leansim.points.keys import result_key
 from leansim.points.policy import PolicyFields, kernel_of, partitioner_of
 from leansim.points.shape import ShapeFields, Share, given_of, shape_of, share_of
+from leansim.points.travel import Travel
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.schedule.work import Level
@@ -35,7 +36,9 @@ from leansim.specs.device import Device
 from leansim.specs.evidence import Grounds, grounds
 from leansim.specs.instance import Instance, instance_of
 from leansim.specs.kernel import Kernel
+from leansim.specs.kv_lists import Shard
 from leansim.specs.limits import instead, refuse_beyond
+from leansim.specs.node import Node
 from leansim.specs.overrides import overridden
 from leansim.specs.workload import Workload
 
@@ -70,6 +73,7 @@ class Resolved:
     partitioner: Partitioner
     level: Level = "all"
     share: Share | None = None
+    node: Node | None = None
 
     @cached_property
     def instance(self) -> Instance:
@@ -99,6 +103,11 @@ class Resolved:
     def calls(self) -> list[Resolved]:
         """The launches that attend to KV, in order."""
         return [self] if self.prefix_call is None else [self.prefix_call, self]
+
+    @cached_property
+    def travel(self) -> Travel:
+        """What GPUs that divide contexts send each other."""
+        return Travel.of(self.workload, self.point.kv_ranks, self.point.kv_rank_merge)
 
     @property
     def _rows_together(self) -> Workload:
@@ -172,15 +181,17 @@ class Resolved:
     def key(self) -> str:
         """Hash of everything the result depends on: numbers, not names, and versions."""
         held = None if self.share is None else self.held_bytes
-        return result_key(self.device, self.kernel, self.workload, self.partitioner, held)
+        sent = None if self.node is None else f"{self.travel} {self.node.model_dump_json()}"
+        return result_key(self.device, self.kernel, self.workload, self.partitioner, held, sent)
 
     @cached_property
     def held_bytes(self) -> int:
         """Bytes of KV that the batch holds on the device: of all layers of its model, else of one."""
         if self.share is None:
             return self.workload.kv_bytes
+        kept = self.workload.mask.of_rank if isinstance(self.workload.mask, Shard) else None
         return kv_bytes_of(
-            self.share.model, self.given_lens, self.workload.kv_dtype, given_of(self.point)
+            self.share.model, self.given_lens, self.workload.kv_dtype, given_of(self.point), kept
         )
 
     @property
@@ -228,7 +239,22 @@ def resolve(point: Point) -> Resolved:
     if workload.prefixes and not kernel.shares_prefixes:  # each request reads its context for itself
         workload = replace(workload, reads=None)
     partitioner = partitioner_of(point, kernel)
-    return Resolved(point, device, kernel, workload, partitioner, share=share)
+    return Resolved(point, device, kernel, workload, partitioner, share=share, node=_node(point))
+
+
+def _node(point: Point) -> Node | None:
+    """The node that is named, if one is. Raises `WorkloadError` where it has not the GPUs wanted."""
+    if point.node is None:
+        return None
+    node = catalog.node(point.node)
+    if point.device != node.device:
+        raise WorkloadError(f"node: {node.name} has {node.device}; found device {point.device}")
+    if (gpus := point.tensor_parallel * point.kv_ranks) > node.num_gpus:
+        raise WorkloadError(
+            f"node: found tensor_parallel {point.tensor_parallel} times kv_ranks {point.kv_ranks}, "
+            f"which is {gpus} GPUs; wanted at most the {node.num_gpus} of {node.name}"
+        )
+    return node
 
 
 def _overridden(point: Point, device: Device, kernel: Kernel) -> tuple[Device, Kernel]:

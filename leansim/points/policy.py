@@ -55,13 +55,16 @@ Choice = Annotated[PartitionerSpec, BeforeValidator(_as_spec)]
 
 
 class PolicyFields(Spec):
-    """A device, and a kernel with its own partitioner or with another.
+    """A device, maybe several of it on a node, and a kernel with its own partitioner or with another.
 
     `num_splits` becomes the option of the partitioner that sets how many splits there are, whatever its
     name; it stays where it is if there is no such option, or the kernel does not exist.
     """
 
     device: str = Field(description="a GPU in configs/devices, or a path to its YAML")
+    node: str | None = Field(
+        None, description="GPUs and links in configs/nodes: what travels between GPUs counts"
+    )
     kernel: str = Field(description="a kernel in configs/kernels, or kernel+partitioner")
     partitioner: Choice | None = Field(None, description="instead of the kernel's own")
     num_splits: Count | None = Field(

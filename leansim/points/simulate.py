@@ -105,6 +105,7 @@ class Simulation(Tabled):
             "tail_us": f"{m.tail_s * 1e6:.1f}",
             "wait": f"{m.share_wait:.1%}",
             "combine": f"{m.share_combine + m.share_merge:.1%}",
+            "travel": None if self.resolved.node is None else f"{m.share_travel:.1%}",
             "idle": f"{m.share_idle:.0%}",
             "bound": m.bound,
         }
@@ -203,4 +204,6 @@ def _priced(item: Resolved) -> tuple[Resolved, list[Program]]:
 def _executed(priced: tuple[Resolved, list[Program]], engine: Engine) -> Simulation:
     item, programs = priced
     result = joined([execute(program, engine) for program in programs])
+    if item.node is not None:
+        result = item.travel.around(result, item.node, item.device)
     return Simulation(item, result.program, result)

@@ -15,7 +15,7 @@ from leansim.specs.workload import Workload
 from leansim.timing.memory import query_row_bytes
 from leansim.timing.roofline import roofline
 
-SHARES = ("launch", "ramp", "stream", "write", "wait", "merge", "combine", "idle")
+SHARES = ("launch", "ramp", "stream", "write", "wait", "merge", "combine", "travel", "idle")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Metrics:
     `sm_busy_fraction` is slot time with a CTA that is not waiting. The `share_*` fields divide the
     slot time of the makespan by what it was spent on and sum to 1: `launch` placing CTAs, `ramp` the
     fixed start of each segment, `stream` the KV loop and the index that lists are chosen by, `write`
-    outputs and partials, `wait` for peers, `merge` in a host, `combine` in a second kernel, `idle` tails
-    and the gap between kernels.
+    outputs and partials, `wait` for peers, `merge` in a host, `combine` in a second kernel, `travel`
+    between GPUs, `idle` tails and the gap between kernels.
     `tail_s` is how long the attention launch went on after a slot that had work ran out of it.
     """
 
@@ -55,16 +55,22 @@ class Metrics:
     share_wait: float
     share_merge: float
     share_combine: float
+    share_travel: float
     share_idle: float
 
 
 def time_shares(result: Result) -> dict[str, float]:
     """Slot time of the makespan by what it was spent on; sums to 1.
 
-    Each launch counts by its own slots, so a launch with many small CTAs weighs as its duration.
+    Each launch counts by its own slots, so a launch with many small CTAs weighs as its duration. While
+    something travels no slot has anything else.
     """
     shares = dict.fromkeys(SHARES, 0.0)
-    for launch in result.program.launches:
+    for index, launch in enumerate(result.program.launches):
+        if launch.name == "travel":
+            window = result.launch_end[index] - result.launch_begin[index]
+            shares["travel"] += window / result.makespan_ps
+            continue
         slots = result.program.slots(launch)
         for name, spent in result.spent_ps(launch).items():
             shares[name] += spent / slots / result.makespan_ps
@@ -105,7 +111,7 @@ def summarise(result: Result, schedules: Sequence[Schedule], device: Device) -> 
     return Metrics(
         latency_s=result.latency_s,
         makespan_s=makespan,
-        sm_busy_fraction=1.0 - shares["idle"] - shares["wait"],
+        sm_busy_fraction=1.0 - shares["idle"] - shares["wait"] - shares["travel"],
         dram_utilisation=dram / makespan / device.dram_bandwidth_bytes_per_s,
         l2_utilisation=result.program.l2_bytes / makespan / device.l2_bandwidth_bytes_per_s,
         tensor_utilisation=result.program.tensor_s / (device.num_sms * makespan),
@@ -129,7 +135,8 @@ def limiting(shares: dict[str, float], dram_bytes: float, result: Result) -> str
     """Say in a word what holds the run back.
 
     `bandwidth` when DRAM ran at 80% of what it can reach for this footprint, else the largest of
-    `idle` slots, `wait`, `combine` (merging in either way), and `cta` (what one CTA can stream).
+    `idle` slots, `wait`, `combine` (merging in either way), `travel`, and `cta` (what one CTA can
+    stream).
     """
     reachable = result.program.dram_bytes_per_ps * 1e12
     if dram_bytes / result.makespan_s >= 0.8 * reachable:
@@ -138,6 +145,7 @@ def limiting(shares: dict[str, float], dram_bytes: float, result: Result) -> str
         "idle": shares["idle"],
         "wait": shares["wait"],
         "combine": shares["combine"] + shares["merge"],
+        "travel": shares["travel"],
         "cta": shares["stream"],
         "overhead": shares["launch"] + shares["ramp"] + shares["write"],
     }

@@ -1,4 +1,4 @@
-"""Finds and loads what is named: devices, kernels, models, measured tables, runs and sweeps.
+"""Finds and loads what is named: devices, nodes, kernels, models, measured tables, runs and sweeps.
 
 Looks in `$LEANSIM_CONFIGS` (folders separated as in PATH), then in the shipped configs. A name
 that is a path to a YAML file loads that file.
@@ -25,9 +25,10 @@ from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
+from leansim.specs.node import Node
 from leansim.specs.units import of_other_units
 
-Kind = Literal["device", "kernel", "model", "table"]
+Kind = Literal["device", "kernel", "model", "node", "table"]
 _Spec = TypeVar("_Spec", bound=BaseModel)
 _Sourced = TypeVar("_Sourced", bound=SourcedSpec)
 
@@ -38,7 +39,7 @@ def search_path() -> str:
 
 
 def config_folders() -> list[Path]:
-    """Folders that hold `devices/`, `kernels/`, `models/`, `tables/`, nearest first."""
+    """Folders that hold `devices/`, `kernels/`, `models/`, `nodes/`, `tables/`, nearest first."""
     folders = [Path(part) for part in search_path().split(os.pathsep) if part]
     return [*folders, _shipped_configs()]
 
@@ -51,7 +52,7 @@ def _shipped_configs() -> Path:
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of every device, kernel, model or measured table that can be loaded."""
+    """Names of every device, kernel, model, node or measured table that can be loaded."""
     return sorted({path.stem for path in _files(kind)})
 
 
@@ -68,6 +69,11 @@ def kernel(name: str) -> Kernel:
 def model(name: str) -> Model:
     """Load a model shape by name or path. Raises `UnknownNameError` or `ConfigError`."""
     return _load(Model, "model", name)
+
+
+def node(name: str) -> Node:
+    """Load a node of several GPUs by name or path. Raises `UnknownNameError` or `ConfigError`."""
+    return _load(Node, "node", name)
 
 
 def table(name: str) -> MeasuredTable:

@@ -16,17 +16,32 @@ from leansim.specs.base import (
     Number,
     Positive,
     SourcedSpec,
+    Spec,
     WholeNumber,
 )
 
 Vendor = Literal["nvidia", "amd"]
 
 
+class Matmul(Spec):
+    """What matrix multiplications of few rows reach on a GPU, those of a decode step.
+
+    `overhead_s` of each, `dram_fraction` of the datasheet's bandwidth where it is bound by weights,
+    `tensor_fraction` of the dense tensor rate where by arithmetic, and how sharply the one goes over
+    into the other. Where a device's file does not say: about what an H100 does (assumed).
+    """
+
+    overhead_s: Positive = 3.5e-6
+    dram_fraction: Fraction = 0.83
+    tensor_fraction: Fraction = 0.78
+    exponent: Annotated[Number, Field(ge=1, le=100)] = 2.5
+
+
 class Device(SourcedSpec):
     """One GPU. Every number's source stands under `sources` in its file.
 
-    Nothing is timed with `tdp_w`, `idle_power_w` and `dram_energy_j_per_byte`: they are what an energy
-    model needs to know of a card.
+    No attention is timed with `matmul`, `tdp_w`, `idle_power_w` and `dram_energy_j_per_byte`: they
+    are what a decode step around it asks of a card.
     """
 
     vendor: Vendor
@@ -76,11 +91,17 @@ class Device(SourcedSpec):
     tdp_w: Positive
     idle_power_w: Positive
     dram_energy_j_per_byte: Positive
+    matmul: Matmul = Matmul()
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:
         """Names and structure."""
         return super().unsourced() | {"vendor", "arch"}
+
+    @classmethod
+    def groups(cls) -> frozenset[str]:
+        """Numbers that a file changes one by one."""
+        return frozenset({"matmul"})
 
     @property
     def clk_s(self) -> float:

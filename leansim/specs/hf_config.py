@@ -2,7 +2,7 @@
 
 MHA, GQA, MQA, or MLA as it decodes, over the whole context, a sliding window or chunks, in layers of
 several kinds; layers without softmax attention are counted and left out. Ignores position encoding,
-MLPs, experts, quantisation, multi-token prediction.
+quantisation, multi-token prediction.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from leansim.specs.hf_keys import (
 )
 from leansim.specs.hf_layers import Own, block_attention, layer_kinds, own_heads, shared
 from leansim.specs.hf_reader import Reader, reader_of
+from leansim.specs.hf_weights import weights_of
 from leansim.specs.model import Model
 
 _UNKNOWN = (
@@ -85,6 +86,9 @@ def read_hf_config(path: Path, name: str | None = None) -> Model:
         values["layers"], sources["layers"] = layers, said
         if left_out:
             values["left_out"], sources["left_out"] = dict(left_out), said
+    if weights := weights_of(reader, count):
+        values["weights"] = weights
+        sources["weights"] = f"datasheet: {path.name} config.json, sizes of its layers and experts"
     return validate(Model, Document(str(path), {"name": name, "sources": sources, **values}, {}))
 
 

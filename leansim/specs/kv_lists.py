@@ -285,6 +285,10 @@ class Shard(Given):
         return 2**40
 
     def counts(self, lens: IntArray, num_heads: int) -> IntArray:  # noqa: ARG002
+        """The same for every head."""
+        return self.of_rank(lens)
+
+    def of_rank(self, lens: IntArray) -> IntArray:
         """`ceil((n - rank) / ranks)`, or the length of the rank's run."""
         if self.interleaved:
             return np.maximum(0, -(-(lens - self.rank) // self.ranks))

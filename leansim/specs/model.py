@@ -1,7 +1,7 @@
 """What a model asks of attention: layers of each kind, heads and head sizes, and its share on each GPU.
 
-Answers "which heads does one GPU run, in which layers?". Ignores weights, MLPs, quantisation and what
-layers without softmax attention do; what cannot be described is refused where it is read.
+Answers "which heads does one GPU run, in which layers?". Ignores quantisation and what layers without
+softmax attention do; what cannot be described is refused where it is read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from leansim.errors import WorkloadError, suggestion
 from leansim.specs.base import Count, SourcedSpec, TokenCount
 from leansim.specs.layers import Layers
+from leansim.specs.weights import Weights
 
 HEADS = ("num_q_heads", "num_kv_heads", "head_dim", "head_dim_v")
 
@@ -26,7 +27,8 @@ class Model(SourcedSpec):
     it decodes, one entry, its up-projections absorbed. `window` is the tokens a sliding window keeps
     (None: all). All layers are so, but where `layers` has those of each kind, and `left_out` how many
     others there are that have no softmax attention, by name. Contexts longer than
-    `max_position_embeddings` are not what the model was made for.
+    `max_position_embeddings` are not what the model was made for. A decode step needs the `weights`,
+    which are those of the whole model whatever its share of heads.
     """
 
     num_layers: Count
@@ -39,6 +41,7 @@ class Model(SourcedSpec):
     layers: tuple[Layers, ...] = ()
     left_out: dict[str, Count] = Field(default_factory=dict)
     max_position_embeddings: TokenCount | None = None
+    weights: Weights | None = None
 
     @classmethod
     def unsourced(cls) -> frozenset[str]:

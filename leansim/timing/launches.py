@@ -11,7 +11,7 @@ import numpy as np
 
 from leansim.arrays import IntArray
 from leansim.engine.longest import check_countable
-from leansim.engine.program import PS_PER_S, Launch, Program, picoseconds
+from leansim.engine.program import PS_PER_S, Launch, Phase, Program, picoseconds
 from leansim.specs.device import Device
 
 KV, ON_CHIP, ROWS, FIRST, AT_ONCE, STORE = 0, 1, 2, 3, 4, -1
@@ -74,3 +74,14 @@ def _blank(size: int) -> dict[str, IntArray]:
         name: np.full(size, blank, dtype) if blank else np.zeros(size, dtype)
         for name, (dtype, blank) in _COLUMNS.items()
     }
+
+
+def waiting(name: str, seconds: float, device: Device) -> Program:
+    """A launch of which no SM has work, but that the next waits for: one CTA, and one phase."""
+
+    def fill(columns: Columns) -> None:
+        columns["kind"][:] = Phase.TRAVEL
+        columns["latency_ps"][:] = picoseconds(seconds)
+
+    planned = Unfilled(name, 1, 0, np.array([0, 1]), fill)
+    return program_of([planned], device, num_sms=device.num_sms, launch_ps=0, flows=())
