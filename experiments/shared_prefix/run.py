@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "witnesses"))  # for its plain rows of the same data
+sys.path += [
+    str(HERE.parent),
+    str(HERE.parent / "witnesses"),
+]  # parts of pages; plain rows of the same data
 
 import bifurcated_steps  # noqa: E402
 import deft_ratios  # noqa: E402

@@ -89,8 +89,8 @@ class Step(Tabled):
         return total
 
     @cached_property
-    def _matrices(self) -> list[tuple[int, Matrix]]:
-        """One GPU's matrices, and in how many layers each is."""
+    def matrices(self) -> list[tuple[int, Matrix]]:
+        """Matrices of one GPU, each with how many layers have it."""
         found = []
         for one in self.attention:
             load = one.resolved.workload
@@ -106,7 +106,7 @@ class Step(Tabled):
     def linear_spent(self) -> Spent:
         """Matrices of all layers, and the one that makes logits."""
         total = Spent()
-        for count, matrix in self._matrices:
+        for count, matrix in self.matrices:
             total += matmul(matrix, self.tokens, self._first.device, self.weight_dtype).times(count)
         return total
 
@@ -175,7 +175,7 @@ class Step(Tabled):
     def weight_bytes(self) -> int:
         """Bytes of weights on one GPU, the embedding's included."""
         embedding = share(self._weights.head, self.num_gpus)
-        matrices = [*self._matrices, (1, embedding)]
+        matrices = [*self.matrices, (1, embedding)]
         return sum(count * weight_bytes(matrix, self.weight_dtype) for count, matrix in matrices)
 
     @property
