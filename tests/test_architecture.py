@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("points",),
     ("sweeps", "steps"),
     ("study", "silicon", "testing"),
-    ("gpu", "report"),
+    ("gpu", "report", "checkout"),
     ("api",),
     ("cli",),
     ("__main__",),

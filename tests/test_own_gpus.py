@@ -79,3 +79,16 @@ def test_a_folder_without_measurements_is_refused(tmp_path: Path) -> None:
     done = report(tmp_path)
     assert done.returncode == 2
     assert "found no measurements; wanted CARD/FILE.csv with measured_us" in done.stderr
+
+
+def test_published_errors_are_those_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one file, to the digit. Else run `leansim experiment run own_gpus`, and say what moved."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from comparisons import SETTING, errors  # type: ignore[import-not-found]
+    from measured import simulated  # type: ignore[import-not-found]
+
+    rows = simulated([FOLDER / "h100" / "libraries_warm.csv"])
+    found = errors(rows, SETTING).to_csv(index=False, float_format="%.5g").splitlines()
+    published = (FOLDER / "errors_by_file.csv").read_text().splitlines()
+    assert len(found) > 3
+    assert found[1:] == [line for line in published if line.startswith("h100,libraries_warm,")]

@@ -125,7 +125,8 @@ def test_made_up_rows_are_compared_by_launch(run: ModuleType, tmp_path: Path) ->
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / "run.py"), str(tmp_path), "-o", str(tmp_path / "out")]
+    out = str(tmp_path / "out")
+    command = [sys.executable, str(FOLDER / "run.py"), "--data", str(tmp_path), "-o", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "found no relay_attention_NVIDIA-A40.csv" in done.stderr

@@ -43,7 +43,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run(data: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(FOLDER / "run.py"), str(data), "-o", str(out)]
+    command = [sys.executable, str(FOLDER / "run.py"), "--data", str(data), "-o", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -1,15 +1,15 @@
 """Takes each mechanism out of the time model, one at a time, and writes what errors become.
 
-    python experiments/ablation/run.py [--sample N] [--only NAME] [--data FOLDER]
+    python experiments/ablation/run.py [--sample N] [--only NAME] [--data FOLDER] [-o FOLDER]
 
 Wants the extra `silicon`. Of each measured table, kernel and kind of row it takes the first N rows (in
 the order of a hash) that no constant was fitted to. No constant is fitted anew after a removal. Writes
-errors.csv and RESULTS.md here, and the summary in docs/residuals.md; with --only it prints instead.
+errors.csv and RESULTS.md here, and the summary in docs/residuals.md, or all of it into the folder of
+-o; with --only it prints instead.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +21,10 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from leansim.answers import render
+from leansim.checkout.scripts import parser_of, write_part
 from leansim.errors import UnknownNameError
 from leansim.files.strict_yaml import read
-from leansim.files.writing import write_between, write_whole
+from leansim.files.writing import write_whole
 from leansim.points.point import Point, Resolved, resolve
 from leansim.silicon.own import own_rows
 from leansim.silicon.published import table_rows
@@ -331,8 +332,8 @@ is no exact fact of the code goes.
 
 def main() -> None:
     """Predict, take out, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sample", type=int, default=200, help="rows of each table, kernel and kind")
+    parser = parser_of(__doc__, HERE)
+    parser.add_argument("--sample", type=int, default=100, help="rows of each table, kernel and kind")
     parser.add_argument("--only", action="append", default=[], help="a mechanism by name; prints")
     parser.add_argument("--data", type=Path, help="a folder with <table>.csv, not what is installed")
     asked = parser.parse_args()
@@ -347,11 +348,13 @@ def main() -> None:
         short = list(summary(chosen, found))
         print(render(found.to_dict("records"), "table"), render(short, "table"), sep="\n\n")
     else:
-        write(chosen, rows, found, asked.sample)
+        write(chosen, rows, found, asked.sample, asked.out)
 
 
-def write(chosen: Sequence[Mechanism], rows: pd.DataFrame, found: pd.DataFrame, sample: int) -> None:
-    """Write errors.csv and RESULTS.md, and the summary in docs/residuals.md."""
+def write(
+    chosen: Sequence[Mechanism], rows: pd.DataFrame, found: pd.DataFrame, sample: int, out: Path
+) -> None:
+    """Write errors.csv and RESULTS.md, and the summary in docs/residuals.md or beside them."""
     what = f"Written by `python experiments/ablation/run.py --sample {sample}`; do not edit."
     notes = NOTES.format(sample=sample, least=LEAST_POINTS)
     top = f"{what}\n\n{notes}\n{render(list(summary(chosen, found)), 'md')}"
@@ -361,10 +364,10 @@ def write(chosen: Sequence[Mechanism], rows: pd.DataFrame, found: pd.DataFrame, 
         "## Errors with all": f"Mean in points, and rows.\n\n{_md(by_kind(rows))}",
         "## The mechanisms": _md([_described(one) for one in chosen]),
     }
-    write_whole(HERE / "errors.csv", found.to_csv(index=False))
+    write_whole(out / "errors.csv", found.to_csv(index=False))
     text = "\n\n".join(f"{title}\n\n{part}" for title, part in parts.items())
-    write_whole(HERE / "RESULTS.md", text + "\n")
-    write_between(RESIDUALS, "ablation", top)
+    write_whole(out / "RESULTS.md", text + "\n")
+    write_part(RESIDUALS, "ablation", top, out, HERE)
 
 
 def _md(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,6 @@ experiments/own_gpus/report.py, experiments/silicon/run.py and experiments/witne
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from rings import rings
 from sources import FITTED_CARD, OWN, Error, joined, kinds, own, witnesses
 
 from leansim.answers import Row, render
-from leansim.files.writing import write_between, write_whole
+from leansim.checkout.scripts import parser_of, write_part
+from leansim.files.writing import write_whole
 from leansim.points.point import resolve
 from leansim.silicon.own import own_rows
 from leansim.silicon.rows import covered
@@ -30,22 +30,19 @@ from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.evidence import CLASSES, MEASURED, RAGGED, UNIFORM, origin
 from leansim.specs.harness import Validated
 
-ACCURACY = Path(__file__).resolve().parent.parent.parent / "docs" / "accuracy.md"
+HERE = Path(__file__).resolve().parent
+ACCURACY = HERE.parent.parent / "docs" / "accuracy.md"
 _GROUP = ["kernel", "launch", "cache", "page_tokens", "batch"]
 
 
 def main() -> None:
     """Write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, help="write into this folder instead")
-    out = parser.parse_args().out
-    write_whole(out / MEASURED.name if out else MEASURED, csv([*of_tables(), *of_our_cards()]))
-    write_whole(out / CLASSES.name if out else CLASSES, csv(list(class_rows())))
+    out = parser_of(__doc__, HERE).parse_args().out
+    folder = MEASURED.parent if out == HERE else out
+    write_whole(folder / MEASURED.name, csv([*of_tables(), *of_our_cards()]))
+    write_whole(folder / CLASSES.name, csv(list(class_rows())))
     text = f"Written by `python experiments/evidence/run.py`; do not edit.\n\n{render(rings(), 'md')}\n"
-    if out:
-        write_whole(out / "rings.md", text)
-    else:
-        write_between(ACCURACY, "rings", text)
+    write_part(ACCURACY, "rings", text, out, HERE)
 
 
 def of_tables() -> Iterator[Row]:

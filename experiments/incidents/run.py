@@ -1,6 +1,6 @@
 """Runs the incidents: RESULTS.md with claimed and simulated effects side by side, and the pins.
 
-python experiments/incidents/run.py
+python experiments/incidents/run.py [-o FOLDER]
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leansim.answers import render
+from leansim.checkout.scripts import parser_of
 from leansim.files.strict_yaml import Document, read
 from leansim.files.writing import write_whole
 from leansim.points.point import Point, resolve
@@ -134,14 +135,15 @@ def told(incident: Incident) -> str:
 
 def main() -> None:
     """Run every incident, write the results and the pins."""
+    out = parser_of(__doc__, HERE).parse_args().out
     found = [run_incident(entry) for entry in incidents()]
-    write_whole(HERE / "pins.csv", render([incident.pins() for incident in found], "csv") + "\n")
+    write_whole(out / "expected.csv", render([incident.pins() for incident in found], "csv") + "\n")
     parts = [
         "# Results\n\nWritten by `run.py`; do not edit.",
         render([row(incident) for incident in found], "md"),
         "\n".join(told(incident) for incident in found),
     ]
-    write_whole(HERE / "RESULTS.md", "\n\n".join(parts) + "\n")
+    write_whole(out / "RESULTS.md", "\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Holds our own measurements against the simulator: RESULTS.md, its tables as CSVs, and two figures.
 
-    python experiments/own_gpus/report.py [FOLDER]
+    python experiments/own_gpus/report.py [FOLDER] [-o FOLDER]
 
-Needs no GPU, and scikit-learn only for the comparison with interpolation. FOLDER, this one by default,
-has a folder of CSVs per card, and what is written goes there.
+Needs no GPU, and scikit-learn only for the comparison with interpolation. The first
+folder, this one by default, has a folder of CSVs per card; what is written goes there, or elsewhere.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 from measured import files_of, simulated
 from pages import Found, results
 
+from leansim.checkout.scripts import parser_of
 from leansim.errors import LeansimError
 from leansim.files.writing import Content, write_together
 from leansim.sweeps.progress import Progress
@@ -84,21 +84,23 @@ def written(found: Found, folder: Path) -> dict[Path, Content]:
 
 def main() -> int:
     """Write the report of a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = parser_of(__doc__, FOLDER)
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="has a folder per card")
-    folder = parser.parse_args().folder
+    parser.set_defaults(out=None)
+    given = parser.parse_args()
+    folder, out = given.folder, given.out or given.folder
     try:
         with Progress("own_gpus") as progress:
             rows = simulated(files_of(folder), progress)
     except LeansimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    files = written(found_in(rows), folder)
+    files = written(found_in(rows), out)
     write_together(files)
     for name in _CSVS.values():  # none of an earlier report stays beside this one
-        if (path := folder / f"{name}.csv") not in files:
+        if (path := out / f"{name}.csv") not in files:
             path.unlink(missing_ok=True)
-    print(f"wrote {', '.join(path.name for path in files)} under {folder}/")
+    print(f"wrote {', '.join(path.name for path in files)} under {out}/")
     return 0
 
 

@@ -1,13 +1,12 @@
-"""Regenerates this experiment: RESULTS.md, figures and pins.csv.
+"""Regenerates this experiment: RESULTS.md, figures and the pins in expected.csv.
 
-    python experiments/schedulers_on_traces/run.py [OUT]
+    python experiments/schedulers_on_traces/run.py [-o FOLDER]
 
-OUT keeps the full tables (default: out/schedulers_on_traces).
+The folder `out` there keeps the full tables.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from leansim.answers import render
+from leansim.checkout.scripts import parser_of
 from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.sheet import save
@@ -158,19 +158,18 @@ KV_HEADS = {"llama_3_8b": 8, "llama_3_70b": 1, "qwen_2_5_7b": 4}
 
 def main() -> None:
     """Search every cell, sweep the kernels, summarise, pin."""
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/schedulers_on_traces")
-    out.mkdir(parents=True, exist_ok=True)
+    out = parser_of(__doc__, HERE).parse_args().out
+    full = out / "out"
     with Progress("schedules") as progress:
         found = regret(load(HERE / "sweep.yaml"), budget=100, progress=progress)
-    write_whole(out / "schedules.csv", found.table.to_csv(index=False))
+    write_whole(full / "schedules.csv", found.table.to_csv(index=False))
     with Progress("kernels") as progress:
-        shipped = sweep(load(HERE / "kernels.yaml"), out / "kernels", progress=progress).table
-    (HERE / "figures").mkdir(exist_ok=True)
-    figures(found, HERE / "figures")
+        shipped = sweep(load(HERE / "kernels.yaml"), full / "kernels", progress=progress).table
+    figures(found, out / "figures")
     pinned = finished(found.table)
     pinned = pinned[(pinned["seed"] == 0) & (pinned["batch_size"] == 32)]
     pins = pinned[[*CELL, "policy"]].assign(latency_ns=(pinned["latency_s"] * 1e9).round(3))
-    write_whole(HERE / "pins.csv", pins.to_csv(index=False))
+    write_whole(out / "expected.csv", pins.to_csv(index=False))
     sections = [
         "# Results\n\nWritten by `run.py`; do not edit.",
         "## Where LeanAttention loses\n\n" + lean_summary(found.table),
@@ -183,7 +182,7 @@ def main() -> None:
         "## Refused\n\nSchedules and kernels that do not take some of the batches, with how many:\n\n"
         + "\n".join([*refused(found.table), *refused(shipped)]),
     ]
-    write_whole(HERE / "RESULTS.md", "\n\n".join(sections) + "\n")
+    write_whole(out / "RESULTS.md", "\n\n".join(sections) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Shared prefixes: what others published beside what is simulated, and what nobody has built.
 
-    python experiments/shared_prefix/run.py [DATA_FOLDER] [-o FOLDER]
+    python experiments/shared_prefix/run.py [--data FOLDER] [-o FOLDER]
 
-Writes RESULTS.md, expected.csv (the pins) and figures, here or into another folder; with DATA_FOLDER,
-which has the file that README.md names, A40.md as well. Under two minutes on one core.
+Writes RESULTS.md, expected.csv (the pins) and figures, here or into another folder; with a folder
+of data, which has the file that README.md names, A40.md as well. Under two minutes on one core.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from heat_maps import map_figure  # noqa: E402
 from parts import tokens  # noqa: E402
 
 from leansim.answers import render  # noqa: E402
+from leansim.checkout.scripts import parser_of  # noqa: E402
 from leansim.files.strict_yaml import read  # noqa: E402
 from leansim.files.writing import write_whole  # noqa: E402
 from leansim.report.sheet import save  # noqa: E402
@@ -40,12 +40,10 @@ HEAD = "Written by `run.py`; do not edit. README.md says what is asked, and what
 
 def main() -> None:
     """Read, simulate, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", metavar="DATA_FOLDER", help="measurements")
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
+    parser = parser_of(__doc__, HERE)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="measurements")
     given = parser.parse_args()
     on_a40 = None if given.data is None else relay_rows.part(given.data)
-    given.out.mkdir(parents=True, exist_ok=True)
     if on_a40 is not None:
         write_whole(given.out / "A40.md", f"# Results on an A40\n\n{HEAD}\n\n{on_a40.written}\n")
     times = times_of(calls())

@@ -1,21 +1,20 @@
 """Holds the model against every measured table, and writes down how far off it is.
 
-    python experiments/silicon/run.py [--sample N]
+    python experiments/silicon/run.py [--sample N] [-o FOLDER]
 
 Wants the extra `silicon`. Predicts every row that no constant was fitted to (some 270,000, about ten
 minutes on two cores), or N rows of each table, and writes RESULTS.md, error tables and figures
-here, and the summaries in docs/accuracy.md and the README.
+here, and the summaries in docs/accuracy.md and the README; or all of it into FOLDER.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 
 from leansim.answers import render
-from leansim.files.writing import write_between
+from leansim.checkout.scripts import parser_of, write_part
 from leansim.report.validation_report import sections, write_validation
 from leansim.silicon.published import table_rows
 from leansim.silicon.validate import kind_table, validate
@@ -30,13 +29,14 @@ SUMMARY = ("Error of predicted latency", "Is split or unsplit faster", "Beside o
 
 def main() -> None:
     """Validate, write, summarise."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = parser_of(__doc__, HERE)
     parser.add_argument("--sample", type=int, help="rows of each table, all by default")
-    sample = parser.parse_args().sample
+    given = parser.parse_args()
+    sample, out = given.sample, given.out
     with Progress("silicon") as progress:
         table = validate(table_rows((), "test", sample), progress=progress)
     what = "python experiments/silicon/run.py" + (f" --sample {sample}" if sample else "")
-    for path in write_validation(table, HERE, 50, what, predictions=False):
+    for path in write_validation(table, out, 50, what, predictions=False):
         print(f"wrote {path.name}")
     parts = [
         f"### {title}\n\n{render(rows, 'md')}\n" + (f"\n{note}\n" if note else "")
@@ -44,8 +44,8 @@ def main() -> None:
         if title.startswith(SUMMARY)
     ]
     text = f"Written by `{what}`; do not edit.\n\n" + "\n".join(parts)
-    write_between(ACCURACY, "errors", text)
-    write_between(README, "accuracy", plain_rows(kind_table(table)))
+    write_part(ACCURACY, "errors", text, out, HERE)
+    write_part(README, "accuracy", plain_rows(kind_table(table)), out, HERE)
 
 
 def plain_rows(kinds: pd.DataFrame) -> str:

@@ -7,7 +7,6 @@ Writes RESULTS.md, figures and expected.csv, the pins, here or into another fold
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import reported
 from figures import break_even_figure, budget_figure
 from parts import Part
 
+from leansim.checkout.scripts import parser_of
 from leansim.files.writing import write_whole
 from leansim.report.sheet import save
 
@@ -31,10 +31,7 @@ HEAD = (
 
 def main() -> None:
     """Run every part, write the results and the pins."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out = parser_of(__doc__, HERE).parse_args().out
     found, worth = budgets.curves(), budgets.break_even()
     parts = [*others(), budgets.part(found, worth)]
     write_whole(out / "RESULTS.md", "\n\n".join([HEAD, *(part.written() for part in parts)]) + "\n")

@@ -1,20 +1,19 @@
 """Regenerates this experiment: results, figures, RESULTS.md and the pins in expected.csv.
 
-    python experiments/speedup_over_context/run.py [OUT]
+    python experiments/speedup_over_context/run.py [-o FOLDER]
 
-OUT keeps the full results (default: out/speedup_over_context); a second run only simulates what is
-new.
+The folder `out` there keeps the full results; a second run only simulates what is new.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from leansim.answers import render
+from leansim.checkout.scripts import parser_of
 from leansim.files.writing import write_whole
 from leansim.points.grid import load
 from leansim.report.plots import line_figure, plot
@@ -68,16 +67,17 @@ def comparison(table: pd.DataFrame) -> list[dict[str, object]]:
 
 def main() -> None:
     """Sweep, draw, summarise, pin."""
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "out/speedup_over_context")
-    table = sweep(load(HERE / "sweep.yaml"), out).table
-    plot(out)
+    out = parser_of(__doc__, HERE).parse_args().out
+    full = out / "out"
+    table = sweep(load(HERE / "sweep.yaml"), full).table
+    plot(full)
     figure = line_figure(table, "context_len", "speedup", "speedup_over_context", "fa2")
-    save(figure, out / "speedup_over_fa2.png")
-    (HERE / "figures").mkdir(exist_ok=True)
+    save(figure, full / "speedup_over_fa2.png")
+    (out / "figures").mkdir(exist_ok=True)
     for name in FIGURES:
-        shutil.copy(out / f"{name}.png", HERE / "figures")
+        shutil.copy(full / f"{name}.png", out / "figures")
     pins = table[list(POINT)].assign(latency_ns=(table["latency_s"] * 1e9).round(3))
-    write_whole(HERE / "expected.csv", pins.to_csv(index=False))
+    write_whole(out / "expected.csv", pins.to_csv(index=False))
     grouped = speedup_summary(table, ("device", "head_dim"))
     lean = grouped[grouped["kernel"] == "lean"].drop(columns="kernel")
     sections = [
@@ -85,7 +85,7 @@ def main() -> None:
         "## LeanAttention beside the paper\n\n" + render(comparison(table), "md"),
         "## LeanAttention by device and head dim\n\n" + render(lean.round(3).to_dict("records"), "md"),
     ]
-    write_whole(HERE / "RESULTS.md", "\n\n".join(sections) + "\n")
+    write_whole(out / "RESULTS.md", "\n\n".join(sections) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """Holds the model against public measurements that no constant was fitted to.
 
-    python experiments/witnesses/run.py DATA_FOLDER [-o FOLDER]
+    python experiments/witnesses/run.py --data FOLDER [-o FOLDER]
 
-DATA_FOLDER has the files that README.md names; they are other people's and stay outside. Writes
-RESULTS.md, summaries (CSV) and figures, here or into another folder. Some 54,000 predictions: about a
-minute.
+The folder of data has the files that README.md names; they are other people's and stay outside.
+Writes RESULTS.md, summaries (CSV) and figures, here or into another folder. Some 54,000 predictions:
+about a minute.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +19,7 @@ from comparing import Part, errors, shown
 from figures import raggedness_figure, steps_figure
 
 from leansim.answers import render
+from leansim.checkout.scripts import parser_of
 from leansim.files.writing import write_whole
 from leansim.report.sheet import save
 
@@ -33,11 +33,9 @@ HEAD = (
 
 def main() -> None:
     """Read, predict, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", type=Path, metavar="DATA_FOLDER", help="folder of the measurements")
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
+    parser = parser_of(__doc__, HERE)
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the measurements")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
     witnesses(given.data, given.out)
 
 
