@@ -33,6 +33,8 @@ _HOME = {
     "regret": "leansim.study.regret",
     "buckets": "leansim.api",
     "invariance": "leansim.api",
+    "experiment": "leansim.checkout.running",
+    "experiments": "leansim.checkout.experiments",
     # What they take, and one point.
     "point": "leansim.points.point",
     "simulate": "leansim.points.simulate",

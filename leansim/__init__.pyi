@@ -17,6 +17,8 @@ from leansim.api import splits as splits
 from leansim.api import step as step
 from leansim.api import validate as validate
 from leansim.api import verify as verify
+from leansim.checkout.experiments import experiments as experiments
+from leansim.checkout.running import experiment as experiment
 from leansim.engine.program import Program as Program
 from leansim.engine.result import Result as Result
 from leansim.errors import LeansimError as LeansimError

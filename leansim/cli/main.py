@@ -14,7 +14,7 @@ import typer
 
 import leansim
 from leansim import __version__
-from leansim.cli import measure, silicon, steps, study
+from leansim.cli import experiment, measure, silicon, steps, study
 from leansim.cli.options import (
     Baseline,
     EngineName,
@@ -300,6 +300,7 @@ silicon.register(app)
 measure.register(app)
 study.register(app)
 steps.register(app)
+experiment.register(app)
 
 
 def main() -> None:

@@ -119,6 +119,27 @@ def _calibration(content: bytes, folder: Path) -> None:
     _ = read_calibration(_file(folder, "x.yaml", content)).starts
 
 
+# A description with every key, of an experiment that is run as it says.
+EXPERIMENT = {"title": "Is it so?", "minutes": 0.5, "needs": ["silicon"], "after": [],
+              "data": {"times.csv": "theirs"}, "command": ["run.py", "--sample", "3"]}  # fmt: skip
+
+
+def _experiment(content: bytes, folder: Path) -> None:
+    from leansim.checkout.experiments import experiments
+
+    there = folder / "experiments" / "it"
+    there.mkdir(parents=True, exist_ok=True)
+    (there / "run.py").touch()
+    (folder / "pyproject.toml").write_text(
+        '[project.optional-dependencies]\nsilicon = ["scipy>=1.11"]\n'
+    )
+    _file(there, "experiment.yaml", content)
+    found = experiments(there.parent)
+    found.written("table")
+    found.written("csv")
+    found[0].missing(folder)
+
+
 HF = (
     {"model_type": "llama", "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096,
      "num_hidden_layers": 32, "torch_dtype": "bfloat16", "rope_scaling": {"factor": 8.0}},
@@ -294,6 +315,7 @@ READERS: dict[str, Reader] = {
     "model": Reader(_yaml("models"), _model),
     "table": Reader(_yaml("tables"), _table),
     "calibration": Reader(_yaml("calibrations"), _calibration),
+    "experiment": Reader(lambda draw: yaml_of(draw, EXPERIMENT), _experiment),
     "hf_config": Reader(lambda draw: json_of(draw, draw(st.sampled_from(HF))), _hf),
     "points": Reader(lambda draw: csv_of(draw, POINTS, COLUMNS), _points),
     "measured": Reader(
