@@ -150,7 +150,7 @@ def test_results_are_read_after_they_are_written() -> None:
 def test_a_list_in_every_format(inside: Path) -> None:  # noqa: ARG001
     shown = invoke("list").stdout
     assert [line.split()[0] for line in shown.splitlines()[2:4]] == ["bad", "good"]
-    assert "Counts made once, by hand, as their README.md says: count." in shown
+    assert "Counts made once, by hand, as their README.md says: count\n" in shown
     first, second = json.loads(invoke("list", "--format", "json").stdout)
     assert first["command"] == "run.py --fail 3"
     assert second == {
@@ -227,8 +227,9 @@ def test_an_experiment_runs_from_the_root(
     assert not (inside / "experiments" / "good" / "RESULTS.md").exists()
 
 
-def test_without_a_folder_results_go_to_their_place(root: Path) -> None:
-    (ran,) = leansim.experiment("good", folder=root / "experiments")
+def test_without_a_folder_results_go_to_their_place(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    (ran,) = leansim.experiment("good", folder="experiments")
     assert (ran.exit_code, ran.output) == (0, "one\ntwo\n")
     assert (root / "experiments" / "good" / "RESULTS.md").exists()
 

@@ -129,10 +129,8 @@ class Experiments(Listed[Experiment]):
     def notes(self) -> list[str]:
         """What all of them take, and what is no experiment."""
         total = sum(one.says.minutes for one in self)
-        taken = (
-            f"All take some {total:.0f} minutes on two cores; `leansim experiment run NAME` runs one."
-        )
-        by_hand = f"Counts made once, by hand, as their README.md says: {', '.join(self.counts)}."
+        taken = f"All take {total:.0f} minutes on two cores; `leansim experiment run NAME` runs one"
+        by_hand = f"Counts made once, by hand, as their README.md says: {', '.join(self.counts)}"
         return [taken, *([by_hand] if self.counts else [])]
 
 
@@ -142,7 +140,7 @@ def experiments(folder: str | Path | None = None) -> Experiments:
     A folder with an `experiment.yaml` is one. Raises `ConfigError` where there is no checkout, or for a
     file that makes no sense.
     """
-    place = experiments_folder() if folder is None else Path(folder)
+    place = experiments_folder() if folder is None else Path(folder).resolve()
     folders = sorted(path.parent for path in place.glob("*/README.md"))
     described = sorted(path.parent for path in place.glob(f"*/{FILE}"))
     names = [path.name for path in described]
@@ -168,8 +166,8 @@ def package_root() -> Path:
 def extras(root: Path) -> dict[str, list[str]]:
     """Packages of each extra, by `pyproject.toml` of a checkout."""
     file = root / "pyproject.toml"
-    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"] if file.exists() else {}
-    found: dict[str, list[str]] = project.get("optional-dependencies", {})
+    about = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found: dict[str, list[str]] = about.get("project", {}).get("optional-dependencies", {})
     return {extra: [_NAME.sub(r"\1", one) for one in wanted] for extra, wanted in found.items()}
 
 
