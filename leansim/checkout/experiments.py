@@ -37,7 +37,9 @@ class Description(Spec):
     """`experiment.yaml`: what a reader of a list wants to know of an experiment."""
 
     title: Line = Field(description="the question that it answers")
-    minutes: Positive = Field(description="what it takes on two cores, rounded up")
+    minutes: Positive = Field(
+        description="CPU time of all its processes, rounded up: two cores need less"
+    )
     needs: tuple[str, ...] = Field((), description="extras of leansim that it wants")
     data: dict[str, Line] = Field(
         default_factory=dict, description="files of outside measurements, and where each is found"
@@ -129,7 +131,7 @@ class Experiments(Listed[Experiment]):
     def notes(self) -> list[str]:
         """What all of them take, and what is no experiment."""
         total = sum(one.says.minutes for one in self)
-        taken = f"All take {total:.0f} minutes on two cores; `leansim experiment run NAME` runs one"
+        taken = f"All take {total:.0f} minutes of CPU time; `leansim experiment run NAME` runs one"
         by_hand = f"Counts made once, by hand, as their README.md says: {', '.join(self.counts)}"
         return [taken, *([by_hand] if self.counts else [])]
 
