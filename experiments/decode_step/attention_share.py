@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from parts import Part, Rows, tokens
 from steps import Asked, Found
+
+from leansim.checkout.pages import Part, Rows, tokens
 
 MODELS = (("llama_3_8b", 1), ("llama_3_70b", 8))
 DEVICE = "h100_sxm"

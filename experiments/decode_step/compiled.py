@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parts import Part, Rows
 from steps import Asked, Found
+
+from leansim.checkout.pages import Part, Rows
 
 # Attention by PyTorch's math path reads KV in full, but is many kernels: FlashDecoding stands for it.
 KERNEL = "flash_decoding"

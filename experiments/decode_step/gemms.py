@@ -8,7 +8,6 @@ files are changed by hand, so that a fit is looked at.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from leansim.answers import Row, render
+from leansim.checkout.scripts import parser_of
 from leansim.files.writing import write_whole
 from leansim.specs import catalog
 
@@ -124,10 +124,7 @@ def row(device: str) -> Row:
 
 def main() -> None:
     """Fit every device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out: Path = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     table = render([row(device) for device in TABLES], "md")
     told = (
         "16-bit matrices of up to 512 rows that vLLM, TensorRT-LLM and SGLang ran (aiconfigurator-core",

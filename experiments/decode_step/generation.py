@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from parts import Part, Rows
 from steps import Asked, Found, prompt_s
+
+from leansim.checkout.pages import Part, Rows
 
 # What each framework decodes with: its own kernels of 2024 are among neither catalogue nor source trees
 # that can be read to the version, so that these are the nearest of the catalogue.

@@ -8,35 +8,29 @@ Writes RESULTS.md, expected.csv (the pins) and a figure, here or into another fo
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+import attention_share
+import compiled
+import generation
+from steps import Asked, Found, found, pins
+
+from leansim.answers import render
+from leansim.checkout.pages import page
+from leansim.checkout.scripts import parser_of
+from leansim.files.strict_yaml import read
+from leansim.files.writing import write_whole
+from leansim.report.sheet import save
+from leansim.report.step_figures import share_figures
+from leansim.steps.step import Steps
+
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))  # for parts of pages
-
-import attention_share  # noqa: E402
-import compiled  # noqa: E402
-import generation  # noqa: E402
-from steps import Asked, Found, found, pins  # noqa: E402
-
-from leansim.answers import render  # noqa: E402
-from leansim.files.strict_yaml import read  # noqa: E402
-from leansim.files.writing import write_whole  # noqa: E402
-from leansim.report.sheet import save  # noqa: E402
-from leansim.report.step_figures import share_figures  # noqa: E402
-from leansim.steps.step import Steps  # noqa: E402
-
-HEAD = "Written by `run.py`; do not edit. README.md says what is asked, and what is not modelled."
 
 
 def main() -> None:
     """Simulate, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out: Path = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     steps = found(calls())
     write_whole(out / "expected.csv", render(pins(steps), "csv") + "\n")
     write_whole(out / "RESULTS.md", results(steps))
@@ -70,7 +64,7 @@ def results(steps: Found) -> str:
         generation.part(steps, said["generation"], said["power"]),
         attention_share.part(steps),
     )
-    return "\n\n".join([f"# Results\n\n{HEAD}", *(part.written for part in parts)]) + "\n"
+    return page(parts)
 
 
 if __name__ == "__main__":

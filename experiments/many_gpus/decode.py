@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from calls import Attention, Call
-from parts import Part, Rows, tokens
 
+from leansim.checkout.pages import Part, Rows, tokens
 from leansim.points.travel import RANK_MERGES
 
 DEVICE, MODEL = "h100_sxm", "llama_3_70b"
@@ -57,7 +57,8 @@ def ring_over_tree(attention: Attention) -> dict[int, float]:
 
 def part(attention: Attention, claimed: float) -> Part:
     """Latency of a layer by layout and kernel."""
-    ratios = ring_over_tree(attention)
+    ratios = ring_over_tree(attention).values()
+    least, most_times = min(ratios), max(ratios)
     most = CONTEXTS[-1]
     held = attention[_call("lean", most, (8, 1, "all_gather"))].resolved.held_bytes
     lean = attention[_call("lean", most, (8, 1, "all_gather"))].metrics.latency_s
@@ -65,17 +66,18 @@ def part(attention: Attention, claimed: float) -> Part:
     return Part(
         "One request of 128k to 10M tokens on eight H100s (64 query and 8 KV heads of Llama-3-70B)",
         (
-            f"KV that goes round a ring takes {min(ratios.values()):.0f} to {max(ratios.values()):.0f} "
-            "times as long as partials that merge: each hop moves a rank's KV over a link of 450 GB/s,",
-            "where DRAM has 3,000, and every rank then attends to all of it.",
-            f"Tree Attention reports up to {claimed:g} times over a ring, on more GPUs than a node has.",
-            "Merging costs 6 to 34 us whatever the context: with vLLM's three collectives most, with one",
-            "exchange (Helix) or small all-reduces (tree) least.",
-            f"Where heads are divided, one KV head is left to a GPU, and LeanAttention's cap of 32 CTAs a "
-            f"head makes it {lean / fixed:.1f} times as slow as FlashDecoding at 10M tokens;",
-            "where contexts are divided, eight heads are, and it is level.",
-            f"KV of all layers is {held / 1e9:,.0f} GB on each GPU at 10M tokens either way: no card holds "
-            "it, and most of what 1M takes.",
+            f"KV that goes round a ring takes {least:.0f} to {most_times:.0f} times as long as partials",
+            "that merge: each hop moves a rank's KV over a link of 450 GB/s, where DRAM has 3,000, and",
+            f"every rank then attends to all of it. Tree Attention reports up to {claimed:g} times over a",
+            "ring, on more GPUs than a node has. Merging costs 10 to 34 us whatever the context: most with",
+            "vLLM's three collectives, least with one exchange (Helix) or small all-reduces (tree).",
+            "Where heads are divided, one KV head is left to a GPU, and LeanAttention's cap of 32 CTAs a",
+            f"head makes it {lean / fixed:.1f} times as slow as FlashDecoding at 10M tokens; where contexts",
+            f"are divided, each GPU has all eight, and it is level. KV of all layers is {held / 1e9:,.0f} GB",
+            "on each GPU at 10M tokens either way, which no card holds.",
         ),
-        tuple((f"{kernel}: us of a layer (share that travels)", _times(attention, kernel)) for kernel in KERNELS),
-    )  # fmt: skip
+        tuple(
+            (f"{kernel}: us of a layer (share that travels)", _times(attention, kernel))
+            for kernel in KERNELS
+        ),
+    )

@@ -1,4 +1,4 @@
-"""MLA's latent KV on eight GPUs, which dividing heads copies to each: what dividing contexts costs and saves."""
+"""MLA's latent KV, which dividing heads copies to each GPU: what dividing contexts costs and saves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from calls import Call, Steps
-from parts import Part, Rows, tokens
+
+from leansim.checkout.pages import Part, Rows, tokens
 
 DEVICE, MODEL, KERNEL = "h200_sxm", "deepseek_v3", "flash_mla"
 BATCHES = (16, 64, 128, 256)
@@ -92,16 +93,17 @@ def _room(steps: Steps) -> Rows:
 
 def part(steps: Steps, said: Mapping[str, Any]) -> Part:
     """Where dividing contexts loses, where it gains, and how many requests fit."""
-    dcp = {ranks: rate for ranks, rate in said["vllm_25049"]["rows"]}
+    dcp = dict(said["vllm_25049"]["rows"])
     return Part(
-        "DeepSeek-V3 on eight H200s: one latent head, which every GPU keeps whole unless contexts are divided",
+        "DeepSeek-V3 on eight H200s: one latent head, whole on every GPU unless contexts are divided",
         (
-            "With short contexts dividing them loses: every rank takes all 128 query heads to a shard of KV,",
-            "and collectives come before and after. With long ones it gains, and most in how many requests fit.",
-            "ROCm/ATOM#847 reports the same on eight MI355X, at a concurrency that the part that could be",
-            "read does not say: other cards, other kernels, so that direction counts, and where it turns.",
-            f"vllm#25049 reports {dcp[4] / dcp[1]:.2f} and {dcp[8] / dcp[1]:.2f} times the throughput with 4 "
-            "and 8 ranks, where 4,096 requests wait: there memory decides how many run at once.",
+            "With short contexts dividing them loses: every rank takes all 128 query heads to its shard",
+            "of KV, and collectives come before and after. With long ones it gains, and most in how many",
+            "requests fit. ROCm/ATOM#847 reports the same on eight MI355X, at a concurrency that the part",
+            "that could be read does not say: other cards, other kernels, so that what counts is the",
+            f"direction, and where it turns. vllm#25049 reports {dcp[4] / dcp[1]:.2f} and",
+            f"{dcp[8] / dcp[1]:.2f} times the throughput with 4 and 8 ranks, where 4,096 requests wait: there",
+            "memory decides how many run at once.",
         ),
         (
             ("Speedup of dividing contexts as vLLM does, reported and simulated", _beside(steps, said)),

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from calls import Call, Times, device_of
-from parts import Part, Rows, tokens
+
+from leansim.checkout.pages import Part, Rows, tokens
 
 LAYERS, HEADS, SUFFIX = 32, 32, 128
 PLAIN, CASCADES = "flash_decoding", ("vllm_cascade", "lean_cascade")

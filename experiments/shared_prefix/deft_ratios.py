@@ -8,7 +8,8 @@ from typing import Any
 
 from calls import Call, Times
 from flashinfer_grid import least_base_us
-from parts import Part, Rows, geometric_mean, tokens
+
+from leansim.checkout.pages import Part, Rows, geometric_mean, tokens
 
 DEVICE, LAYERS, BRANCH = "a100_sxm_80gb", 32, 200
 KERNELS = {

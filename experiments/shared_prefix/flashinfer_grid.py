@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from calls import Call, Times, device_of
-from parts import Part, Rows, geometric_mean, tokens
 from relay import kernel_of
 
+from leansim.checkout.pages import Part, Rows, geometric_mean, tokens
 from leansim.engine.program import PS_PER_S
 from leansim.points.simulate import simulate
 

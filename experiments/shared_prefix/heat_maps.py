@@ -9,7 +9,8 @@ import numpy as np
 from calls import Call
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from parts import tokens
+
+from leansim.checkout.pages import tokens
 
 Cells = Mapping[Call, tuple[float, str]]  # a ratio, and what stands in its cell
 

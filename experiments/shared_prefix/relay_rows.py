@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 from comparing import errors, predicted, read, said, shown
-from parts import Part, Rows
 from relay import CALL, FILE, kernel_of
 
+from leansim.checkout.pages import Part, Rows
 from leansim.points.simulate import simulate_each
 
 COLUMNS = ("nreqs", "ctxlen", "prefixlen", "relay", "attn_usr", "attn_sys", "relay_fusion")

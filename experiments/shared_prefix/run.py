@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path += [
-    str(HERE.parent),
-    str(HERE.parent / "witnesses"),
-]  # parts of pages; plain rows of the same data
+sys.path.append(str(HERE.parent / "witnesses"))  # for its plain rows of the same data
 
 import bifurcated_steps  # noqa: E402
 import deft_ratios  # noqa: E402
@@ -27,9 +24,9 @@ import split_prefix  # noqa: E402
 import vllm_rule  # noqa: E402
 from calls import Call, Times, pins, times_of  # noqa: E402
 from heat_maps import map_figure  # noqa: E402
-from parts import tokens  # noqa: E402
 
 from leansim.answers import render  # noqa: E402
+from leansim.checkout.pages import tokens  # noqa: E402
 from leansim.checkout.scripts import parser_of  # noqa: E402
 from leansim.files.strict_yaml import read  # noqa: E402
 from leansim.files.writing import write_whole  # noqa: E402

@@ -8,8 +8,8 @@ from itertools import product
 
 import numpy as np
 from calls import Call, Times
-from parts import Part, Rows, geometric_mean, tokens
 
+from leansim.checkout.pages import Part, Rows, geometric_mean, tokens
 from leansim.points.simulate import simulate
 
 DEVICES = ("a100_sxm_80gb", "h100_sxm", "h200_sxm", "l40s")

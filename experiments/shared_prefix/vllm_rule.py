@@ -8,7 +8,8 @@ from itertools import product
 
 from calls import Call, Times, device_of
 from flashinfer_grid import least_base_us
-from parts import Part, Row, Rows, geometric_mean, tokens
+
+from leansim.checkout.pages import Part, Row, Rows, geometric_mean, tokens
 
 PLAIN, CASCADE = "vllm_fa2", "vllm_cascade"
 DEVICES = ("a100_sxm_80gb", "h100_sxm")

@@ -1,4 +1,4 @@
-"""What a part of the results says: its title, sentences and tables, as Markdown; and common figures."""
+"""What the results of an experiment are written as: parts of a page, with sentences and tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from leansim.answers import Row, render
 
 Rows = list[Row]
+HEAD = "Written by `run.py`; do not edit. README.md says what is asked, and what is not modelled."
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Part:
         """The part as Markdown."""
         tables = (f"### {caption}\n\n{render(rows, 'md')}" for caption, rows in self.tables if rows)
         return "\n\n".join([f"## {self.title}", "\n".join(self.sentences), *tables])
+
+
+def page(parts: Iterable[Part], title: str = "Results") -> str:
+    """Parts under a title, and what wrote them."""
+    return "\n\n".join([f"# {title}\n\n{HEAD}", *(part.written for part in parts)]) + "\n"
 
 
 def geometric_mean(ratios: Iterable[float]) -> float:
