@@ -176,6 +176,26 @@ def test_a_ragged_batch_is_dealt_by_its_own_tiles() -> None:
     ]
 
 
+@pytest.mark.parametrize(("cap", "ctas"), [(2, [15, 15]), (4, [8, 8, 7, 7]), (None, [6] * 5)])
+def test_an_output_tile_has_no_more_ctas_than_its_cap(cap: Any, ctas: list[int]) -> None:
+    """One head of 30 tiles on 5 SMs is more than 4 per SM: min(5, cap * 1 head) CTAs; uncapped 5."""
+    schedule = LeanAttention(max_splits_per_head=cap)(grid_of((30 * 256,), 1), toy())
+    assert schedule.tiles_of_cta.tolist() == ctas
+
+
+def test_onnx_runtimes_cap_is_the_default_and_can_be_lifted() -> None:
+    """One head of 40 tiles on 5 SMs of 8 slots: 40 CTAs, but 32 by the cap, of which 8 have two tiles.
+
+    With 20 tiles, four per SM, there are min((20+1)/2, ceil(cap*20/20)) CTAs: 10 by default and without
+    a cap, 3 with one of three.
+    """
+    grid, small = (grid_of((tiles * 256,), 1, ctas_per_sm=8) for tiles in (40, 20))
+    assert LeanAttention()(grid, toy()).tiles_of_cta.tolist() == [2] * 8 + [1] * 24
+    assert LeanAttention(max_splits_per_head=None)(grid, toy()).num_ctas == 40
+    for cap, ctas in ((32, 10), (None, 10), (3, 3)):
+        assert LeanAttention(max_splits_per_head=cap)(small, toy()).num_ctas == ctas
+
+
 def test_a_ragged_batch_padded_to_the_longest_leaves_ctas_empty() -> None:
     """As in ONNX Runtime: 3 requests of 6 tiles make 18 <= 20, so 18/2 = 9 CTAs of 2 (10 slots).
 

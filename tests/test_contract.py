@@ -58,6 +58,8 @@ def test_every_kernel_and_every_architecture_is_checked_somewhere() -> None:
         (LeanAttention(lengths="longest"), "fa2", "h100_sxm"),
         (LeanAttention(ctas_per_sm=1), "lean", "h100_sxm"),
         (LeanAttention(num_ctas=1), "lean", "h100_sxm"),
+        (LeanAttention(max_splits_per_head=None), "lean", "h100_sxm"),
+        (LeanAttention(max_splits_per_head=1), "lean", "h100_sxm"),
         (LeanAiter(num_xcds=2), "fa2", "h100_sxm"),
         (LeanAiter(num_xcds=8), "lean_aiter", "mi300x"),
     ],

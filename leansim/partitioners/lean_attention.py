@@ -25,17 +25,26 @@ from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 
 
-def ort_deal(total: int, tiles_per_head: int, heads: int, num_sms: int, ctas_per_sm: int = 2) -> Deal:
+def ort_deal(
+    total: int,
+    tiles_per_head: int,
+    heads: int,
+    num_sms: int,
+    ctas_per_sm: int = 2,
+    max_splits_per_head: int | None = MAX_SPLITS_PER_HEAD,
+) -> Deal:
     """How many CTAs the paper authors' CUDA code launches (lean_api.cc).
 
     `total` KV tiles over `heads` output tiles of at most `tiles_per_head` each: up to four tiles
     per SM one for two tiles, above that `ctas_per_sm` on every SM; an output tile is never cut into
-    more than about 32 splits.
+    more than about `max_splits_per_head` splits (None: into any number).
     """
     if total <= 4 * num_sms:
-        num_ctas = small_work_ctas(total, tiles_per_head)
+        num_ctas = small_work_ctas(total, tiles_per_head, max_splits_per_head)
     else:
-        num_ctas = min(ctas_per_sm * num_sms, MAX_SPLITS_PER_HEAD * heads)
+        num_ctas = ctas_per_sm * num_sms
+        if max_splits_per_head is not None:
+            num_ctas = min(num_ctas, max_splits_per_head * heads)
     return Deal(total, max(1, min(num_ctas, total)))
 
 
@@ -47,12 +56,15 @@ class LeanAttention:
     of AITER and SGLang; equal to `longest` for equal lengths), or `longest`, every request padded to the
     longest context of the call as in ONNX Runtime, so that ragged batches are not balanced.
     `ctas_per_sm` overrides how many CTAs per SM are launched: by default those that fit, and
-    never more; ONNX Runtime takes 2 for granted. `num_ctas` says how many instead.
+    never more; ONNX Runtime takes 2 for granted. `max_splits_per_head` is about how many CTAs may share
+    an output tile, as ONNX Runtime has it; None for as many as there are. `num_ctas` says how many
+    CTAs there are instead.
     """
 
     lengths: Literal["actual", "longest"] = "actual"
     ctas_per_sm: Annotated[int, Field(ge=1)] | None = None
     num_ctas: Annotated[int, Field(ge=1)] | None = None
+    max_splits_per_head: Annotated[int, Field(ge=1)] | None = MAX_SPLITS_PER_HEAD
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
         """Deal equal shares of the line of tiles."""
@@ -74,8 +86,10 @@ class LeanAttention:
     def _deal(self, total: int, tiles_per_head: int, grid: TileGrid) -> Deal:
         if self.num_ctas is not None:
             return Deal(total, min(self.num_ctas, total))
-        heads = grid.num_output_tiles
+        per_sm = self.ctas_per_sm or grid.ctas_per_sm
+        deal = ort_deal(
+            total, tiles_per_head, grid.num_output_tiles, grid.num_sms, per_sm, self.max_splits_per_head
+        )
         if self.ctas_per_sm is not None:
-            return ort_deal(total, tiles_per_head, heads, grid.num_sms, self.ctas_per_sm)
-        deal = ort_deal(total, tiles_per_head, heads, grid.num_sms, grid.ctas_per_sm)
+            return deal
         return Deal(total, min(deal.num_ctas, grid.slots))

@@ -57,9 +57,13 @@ def reserved_splits(planned: Deal, dealt: Deal, tiles_per_head: int) -> int | No
     return planned.num_splits(tiles_per_head) if dealt.total >= planned.total else None
 
 
-def small_work_ctas(total: int, tiles_per_head: int) -> int:
-    """CTAs when there is little work: two tiles each, and at most 32 splits per head."""
-    return min((total + 1) // 2, -(-MAX_SPLITS_PER_HEAD * total // max(1, tiles_per_head)))
+def small_work_ctas(
+    total: int, tiles_per_head: int, max_splits_per_head: int | None = MAX_SPLITS_PER_HEAD
+) -> int:
+    """CTAs when there is little work: two tiles each, and at most so many splits per head; None: any."""
+    if max_splits_per_head is None:
+        return (total + 1) // 2
+    return min((total + 1) // 2, -(-max_splits_per_head * total // max(1, tiles_per_head)))
 
 
 def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, ...]:
