@@ -1,24 +1,22 @@
-"""What a part of the results says: its title, sentences, tables and figures, as Markdown."""
+"""What a part of these results says beside its tables: paragraphs and figures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leansim.answers import Row, render
+from leansim.checkout import pages
+from leansim.checkout.pages import Rows, geometric_mean, tokens
 
-Rows = list[Row]
+__all__ = ["Part", "Rows", "figures_of", "geometric_mean", "tokens"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a page: a title, sentences, tables of text under their captions, figures by file."""
+class Part(pages.Part):
+    """A part whose sentences are a paragraph each, and that has figures: what one shows, its file."""
 
-    title: str
-    sentences: tuple[str, ...]
-    tables: tuple[tuple[str, Rows], ...]
-    figures: tuple[tuple[str, str], ...] = ()  # what one shows, its file
+    figures: tuple[tuple[str, str], ...] = ()
 
     @property
     def written(self) -> str:
@@ -26,12 +24,6 @@ class Part:
         tables = (f"### {caption}\n\n{render(rows, 'md')}" for caption, rows in self.tables if rows)
         figures = (f"![{what}]({file})" for what, file in self.figures)
         return "\n\n".join([f"## {self.title}", "\n\n".join(self.sentences), *figures, *tables])
-
-
-def geometric_mean(ratios: Iterable[float]) -> float:
-    """Mean of ratios."""
-    logs = [math.log(ratio) for ratio in ratios]
-    return math.exp(sum(logs) / len(logs))
 
 
 def figures_of(gains: Sequence[float]) -> Row:
@@ -44,11 +36,3 @@ def figures_of(gains: Sequence[float]) -> Row:
         "smallest": f"{min(gains):.2f}",
         "slower": f"{sum(gain < 1.0 for gain in gains) / len(gains):.0%}",
     }
-
-
-def tokens(number: int) -> str:
-    """A token count as files write it."""
-    for size, unit in ((1024 * 1024, "M"), (1024, "k")):
-        if number % size == 0:
-            return f"{number // size}{unit}"
-    return f"{number:,}"

@@ -8,7 +8,6 @@ Two minutes on two cores.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from calls import Call, Times, pins, times_of
 from parts import Part
 
 from leansim.answers import render
+from leansim.checkout.scripts import parser_of
 from leansim.files.strict_yaml import read
 from leansim.files.writing import write_whole
 from leansim.report.sheet import save
@@ -43,10 +43,7 @@ DRAWN = {
 
 def main() -> None:
     """Simulate, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     times = times_of(calls())
     write_whole(out / "expected.csv", render(pins(times), "csv") + "\n")
     write_whole(out / "RESULTS.md", results(times))

@@ -66,15 +66,16 @@ def part(attention: Attention, claimed: float) -> Part:
     return Part(
         "One request of 128k to 10M tokens on eight H100s (64 query and 8 KV heads of Llama-3-70B)",
         (
-            f"KV that goes round a ring takes {least:.0f} to {most_times:.0f} times as long as partials",
-            "that merge: each hop moves a rank's KV over a link of 450 GB/s, where DRAM has 3,000, and",
-            f"every rank then attends to all of it. Tree Attention reports up to {claimed:g} times over a",
-            "ring, on more GPUs than a node has. Merging costs 10 to 34 us whatever the context: most with",
-            "vLLM's three collectives, least with one exchange (Helix) or small all-reduces (tree).",
-            "Where heads are divided, one KV head is left to a GPU, and LeanAttention's cap of 32 CTAs a",
-            f"head makes it {lean / fixed:.1f} times as slow as FlashDecoding at 10M tokens; where contexts",
-            f"are divided, each GPU has all eight, and it is level. KV of all layers is {held / 1e9:,.0f} GB",
-            "on each GPU at 10M tokens either way, which no card holds.",
+            f"KV that goes round a ring takes {least:.0f} to {most_times:.0f} times as long as",
+            "partials that merge: each hop moves a rank's KV over a link of 450 GB/s, where DRAM",
+            "has 3,000, and every rank then attends to all of it. Tree Attention reports up to",
+            f"{claimed:g} times over a ring, on more GPUs than a node has. Merging costs 10 to 34",
+            "us whatever the context: most with vLLM's three collectives, least with one exchange",
+            "(Helix) or small all-reduces (tree). Where heads are divided, one KV head is left to",
+            f"a GPU, and LeanAttention's cap of 32 CTAs a head makes it {lean / fixed:.1f} times",
+            "as slow as FlashDecoding at 10M tokens; where contexts are divided, each GPU has all",
+            f"eight, and it is level. KV of all layers is {held / 1e9:,.0f} GB on each GPU at 10M",
+            "tokens either way, which no card holds.",
         ),
         tuple(
             (f"{kernel}: us of a layer (share that travels)", _times(attention, kernel))

@@ -97,13 +97,13 @@ def part(steps: Steps, said: Mapping[str, Any]) -> Part:
     return Part(
         "DeepSeek-V3 on eight H200s: one latent head, whole on every GPU unless contexts are divided",
         (
-            "With short contexts dividing them loses: every rank takes all 128 query heads to its shard",
-            "of KV, and collectives come before and after. With long ones it gains, and most in how many",
-            "requests fit. ROCm/ATOM#847 reports the same on eight MI355X, at a concurrency that the part",
-            "that could be read does not say: other cards, other kernels, so that what counts is the",
-            f"direction, and where it turns. vllm#25049 reports {dcp[4] / dcp[1]:.2f} and",
-            f"{dcp[8] / dcp[1]:.2f} times the throughput with 4 and 8 ranks, where 4,096 requests wait: there",
-            "memory decides how many run at once.",
+            "With short contexts dividing them loses: every rank takes all 128 query heads to its",
+            "shard of KV, and collectives come before and after. With long ones it gains, and",
+            "most in how many requests fit. ROCm/ATOM#847 reports the same on eight MI355X, at a",
+            "concurrency that the part that could be read does not say: other cards, other",
+            "kernels, so that what counts is the direction, and where it turns. vllm#25049",
+            f"reports {dcp[4] / dcp[1]:.2f} and {dcp[8] / dcp[1]:.2f} times the throughput with 4",
+            "and 8 ranks, where 4,096 requests wait: there memory decides how many run at once.",
         ),
         (
             ("Speedup of dividing contexts as vLLM does, reported and simulated", _beside(steps, said)),

@@ -40,4 +40,7 @@ def geometric_mean(ratios: Iterable[float]) -> float:
 
 def tokens(number: int) -> str:
     """A token count as files write it."""
-    return f"{number // 1024}k" if number % 1024 == 0 else str(number)
+    for size, unit in ((1024 * 1024, "M"), (1024, "k")):
+        if number % size == 0:
+            return f"{number // size}{unit}"
+    return f"{number:,}"
