@@ -99,6 +99,8 @@ def awkward_workloads() -> list[tuple[str, Workload]]:
         ("multi-head", mha((3000, 77, 20_000))),
         ("more rows than a tile", Workload((2000, 50), 96, 1, 128)),
         ("four new tokens", gqa((4, 5, 129, 3000), query_len=4)),
+        ("whole prompts", mha((300, 300), query_len=300)),
+        ("chunks of prompts", gqa((150, 700, 1025), query_len=150)),
         ("window", gqa((100, 1025, 9000, 5120), window=1024)),
         ("window, four new tokens", mha((1025, 9001), window=128, query_len=4)),
         ("head dim 64", Workload((5000, 257), 4, 4, 64)),

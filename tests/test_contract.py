@@ -60,6 +60,8 @@ def test_every_kernel_and_every_architecture_is_checked_somewhere() -> None:
         (LeanAttention(num_ctas=1), "lean", "h100_sxm"),
         (LeanAttention(max_splits_per_head=None), "lean", "h100_sxm"),
         (LeanAttention(max_splits_per_head=1), "lean", "h100_sxm"),
+        (LeanAttention(row_blocks="ping_pong"), "lean_prefill", "h100_sxm"),
+        (LeanAiter(row_blocks="ping_pong"), "lean_prefill", "h100_sxm"),
         (LeanAiter(num_xcds=2), "fa2", "h100_sxm"),
         (LeanAiter(num_xcds=8), "lean_aiter", "mi300x"),
     ],

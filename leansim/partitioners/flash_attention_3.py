@@ -2,8 +2,8 @@
 
 `FlashAttention3` is the host's rule, for batches of equal lengths. `FlashAttention3Varlen` is what
 serving runs: the host's count is the most that a small kernel gives a request on the device, by the
-lengths, and persistent CTAs fetch the work longest first. Not modelled: which heads follow each other
-for the sake of L2.
+lengths, and persistent CTAs fetch the work longest first. Not modelled there: which heads follow each
+other for the sake of L2.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from leansim.specs.device import Device
 MAX_SPLITS = 128
 PREPARED_REQUESTS = 992
 _L2_BYTES = 50 * 1024**2
+_SECTION_BYTES = 32 * 1024**2
 _LEAST_KV_TILES = 5
 _AMPERE = "sm_8"
 
@@ -188,12 +189,27 @@ def deal(
     )
 
 
+def longest_blocks_first(grid: TileGrid) -> IntArray:
+    """Output tiles in the order in which CTAs fetch those of a call with a causal mask or a window.
+
+    The last row blocks come first, which have most KV, head by head in sections whose KV stays in L2: as
+    many KV heads, a power of two, as have 32 MiB of it, or one. Query heads that are not packed are in
+    the section of their KV head (flash-attention hopper/tile_scheduler.hpp,
+    DynamicPersistentTileScheduler).
+    """
+    load = grid.workload
+    kv_heads = max(1, _SECTION_BYTES // (load.call_context_len * load.kv_bytes_per_token))
+    section = (1 << (kv_heads.bit_length() - 1)) * (grid.heads // load.num_kv_heads)
+    head, row_block = np.divmod(np.arange(grid.num_output_tiles), grid.row_blocks)
+    return np.lexsort((head, -row_block, head // section))
+
+
 @dataclass(frozen=True)
 class FlashAttention3:
     """One split count for the whole call, from the host's rule or given.
 
     CTAs of a split call are issued row block first, then split, head and request; those of an unsplit
-    one are persistent.
+    one are persistent, and with a causal mask or a window fetch the longest row blocks first.
     """
 
     num_splits: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -201,8 +217,13 @@ class FlashAttention3:
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut all output tiles into the same number of splits."""
         splits = self.num_splits or call_num_splits(grid, grid.batch_size)
-        causal = grid.workload.query_len > 1 and not grid.workload.is_local
+        local = grid.workload.is_local
+        causal = grid.workload.query_len > 1 and not local
         queue = is_persistent(device.arch, varlen=False, split=splits > 1, causal=causal)
+        if queue and splits == 1 and (causal or local):
+            order = longest_blocks_first(grid)
+            whole = (np.zeros_like(order), grid.num_kv_tiles[order])
+            return Schedule(grid, np.arange(len(order)), order, *whole, len(order), dispatch="queue")
         return deal(
             grid,
             np.full(grid.batch_size, splits),

@@ -15,7 +15,9 @@ from pydantic import Field
 from leansim.errors import PartitionerError
 from leansim.partitioners.stream_k import (
     Deal,
+    RowBlockOrder,
     cut,
+    line_of,
     merged_in_launch,
     reserved_splits,
     small_work_ctas,
@@ -27,31 +29,42 @@ from leansim.specs.device import Device
 
 @dataclass(frozen=True)
 class AiterPlan:
-    """What AITER's host code decides: the CTAs of all XCDs, and the deal inside one."""
+    """What AITER's host code decides: the CTAs of all XCDs, and the deal inside one.
+
+    `kv_tiles` are those of one row block of a head over the whole batch.
+    """
 
     num_ctas: int
-    tiles_per_head: int
+    kv_tiles: int
     deal: Deal
 
     @property
     def num_splits(self) -> int:
         """Most CTAs the host code reserves for one head."""
-        return self.deal.num_splits(self.tiles_per_head)
+        return self.deal.num_splits(self.kv_tiles)
 
 
-def aiter_plan(tiles_per_head: int, heads: int, num_programs: int, num_xcds: int = 1) -> AiterPlan:
+def aiter_plan(
+    tiles_per_head: int,
+    heads: int,
+    num_programs: int,
+    num_xcds: int = 1,
+    kv_tiles: int | None = None,
+) -> AiterPlan:
     """How many CTAs AITER launches, and what they share.
 
     `tiles_per_head` counts the KV tiles of one head over the whole batch, `num_programs` is how many
     CTAs the caller asks for. With several XCDs the same arithmetic is done for one of them; CTAs that
-    do not divide over the XCDs are launched and do nothing. Source: AITER, lean_atten.py,
-    get_num_splits_and_buffer_sizes, decode.
+    do not divide over the XCDs are launched and do nothing. In a prefill a head has several row blocks,
+    of at most `kv_tiles` each over the batch. Source: AITER, lean_atten.py,
+    get_num_splits_and_buffer_sizes.
     """
+    kv_tiles = kv_tiles or tiles_per_head
     total = tiles_per_head * heads // num_xcds
     if total <= num_programs:
-        num_programs = small_work_ctas(total, tiles_per_head)
+        num_programs = small_work_ctas(total, kv_tiles)
     num_ctas = max(1, num_programs)
-    return AiterPlan(num_ctas, tiles_per_head, Deal(total, max(1, num_ctas // num_xcds)))
+    return AiterPlan(num_ctas, kv_tiles, Deal(total, max(1, num_ctas // num_xcds)))
 
 
 @dataclass(frozen=True)
@@ -59,20 +72,25 @@ class LeanAiter:
     """AITER's stream-K: heads outermost, requests of a head one after the other.
 
     `num_xcds` remaps CTAs so that an output tile stays in one XCD (1: no remapping).
-    `ctas_per_sm` says how many CTAs AITER is asked for.
+    `ctas_per_sm` says how many CTAs AITER is asked for. `row_blocks` is the order of a head's row
+    blocks in the line, `ping_pong` in its prefill. That takes whole contexts of equal lengths only; here
+    others are dealt alike.
     """
 
     num_xcds: Annotated[int, Field(ge=1)] = 1
     ctas_per_sm: Annotated[int, Field(ge=1)] = 1
+    row_blocks: RowBlockOrder = "sequential"
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
         """Deal each XCD's heads to its CTAs."""
         if grid.heads % self.num_xcds:
             raise PartitionerError(f"{grid.heads} heads do not divide over {self.num_xcds} XCDs")
-        tokens = int(grid.context_lens.sum())
-        tiles_per_head = grid.row_blocks * -(-tokens // grid.tile_tokens)
-        plan = aiter_plan(tiles_per_head, grid.heads, grid.num_sms * self.ctas_per_sm, self.num_xcds)
-        order = np.lexsort((grid.row_block, grid.request, grid.head))
+        kv_tiles = -(-int(grid.context_lens.sum()) // grid.tile_tokens)
+        causal = grid.workload.query_len > 1
+        tiles_per_head = grid.total_kv_tiles // grid.heads if causal else grid.row_blocks * kv_tiles
+        programs = grid.num_sms * self.ctas_per_sm
+        plan = aiter_plan(tiles_per_head, grid.heads, programs, self.num_xcds, kv_tiles)
+        order = line_of(grid, self.row_blocks, heads_outermost=True)
         share, ctas = len(order) // self.num_xcds, plan.deal.num_ctas
         parts, least = [], plan.deal
         for xcd in range(self.num_xcds):
@@ -83,5 +101,5 @@ class LeanAiter:
             cta, *rest = cut(line.borders, tiles, mine)
             parts.append((cta + xcd * ctas, *rest))
         columns = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-        splits = reserved_splits(plan.deal, least, tiles_per_head)
+        splits = reserved_splits(plan.deal, least, kv_tiles)
         return merged_in_launch(grid, columns, max(plan.num_ctas, ctas * self.num_xcds), splits)

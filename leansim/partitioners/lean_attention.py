@@ -12,11 +12,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from leansim.arrays import IntArray
 from leansim.errors import PartitionerError
 from leansim.partitioners.stream_k import (
     MAX_SPLITS_PER_HEAD,
     Deal,
+    RowBlockOrder,
     cut,
+    line_of,
     merged_in_launch,
     small_work_ctas,
 )
@@ -48,6 +51,17 @@ def ort_deal(
     return Deal(total, max(1, min(num_ctas, total)))
 
 
+def padded_kv_tiles(grid: TileGrid) -> IntArray:
+    """KV tiles of each output tile if every request were the longest that the call is told about.
+
+    Causal among the new tokens: of a whole context block `i` has `ceil((i + 1) rows / tokens)`
+    (lean_api.cc, tiles_per_head).
+    """
+    missing = grid.workload.call_context_len - grid.context_lens
+    padded: IntArray = -(-(grid.kv_end + missing[grid.request]) // grid.tile_tokens)
+    return padded
+
+
 @dataclass(frozen=True)
 class LeanAttention:
     """Equal KV tiles for every CTA.
@@ -58,27 +72,28 @@ class LeanAttention:
     `ctas_per_sm` overrides how many CTAs per SM are launched: by default those that fit, and
     never more; ONNX Runtime takes 2 for granted. `max_splits_per_head` is about how many CTAs may share
     an output tile, as ONNX Runtime has it; None for as many as there are. `num_ctas` says how many
-    CTAs there are instead.
+    CTAs there are instead. `row_blocks` is the order of a head's row blocks in the line, `sequential`
+    in ONNX Runtime.
     """
 
     lengths: Literal["actual", "longest"] = "actual"
     ctas_per_sm: Annotated[int, Field(ge=1)] | None = None
     num_ctas: Annotated[int, Field(ge=1)] | None = None
     max_splits_per_head: Annotated[int, Field(ge=1)] | None = MAX_SPLITS_PER_HEAD
+    row_blocks: RowBlockOrder = "sequential"
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
         """Deal equal shares of the line of tiles."""
         if self.lengths == "longest" and grid.workload.window is not None:
             raise PartitionerError("lean_attention with lengths='longest' has no sliding window")
-        tiles = grid.num_kv_tiles
-        if self.lengths == "longest":
-            tiles = np.full(grid.num_output_tiles, grid.call_kv_tiles, dtype=np.int64)
+        tiles = padded_kv_tiles(grid) if self.lengths == "longest" else grid.num_kv_tiles
         deal = self._deal(int(tiles.sum()), int(tiles.max()), grid)
         if deal.num_ctas > grid.slots == 1:
             raise PartitionerError(
                 f"{deal.num_ctas} CTAs that wait for each other need two slots, found 1"
             )
-        cta, tile, start, stop = cut(deal.borders, tiles, np.arange(grid.num_output_tiles))
+        line = line_of(grid, self.row_blocks)
+        cta, tile, start, stop = cut(deal.borders, tiles[line], line)
         stop = np.minimum(stop, grid.num_kv_tiles[tile])
         planned = deal.num_splits(grid.call_kv_tiles) if self.lengths == "longest" else None
         return merged_in_launch(grid, (cta, tile, start, stop), deal.num_ctas, planned)

@@ -12,6 +12,8 @@ from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
 
 MAX_SPLITS_PER_HEAD = 32
+# Row blocks of a head in the line: the first to the last, or the first, the last, the second, ...
+RowBlockOrder = Literal["sequential", "ping_pong"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,20 @@ def small_work_ctas(
     if max_splits_per_head is None:
         return (total + 1) // 2
     return min((total + 1) // 2, -(-max_splits_per_head * total // max(1, tiles_per_head)))
+
+
+def line_of(grid: TileGrid, row_blocks: RowBlockOrder, heads_outermost: bool = False) -> IntArray:
+    """Output tiles in the order of their tiles on the line: by request, head and row block.
+
+    Or by head, request and row block. Where a prefill's row blocks alternate from both ends, CTAs mix
+    short and long ones. Source: AITER, lean_atten.py, find_group_pingpong and find_group_sequential.
+    """
+    block = np.arange(grid.row_blocks)
+    if row_blocks == "ping_pong":
+        block = np.argsort(np.minimum(2 * block, 2 * block[::-1] + 1))
+    tiles = np.arange(grid.num_output_tiles).reshape(grid.batch_size, grid.heads, grid.row_blocks)
+    line: IntArray = tiles[:, :, block]
+    return (line.transpose(1, 0, 2) if heads_outermost else line).ravel()
 
 
 def cut(borders: IntArray, tiles: IntArray, order: IntArray) -> tuple[IntArray, ...]:

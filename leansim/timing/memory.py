@@ -77,21 +77,29 @@ def kept_share(footprint_bytes: float, device: Device) -> float:
 def l2_hit_share(grid: TileGrid, device: Device) -> float:
     """Share of KV loads that L2 serves, 0 to 1.
 
-        1 - min(1, (1 - warm + (rounds - 1) (1 - kept(KV bytes / KV heads))) / (row blocks * heads))
+        1 - min(1, (1 - warm + again) / (row blocks * heads))
+        again = (rounds - 1) (1 - kept(KV bytes / KV heads))
+                + rounds (waves - 1) (1 - kept(KV bytes / KV heads / requests))
 
     A KV head is read once per row block, and once per query head of its group where the group is
     not packed. What runs at the same time reads it from DRAM once (assumed). Query heads that do not
     all run at the same time (grids go through the batch before they come to the next head) find of it
-    what L2 kept meanwhile. Work items that attend to the same tokens read them from DRAM once, as row
-    blocks do. In a warm replay the first read finds what L2 kept of the whole.
+    what L2 kept meanwhile, in `rounds`. So do row blocks of a head of which there are several `waves`:
+    between them KV of that head alone passes (assumed, of persistent CTAs too). Work items that attend
+    to the same tokens read them from DRAM once, as row blocks do. In a warm replay the first read finds
+    what L2 kept of the whole. That early row blocks of a prefill attend to less KV is not counted: what
+    of its loads comes from DRAM may be twice as much.
     """
     workload = grid.workload
     heads = 1 if grid.packed else workload.group_size
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
-    rounds = -(-heads // together)
+    rounds, waves = -(-heads // together), -(-grid.row_blocks // grid.slots)
     warm = replay_hit_share(grid, device)
-    again = kept_share(grid.asked.kv_bytes / workload.num_kv_heads, device)
-    from_dram = (1.0 - warm) + (rounds - 1) * (1.0 - again)
+    of_head = grid.asked.kv_bytes / workload.num_kv_heads
+    again = (rounds - 1) * (1.0 - kept_share(of_head, device))
+    if waves > 1:
+        again += rounds * (waves - 1) * (1.0 - kept_share(of_head / grid.batch_size, device))
+    from_dram = (1.0 - warm) + again
     once = 1.0 if grid.work is None else grid.work.distinct_share
     return 1.0 - min(1.0, once * from_dram / (grid.row_blocks * heads))
 
