@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -327,3 +328,6 @@ def test_a_prefix_of_one_request_is_a_block_that_every_row_sees_whole(
     assert schedule.states is None, "merged after both levels"
     assert grid.is_shared is not None
     assert grid.is_shared.all()
+    narrow = replace(workload, head_dim=16)
+    narrow_grid = tile_grid(narrow, instance_of(kernel, device, narrow), device, "prefix")
+    verify(partitioner()(narrow_grid, device), ("float64",)).raise_if_failed()

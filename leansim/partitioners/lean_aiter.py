@@ -86,8 +86,8 @@ class LeanAiter:
         if grid.heads % self.num_xcds:
             raise PartitionerError(f"{grid.heads} heads do not divide over {self.num_xcds} XCDs")
         kv_tiles = -(-int(grid.context_lens.sum()) // grid.tile_tokens)
-        causal = grid.workload.query_len > 1
-        tiles_per_head = grid.total_kv_tiles // grid.heads if causal else grid.row_blocks * kv_tiles
+        prefill = grid.row_blocks > 1 and grid.workload.query_len > 1
+        tiles_per_head = grid.total_kv_tiles // grid.heads if prefill else grid.row_blocks * kv_tiles
         programs = grid.num_sms * self.ctas_per_sm
         plan = aiter_plan(tiles_per_head, grid.heads, programs, self.num_xcds, kv_tiles)
         order = line_of(grid, self.row_blocks, heads_outermost=True)
