@@ -117,7 +117,7 @@ def test_buckets_prints_what_to_freeze() -> None:
 def test_invariance_prints_who_is_and_what_it_costs() -> None:
     done = leansim("invariance", *FA2, "--rules", "lean", "--seeds", "1", "--format", "md")
     assert done.returncode == 0, done.stderr
-    assert "| lean, triton_lean | no |" in done.stdout
+    assert "| lean, lean_prefill, triton_lean | no |" in done.stdout
     assert "its own rule is batch-invariant" in done.stdout
 
 

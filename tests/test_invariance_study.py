@@ -21,13 +21,13 @@ def test_findings_are_those_of_the_check() -> None:
     found = {finding.label: finding for finding in (study.own, *study.rules)}
     assert {label: finding.invariant for label, finding in found.items()} == {
         "flash_decoding, triton_flash_decoding": False,
-        "fa2, triton_fa2": True,
-        "lean, triton_lean": False,
+        "fa2, fa2_prefill, triton_fa2": True,
+        "lean, lean_prefill, triton_lean": False,
         "relay, vllm_paged_v2": True,
         "flashinfer_cascade, flashinfer_tc_decode": False,
     }
-    assert found["fa2, triton_fa2"].batches == 18, "nine batches a seed"
-    assert found["lean, triton_lean"].counterexample
+    assert found["fa2, fa2_prefill, triton_fa2"].batches == 18, "nine batches a seed"
+    assert found["lean, lean_prefill, triton_lean"].counterexample
     resolved = resolve(GIVEN)
     again = batch_invariance(
         resolved.partitioner, resolved.kernel, resolved.device, resolved.workload, seed=0

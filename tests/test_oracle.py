@@ -186,7 +186,7 @@ def test_every_kernel_for_this_vendor_and_cache_is_a_rule() -> None:
     assert used == meant
     amd = resolve(at("lean_aiter", "mi300x", context_lens=RAGGED))
     mine = {name for rule in known_rules(amd) for name in rule.used_by}
-    assert mine == {"lean_aiter", "lean_aiter_paged", "lean_aiter_xcd"}
+    assert mine == {"lean_aiter", "lean_aiter_paged", "lean_aiter_prefill", "lean_aiter_xcd"}
     names = [rule.name for rule in known_rules(resolved)]
     assert len(names) == len(set(names))
     assert not {"per_request_splits", "fixed_split_size"} & set(names)
@@ -197,7 +197,7 @@ def test_rules_go_by_partitioner_or_kernel() -> None:
     assert [rule.used_by for rule in chosen_rules(resolved, ("vllm_fa3",))] == [("vllm_fa3",)]
     assert len(chosen_rules(resolved, ("flash_decoding",))) == 3, "old, new, and vLLM's"
     assert [rule.used_by for rule in chosen_rules(resolved, ("lean", "lean"))] == [
-        ("lean", "triton_lean")
+        ("lean", "lean_prefill", "triton_lean")
     ]
     with pytest.raises(UnknownNameError, match="split rule 'flash_decodign'"):
         chosen_rules(resolved, ("flash_decodign",))

@@ -111,7 +111,7 @@ def test_the_figure_has_a_panel_per_point_and_a_marker_per_rule() -> None:
         assert len(panel.lines) == 2 + len(curve.picks), "curve, knee, rules"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "fa2, triton_fa2",
-        "lean, triton_lean",
-        "fa3",
+        "fa2, fa2_prefill, triton_fa2",
+        "lean, lean_prefill, triton_lean",
+        "fa3, fa3_prefill",
     ]
