@@ -23,6 +23,7 @@ from leansim.points.point import resolve
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "lean_attention"
 MODULES = (
     "calls", "parts", "over_context", "busy", "ragged", "tensor_parallel", "published", "when_it_pays",
+    "end_to_end",
     "figures", "run",
 )  # fmt: skip
 EVERY = 61

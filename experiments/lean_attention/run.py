@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import busy
+import end_to_end
 import figures
 import over_context
 import published
@@ -67,6 +68,7 @@ def calls() -> list[Call]:
         *tensor_parallel.calls(),
         *published.calls(said),
         *when_it_pays.calls(),
+        *end_to_end.calls(),
     ]
 
 
@@ -80,6 +82,7 @@ def parts(times: Times) -> list[Part]:
         ragged.part(times, said["sglang"]),
         tensor_parallel.part(times),
         published.part(times, said),
+        end_to_end.part(times),
     ]
 
 
