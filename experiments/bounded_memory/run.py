@@ -135,7 +135,7 @@ def schedules(times: Times) -> Part:
         f"FlashDecoding in {lost[1]} cells with one request, and in {lost[16]} with sixteen. It loses "
         "where one request has some thousand to some ten thousand tokens: every CTA gets a share, and "
         "the host merges its dozens of peers one after the other. Below that it has fewer peers and "
-        "mostly wins, down to some 600 tokens, where two tiles for each CTA at least leave the machine idle. "
+        "mostly wins, down to some 600 tokens, where two tiles at least for each CTA leave most idle. "
         "FlashAttention-2 does not split: with one request its 8 CTAs read each memory alone.",
     )
     return Part("Schedules", sentences, (("Which schedule suits a memory", rows),))
@@ -162,7 +162,7 @@ def saw() -> Part:
             rows.append(row)
     sentences = (
         f"One request of {SAW:,} tokens and some more on an H100: what is raw grows until it is a "
-        "segment, and is then compressed by a prefill of a segment and its memory, which is not priced here.",
+        "segment, and is then compressed by a prefill of a segment and its memory, not priced here.",
     )
     return Part("Between two compressions", sentences, (("Latency, us", rows),), pins)
 
