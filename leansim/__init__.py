@@ -35,6 +35,7 @@ _HOME = {
     "invariance": "leansim.api",
     "experiment": "leansim.checkout.running",
     "experiments": "leansim.checkout.experiments",
+    "tune": "leansim.api",
     # What they take, and one point.
     "point": "leansim.points.point",
     "simulate": "leansim.points.simulate",

@@ -15,6 +15,7 @@ from leansim.api import plan as plan
 from leansim.api import predict as predict
 from leansim.api import splits as splits
 from leansim.api import step as step
+from leansim.api import tune as tune
 from leansim.api import validate as validate
 from leansim.api import verify as verify
 from leansim.checkout.experiments import experiments as experiments

@@ -26,11 +26,14 @@ from leansim.study import explain as explaining
 from leansim.study import invariance as changing
 from leansim.study import oracle as searching
 from leansim.study import splits as cutting
+from leansim.study import tuning
 from leansim.study.buckets import BucketStudy
 from leansim.study.explain import Explanation
 from leansim.study.invariance import InvarianceStudy
 from leansim.study.oracle import Oracle
 from leansim.study.splits import SplitCurve
+from leansim.study.surrogates import SurrogateName
+from leansim.study.tuning import Tuned
 from leansim.study.verify import Verified, verified
 from leansim.sweeps.executors import using
 from leansim.sweeps.predict import predict as predict_points
@@ -256,6 +259,31 @@ def invariance(
     return Answers(
         tuple(
             changing.invariance(point, _names(rules), seeds, engine=engine) for point in _points(points)
+        )
+    )
+
+
+def tune(
+    points: Points,
+    options: Names = (),
+    surrogate: SurrogateName = "gp",
+    memory: int = tuning.MEMORY,
+    budget: int = tuning.BUDGET,
+    search_seed: int = 0,
+    engine: Engine = "auto",
+) -> Answers[Tuned]:
+    """Search the options of each point's partitioner, such as its number of CTAs, for the least latency.
+
+    `options` names those that are tuned (none: all that are whole numbers). `surrogate` is `gp` (a
+    Gaussian process; the extra `tune`) or `random`. With a `memory` of m, the search is confined to
+    between the m best settings, again and again; 0 forgets nothing. `budget` is simulations. Raises
+    `UnknownNameError`, `PartitionerError` where nothing can be tuned, and `StoreError` without
+    scikit-learn. Where options do no more than set a split count, `oracle` needs fewer simulations.
+    """
+    return Answers(
+        tuple(
+            tuning.tune(point, _names(options), surrogate, memory, budget, search_seed, engine)
+            for point in _points(points)
         )
     )
 

@@ -51,6 +51,7 @@ CONFINED = {
     "dask": {"sweeps"},
     "distributed": {"sweeps"},
     "scipy": {"silicon"},
+    "sklearn": {"study"},
     "yaml": {"files"},
     "torch": {"gpu"},
     "triton": {"gpu"},

@@ -35,7 +35,7 @@ def test_help_lists_the_verbs_and_loads_nothing_heavy() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
     done = leansim("--help")
-    for verb in ("oracle", "splits", "explain", "regret", "buckets", "invariance"):
+    for verb in ("oracle", "splits", "explain", "regret", "buckets", "invariance", "tune"):
         assert f" {verb} " in done.stdout
 
 

@@ -41,7 +41,7 @@ def test_a_huge_grid_is_counted_and_not_made() -> None:
 
 
 @pytest.mark.parametrize("verb", ["plan", "predict", "verify", "oracle", "splits", "explain", "regret",
-                                  "buckets", "invariance"])  # fmt: skip
+                                  "buckets", "invariance", "tune"])  # fmt: skip
 def test_every_verb_refuses_it_with_its_size(verb: str) -> None:
     with pytest.raises(ConfigError, match="1,600,000,000 points"):
         getattr(leansim, verb)(huge())

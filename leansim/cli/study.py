@@ -1,4 +1,4 @@
-"""The verbs that study split choices: oracle, splits, explain, regret, buckets, invariance."""
+"""The verbs that study split choices: oracle, splits, explain, regret, buckets, invariance, tune."""
 
 from __future__ import annotations
 
@@ -155,7 +155,30 @@ def invariance(
     _write(out, grid, found)
 
 
-VERBS: tuple[Verb, ...] = (oracle, splits, explain, regret, buckets, invariance)
+def tune(
+    file: File = None,
+    out: Out = None,
+    settings: Settings = None,
+    form: Form = "table",
+    options: Annotated[
+        str | None, typer.Option(help="options of the partitioner to tune (a comma makes several)")
+    ] = None,
+    surrogate: Annotated[str, typer.Option(help="gp (the extra `tune`) or random")] = "gp",
+    memory: Annotated[
+        int, typer.Option(min=0, help="best settings that the search is confined to; 0: to none")
+    ] = 5,
+    budget: Annotated[int, typer.Option(min=1, help="simulations")] = 60,
+    search_seed: Annotated[int, typer.Option("--search-seed", min=0, help="of what is drawn")] = 0,
+    flags: list[str] = [],  # noqa: B006
+) -> None:
+    """Search the options of the kernel's partitioner, such as its CTAs, for the least latency."""
+    grid = grid_of(file, settings, flags, form)
+    found = leansim.tune(grid, _names(options), surrogate, memory, budget, search_seed)  # type: ignore[arg-type]
+    say(found.written(form))
+    _write(out, grid, found)
+
+
+VERBS: tuple[Verb, ...] = (oracle, splits, explain, regret, buckets, invariance, tune)
 
 
 def register(app: typer.Typer) -> None:

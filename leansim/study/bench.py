@@ -46,6 +46,11 @@ class Bench:
         """The point's own partitioner."""
         return self.resolved.partitioner
 
+    @property
+    def latencies(self) -> list[float]:
+        """Latency of each partitioner that was simulated, s, in the order of the first times."""
+        return list(self._known.values())
+
     def splits(self, counts: int | tuple[int, ...], longest_first: bool = False) -> PerRequestSplits:
         """One split count, or one for each request, merged as the kernel can."""
         return PerRequestSplits(
