@@ -15,13 +15,15 @@ EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 
 @contextmanager
-def modules_of(folder: Path) -> Iterator[dict[str, ModuleType]]:
-    """Every module of a folder by name; no other test finds them under these names."""
-    names = [path.stem for path in sorted(folder.glob("*.py"))]
+def modules_of(folder: Path, *names: str) -> Iterator[dict[str, ModuleType]]:
+    """Modules of a folder by name, all by default; no other test finds them under these names."""
+    every = [path.stem for path in sorted(folder.glob("*.py"))]
     with pytest.MonkeyPatch.context() as patch:
-        for name in names:
+        for name in every:
             patch.delitem(sys.modules, name, raising=False)
         patch.syspath_prepend(str(folder))
-        yield {name: importlib.import_module(name) for name in names}
-        for name in names:
+        for name in names or every:
+            importlib.import_module(name)
+        yield {name: sys.modules[name] for name in every if name in sys.modules}
+        for name in every:
             sys.modules.pop(name, None)

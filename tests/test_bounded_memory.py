@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from loading import EXPERIMENTS, modules_of
 
-from leansim.report.pages import pins_of, read_pins
+from leansim.checkout.pages import pins_of, read_pins
 
 FOLDER = EXPERIMENTS / "bounded_memory"
 PINS = read_pins(FOLDER)

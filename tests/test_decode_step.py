@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import csv
-import sys
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from loading import EXPERIMENTS, modules_of
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "decode_step"
-NAMES = ("attention_share", "compiled", "generation", "parts", "steps", "run")
+FOLDER = EXPERIMENTS / "decode_step"
 
 
 @pytest.fixture(scope="module")
-def run() -> Any:
-    """Its modules, whose names other experiments use too."""
-    kept = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
-    try:
-        import run as module
-
-        yield module
-    finally:
-        del sys.path[:2]
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        sys.modules.update(kept)
+def modules() -> Iterator[dict[str, Any]]:
+    with modules_of(FOLDER, "run") as found:
+        yield found
 
 
 def pinned() -> list[dict[str, str]]:
     return list(csv.DictReader((FOLDER / "expected.csv").read_text().splitlines()))
 
 
-def test_a_sample_of_the_pins(run: ModuleType) -> None:
+def test_a_sample_of_the_pins(modules: dict[str, Any]) -> None:
     rows = pinned()
-    steps = run.found(run.calls()[:0] + [sys.modules["steps"].asked_of(row) for row in rows[3::29]])
+    steps = modules["run"].found([modules["steps"].asked_of(row) for row in rows[3::29]])
     for row, step in zip(rows[3::29], steps.values(), strict=True):
         assert step.seconds * 1e9 == pytest.approx(float(row["step_ns"]), abs=1)
 
 
-def test_every_call_is_pinned(run: ModuleType) -> None:
-    asked = [sys.modules["steps"].asked_of(row) for row in pinned()]
-    assert asked == list(dict.fromkeys(run.calls()))
+def test_every_call_is_pinned(modules: dict[str, Any]) -> None:
+    asked = [modules["steps"].asked_of(row) for row in pinned()]
+    assert asked == list(dict.fromkeys(modules["run"].calls()))
 
 
 def test_compiled_steps_of_70b_are_within_ten_percent() -> None:
@@ -54,13 +42,13 @@ def test_compiled_steps_of_70b_are_within_ten_percent() -> None:
     assert times == pytest.approx({2: 46.9, 4: 26.31, 8: 16.0}, rel=0.10)
 
 
-def test_what_is_left_over_of_vllms_steps_is_the_hosts(run: ModuleType) -> None:
+def test_what_is_left_over_of_vllms_steps_is_the_hosts(modules: dict[str, Any]) -> None:
     """With 64 requests and 128 tokens it is 5 to 7.5 ms on 1, 2 and 4 GPUs, whose steps are 8 to 3."""
-    said = run.published()["generation"]
-    steps = run.found(run.calls())
+    said = modules["run"].published()["generation"]
+    steps = modules["run"].found(modules["run"].calls())
     left = {
         row["gpus"]: row["measured"] - row["simulated"]
-        for row in sys.modules["generation"].rows_of(steps, said)
+        for row in modules["generation"].rows_of(steps, said)
         if (row["framework"], row["device"], row["model"]) == ("vLLM", "h100_sxm", "llama_3_8b")
         and (row["batch"], row["tokens"]) == (64, 128)
     }

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loading import EXPERIMENTS, modules_of
 
-from leansim.report.pages import page, pins_of, read_pins
+from leansim.checkout.pages import page, pins_of, read_pins
 
 FOLDER = EXPERIMENTS / "edge_pipeline"
 

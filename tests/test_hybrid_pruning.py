@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from loading import EXPERIMENTS, modules_of
 
+from leansim.checkout.pages import page, pins_of, read_pins
 from leansim.points.point import resolve
-from leansim.report.pages import page, pins_of, read_pins
 
 FOLDER = EXPERIMENTS / "hybrid_pruning"
 

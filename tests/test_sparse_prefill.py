@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from loading import EXPERIMENTS, modules_of
 
-from leansim.report.pages import page, pins_of, read_pins
+from leansim.checkout.pages import page, pins_of, read_pins
 
 FOLDER = EXPERIMENTS / "sparse_prefill"
 

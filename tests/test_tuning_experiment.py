@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from loading import EXPERIMENTS, modules_of
 
-from leansim.report.pages import read_pins
+from leansim.checkout.pages import read_pins
 
 FOLDER = EXPERIMENTS / "tuning"
 PINS = read_pins(FOLDER)

@@ -7,7 +7,6 @@ Writes RESULTS.md, two figures and expected.csv (ns), here or into another folde
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from matplotlib.lines import Line2D
 from memories import Memory, memories
 
 import leansim
-from leansim.report.pages import Part, write_page
+from leansim.checkout.pages import Part, write_page
+from leansim.checkout.scripts import parser_of
 from leansim.report.sheet import COLOURS, save
 
 HERE = Path(__file__).resolve().parent
@@ -225,9 +225,7 @@ def schedule_figure(times: Times) -> Figure:
 
 def main() -> None:
     """Run every part, write the results and the pins."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out = parser.parse_args().out
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     times = timed(points_of(memories(), CONTEXTS))
     write_page(out, [sizes(), latencies(times), schedules(times), saw()])
     save(figure(times), out / "latency.png")

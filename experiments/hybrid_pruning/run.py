@@ -7,7 +7,6 @@ Writes RESULTS.md, a figure and expected.csv (ns), here or into another folder.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 import leansim
+from leansim.checkout.pages import Part, write_page
+from leansim.checkout.scripts import parser_of
 from leansim.files.strict_yaml import read
-from leansim.report.pages import Part, write_page
 from leansim.report.sheet import COLOURS, save
 
 HERE = Path(__file__).resolve().parent
@@ -229,9 +229,7 @@ def parts(times: Times) -> list[Part]:
 
 def main() -> None:
     """Write the results, the figure and the pins."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out = parser.parse_args().out
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     times = timed(points())
     write_page(out, parts(times))
     save(figure(times), out / "saving.png")

@@ -26,13 +26,11 @@ from calls import Call, Times, pins, times_of  # noqa: E402
 from heat_maps import map_figure  # noqa: E402
 
 from leansim.answers import render  # noqa: E402
-from leansim.checkout.pages import tokens  # noqa: E402
+from leansim.checkout.pages import HEAD, page, tokens  # noqa: E402
 from leansim.checkout.scripts import parser_of  # noqa: E402
 from leansim.files.strict_yaml import read  # noqa: E402
 from leansim.files.writing import write_whole  # noqa: E402
 from leansim.report.sheet import save  # noqa: E402
-
-HEAD = "Written by `run.py`; do not edit. README.md says what is asked, and what is not modelled."
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     on_a40 = None if given.data is None else relay_rows.part(given.data)
     if on_a40 is not None:
-        write_whole(given.out / "A40.md", f"# Results on an A40\n\n{HEAD}\n\n{on_a40.written}\n")
+        write_whole(given.out / "A40.md", page([on_a40], HEAD.replace("Results", "Results on an A40")))
     times = times_of(calls())
     write_whole(given.out / "expected.csv", render(pins(times), "csv") + "\n")
     write_whole(given.out / "RESULTS.md", results(times))
@@ -77,7 +75,7 @@ def results(times: Times) -> str:
         bifurcated_steps.part(times, said["bifurcated"]),
         deft_ratios.part(times, said["deft"]),
     )
-    return "\n\n".join([f"# Results\n\n{HEAD}", *(part.written for part in parts)]) + "\n"
+    return page(parts)
 
 
 def draw(times: Times, out: Path) -> None:

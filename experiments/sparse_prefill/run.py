@@ -7,7 +7,6 @@ Writes RESULTS.md, a figure and expected.csv, here or into another folder.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from prefill import (
 )
 
 from leansim.answers import Row
+from leansim.checkout.pages import Part, write_page
+from leansim.checkout.scripts import parser_of
 from leansim.files.strict_yaml import read
-from leansim.report.pages import Part, write_page
 from leansim.report.sheet import COLOURS, save
 from leansim.specs import catalog
 
@@ -225,9 +225,7 @@ def parts() -> list[Part]:
 
 def main() -> None:
     """Write the results, the figure and the pins."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out = parser.parse_args().out
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     write_page(out, parts())
     save(figure(), out / "speedup.png")
 

@@ -7,7 +7,6 @@ Wants the extra `tune`. Writes RESULTS.md, a figure and expected.csv, here or in
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from race import BUDGET, FACTS, METHODS, Case, cases, median
 
-from leansim.report.pages import Part, write_page
+from leansim.checkout.pages import Part, write_page
+from leansim.checkout.scripts import parser_of
 from leansim.report.sheet import COLOURS, save
 from leansim.study.tuning import size_of
 
@@ -139,9 +139,7 @@ def figure(chosen: list[Case], counts: Counts) -> Figure:
 
 def main() -> None:
     """Run the race, write the results, the figure and the pins."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("-o", "--out", type=Path, default=HERE, help="where to write; here by default")
-    out = parser.parse_args().out
+    out: Path = parser_of(__doc__, HERE).parse_args().out
     chosen = cases()
     counts = raced(chosen, (*METHODS, "grid"))
     write_page(out, [race_part(chosen, counts), oracle_part(chosen)])
