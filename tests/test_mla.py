@@ -42,6 +42,13 @@ DEEPSEEK: dict[str, Any] = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "max_position_embeddings": 163840,
+    "vocab_size": 129280,
+    "intermediate_size": 18432,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 2048,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 3,
 }
 
 

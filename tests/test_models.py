@@ -122,8 +122,8 @@ def test_impossible_shapes_are_refused(changes: dict[str, int], text: str) -> No
 # The models that ship
 
 
-def test_fifteen_models_ship() -> None:
-    assert len(SHIPPED) == 15
+def test_sixteen_models_ship() -> None:
+    assert len(SHIPPED) == 16
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -131,7 +131,10 @@ def test_shipped_models_load_with_sources(path: Path) -> None:
     shipped = Model.model_validate(strict_yaml.read(path).data)
     assert shipped.name == path.stem
     assert shipped.num_q_heads % shipped.num_kv_heads == 0
-    assert shipped.source_counts()["datasheet"] == len(shipped.sources) >= 4
+    labels = {text.partition(":")[0] for text in shipped.sources.values()}
+    assert labels == {"datasheet"}
+    assert len(shipped.sources) >= 5
+    assert shipped.weights is not None
     repositories = {text.split(",")[0] for text in shipped.sources.values()}
     assert len(repositories) == 1
     assert shipped.divided(2).num_q_heads * 2 == shipped.num_q_heads

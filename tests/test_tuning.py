@@ -52,7 +52,7 @@ def test_the_space_follows_from_options_and_workload() -> None:
     space = {one.name: one.values for one in dimensions(resolve(LEAN))}
     assert space["num_ctas"] == range(1, min(2 * grid.slots, grid.total_kv_tiles) + 1)
     assert space["ctas_per_sm"] == range(1, grid.ctas_per_sm + 1)
-    assert set(space) == {"num_ctas", "ctas_per_sm"}
+    assert set(space) == {"num_ctas", "ctas_per_sm", "max_splits_per_head"}
     (lengths,) = dimensions(resolve(LEAN), ["lengths"])
     assert (lengths.values, lengths.numeric) == (("actual", "longest"), False)
     split = LEAN.model_copy(update={"kernel": "fa2+fixed_split_size"})

@@ -187,11 +187,15 @@ class SourcedSpec(Spec):
             found[source_key(self.sources, path) or ""].append((path, value))
         return found
 
-    def source_counts(self) -> dict[str, int]:
-        """Return how many numbers carry each label, those of nested records included."""
+    def source_counts(self, but: frozenset[str] = frozenset()) -> dict[str, int]:
+        """Return how many numbers carry each label, those of nested records included.
+
+        Numbers of the fields `but` are left out.
+        """
         counts = dict.fromkeys(SOURCE_LABELS, 0)
         for key, found in self.numbers_by_source().items():
-            counts[self.sources[key].partition(":")[0]] += len(found)
+            if key.partition(".")[0] not in but:
+                counts[self.sources[key].partition(":")[0]] += len(found)
         for nested in self.nested():
             for label, count in nested.source_counts().items():
                 counts[label] += count

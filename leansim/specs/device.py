@@ -37,12 +37,12 @@ class Matmul(Spec):
     exponent: Annotated[Number, Field(ge=1, le=100)] = 2.5
 
 
-class Device(SourcedSpec):
-    """One GPU. Every number's source stands under `sources` in its file.
+# What a decode step asks of a card around attention, which is not timed with it.
+AROUND = frozenset({"matmul", "tdp_w", "idle_power_w", "dram_energy_j_per_byte"})
 
-    No attention is timed with `matmul`, `tdp_w`, `idle_power_w` and `dram_energy_j_per_byte`: they
-    are what a decode step around it asks of a card.
-    """
+
+class Device(SourcedSpec):
+    """One GPU. Every number's source stands under `sources` in its file."""
 
     vendor: Vendor
     arch: str

@@ -15,6 +15,7 @@ from leansim.points.asked import cautions, described, label
 from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, validated
 from leansim.points.simulate import Simulation, simulate, table_of
+from leansim.specs.device import AROUND
 from leansim.specs.evidence import told
 from leansim.sweeps.totals import Total, totals_of
 
@@ -125,7 +126,8 @@ class Run(Tabled):
             whole = [total for total in self.totals if total.device == device]
             notes.append(_verdict(device, whole or [Total.of([s], None) for s in mine]))
             spec = mine[0].resolved.device
-            counts = ", ".join(f"{n} {label}" for label, n in spec.source_counts().items() if n)
+            found = spec.source_counts(but=AROUND)
+            counts = ", ".join(f"{n} {label}" for label, n in found.items() if n)
             notes.append(f"  {device} rests on {counts} numbers (`leansim show {device}`).")
         notes += dict.fromkeys(text for s in self.simulations for text in cautions(s.resolved))
         notes.append(told((s.point.policy, s.grounds) for s in self.simulations))
