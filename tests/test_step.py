@@ -35,7 +35,13 @@ def step(**fields: Any) -> Step:
 
 # What published models weigh, in billions of parameters, norms and biases aside.
 PARAMETERS = {
-    **{"llama_2_7b": 6.738, "llama_2_70b": 68.98, "llama_3_8b": 8.030, "llama_3_70b": 70.55, "llama_3_405b": 405.85},
+    **{
+        "llama_2_7b": 6.738,
+        "llama_2_70b": 68.98,
+        "llama_3_8b": 8.030,
+        "llama_3_70b": 70.55,
+        "llama_3_405b": 405.85,
+    },
     **{"mistral_7b": 7.241, "mixtral_8x7b": 46.70, "opt_66b": 66.16, "deepseek_v3": 671.0},
     **{"phi_3_medium": 13.96, "phi_3_mini": 3.821, "qwen_2_5_72b": 72.70, "qwen_2_5_7b": 7.615},
     **{"qwen_3_32b": 32.76, "qwen_3_8b": 8.190, "gemma_2b_v1": 3.030},  # Gemma ties 0.524 of them

@@ -64,7 +64,7 @@ def part(times: Times) -> Part:
         ("Mean SM busy fraction by output tiles (requests x heads)", _by_tiles(times)),
     )
     shown = (("SM busy fraction over requests, heads and context", FIGURE),)
-    return Part("2. SM busy fraction", sentences, tables, shown)
+    return Part("2. SM busy fraction", sentences, tables, figures=shown)
 
 
 def _all(numbers: tuple[int, ...]) -> str:

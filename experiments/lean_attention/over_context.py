@@ -94,7 +94,7 @@ def part(times: Times) -> Part:
         ("One request, one KV head of 128: latency and CTAs", _caps(times)),
     )
     shown = (("speedup over FlashAttention-2 by output tiles", FIGURE),)
-    return Part("1. Speedup over context on one GPU", sentences, tables, shown)
+    return Part("1. Speedup over context on one GPU", sentences, tables, figures=shown)
 
 
 def _possible(times: Times) -> str:

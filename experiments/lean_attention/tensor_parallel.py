@@ -102,7 +102,7 @@ def part(times: Times) -> Part:
         ("Eight A100s over one: how much faster the attention of a layer is", _scalings(times, scaled)),
     )
     shown = (("speedups on one and on eight GPUs", FIGURE),)
-    return Part("4. Eight A100s", sentences, tables, shown)
+    return Part("4. Eight A100s", sentences, tables, figures=shown)
 
 
 def _head(call: Call) -> dict[str, str]:
