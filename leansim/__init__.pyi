@@ -79,7 +79,7 @@ def point(
     head_dim: int | None = None,
     head_dim_v: int | None = None,
     latent_kv: bool | None = None,
-    query_len: int = 1,
+    query_len: int | str = 1,
     window: int | str | None = None,
     prefix_len: int | str | None = None,
     prefix_group: int | None = None,

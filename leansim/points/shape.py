@@ -43,7 +43,7 @@ class ShapeFields(Spec):
     latent_kv: bool | None = Field(
         None, description="whether V is the leading part of K (MLA's latent KV cache)"
     )
-    query_len: Count = Field(1, description="new tokens per request")
+    query_len: TokenCount = Field(1, description="new tokens per request")
     window: TokenCount | None = Field(None, description="sliding window")
 
 

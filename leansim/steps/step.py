@@ -13,7 +13,7 @@ from functools import cached_property
 
 from leansim.answers import Answers, Row, Tabled
 from leansim.errors import WorkloadError, suggestion
-from leansim.points.asked import call_columns
+from leansim.points.asked import asked, call_columns
 from leansim.points.point import Point, Resolved
 from leansim.points.shape import kinds_of_layers
 from leansim.points.simulate import Simulation, simulate_each
@@ -183,6 +183,12 @@ class Step(Tabled):
         """Whether weights and KV fit in a GPU's memory."""
         return self.weight_bytes + self._first.held_bytes <= self._first.device.dram_bytes
 
+    @property
+    def title(self) -> str:
+        """Model, dtype of the weights, and what else was asked."""
+        point = self.point.model_copy(update={"layers": None, "model": None, "hf_config": None})
+        return ", ".join([f"{self.model.name}, {self.weight_dtype} weights", *asked(point)])
+
     def rows(self) -> list[Row]:
         """The numbers a person compares first, in one row."""
         record = self.records()[0]
@@ -268,8 +274,11 @@ class Steps(Answers[Step]):
         ]
 
     def sections(self) -> dict[str, list[Row]]:
-        """One table."""
-        return {"": self.rows()}
+        """A table for each model, under what else was asked."""
+        tables: dict[str, list[Row]] = {}
+        for step, row in zip(self.answers, self.rows(), strict=True):
+            tables.setdefault(step.title, []).append(row)
+        return tables
 
     def notes(self) -> list[str]:
         """What every step says, once, and what was refused."""
