@@ -20,6 +20,7 @@ from leansim.points.grid import PointGrid, build, load
 from leansim.points.plan import made
 from leansim.points.point import POINT_KEYS, Point, all_option_columns, point, resolve
 from leansim.points.simulate import TOO_MUCH
+from leansim.points.travel import RANK_MERGES
 from leansim.report.show import described
 from leansim.silicon.own import MEASURED, own_rows
 from leansim.silicon.published import FILE_COLUMNS, table_rows
@@ -27,6 +28,7 @@ from leansim.specs import catalog
 from leansim.specs.harness import Calls
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.traces import read_trace, sample_in_flight
+from leansim.steps.step import steps_of
 from leansim.sweeps.sweep import manifest, read_results, sweep
 from leansim.timing.lowering import lower
 
@@ -104,7 +106,27 @@ def _model(content: bytes, folder: Path) -> None:
     path = str(_file(folder, "x.yaml", content))
     described(path)
     shape = {"model": path, "tensor_parallel": 1, "batch_size": 2, "context_len": 1000}
-    priced(point(device="h100_sxm", kernel="fa2", **shape))
+    _stepped(point(device="h100_sxm", kernel="fa2", **shape))
+
+
+def _stepped(asked: Point) -> None:
+    """Take a point to its whole step, where that is small."""
+    priced(asked)
+    for _, step in steps_of([asked]):
+        if isinstance(step, Exception):
+            raise step
+        step.records()
+        step.rows()
+
+
+def _node(content: bytes, folder: Path) -> None:
+    path = str(_file(folder, "x.yaml", content))
+    node = catalog.node(path)
+    described(path)
+    shape = {"model": "llama_2_7b", "batch_size": 2, "context_len": 100, "kernel": "fa2"}
+    for merge in RANK_MERGES:
+        layout = {"node": path, "tensor_parallel": 2, "kv_ranks": 2, "kv_rank_merge": merge}
+        _stepped(point(device=node.device, **shape, **layout))
 
 
 def _table(content: bytes, folder: Path) -> None:
@@ -313,6 +335,7 @@ READERS: dict[str, Reader] = {
     "device": Reader(_yaml("devices"), _device),
     "kernel": Reader(_yaml("kernels"), _kernel),
     "model": Reader(_yaml("models"), _model),
+    "node": Reader(_yaml("nodes"), _node),
     "table": Reader(_yaml("tables"), _table),
     "calibration": Reader(_yaml("calibrations"), _calibration),
     "experiment": Reader(lambda draw: yaml_of(draw, EXPERIMENT), _experiment),
