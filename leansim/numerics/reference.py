@@ -21,20 +21,23 @@ def reference_heads(
     v: FloatArray,
     window: int | None = None,
     kept: IntArray | None = None,
+    wanted: IntArray | None = None,
 ) -> FloatArray:
     """Softmax attention of query heads over the whole context of their KV head at once, in float64.
 
     `q [query_len, heads, head_dim]` are the last tokens of the context `k [context_len, head_dim]`,
     `v [context_len, value_dim]`; token at position p sees keys in `(p - window, p]`, of which others
-    than those `kept` are hidden. Returns `[query_len, heads, value_dim]`, 0 where all is hidden.
+    than those `kept` are hidden. Returns `[query_len, heads, value_dim]`, 0 where all is hidden; of
+    some new tokens alone if they are `wanted`.
     """
-    q, k, v = (x.astype(np.float64, copy=False) for x in (q, k, v))
-    new, past = len(q), len(k) - len(q)
-    hidden = ~np.tri(new, len(k), past, dtype=bool)
+    tokens = np.arange(len(q)) if wanted is None else wanted
+    position, key = (len(k) - len(q) + tokens)[:, None], np.arange(len(k))
+    q, k, v = (x.astype(np.float64, copy=False) for x in (q[tokens], k, v))
+    hidden = key > position
     if window is not None:
-        hidden |= np.tri(new, len(k), past - window, dtype=bool)
+        hidden |= key <= position - window
     if kept is not None:
-        hidden |= np.isin(np.arange(len(k)), kept, invert=True)
+        hidden |= np.isin(key, kept, invert=True)
     out = np.empty((*q.shape[:2], v.shape[1]))
     at_once = max(1, SCORES_AT_ONCE // hidden.size)
     for first in range(0, q.shape[1], at_once):

@@ -223,14 +223,14 @@ def _tile_errors(
             states = tile_states(schedule, segments, inputs, precision, mine)
             for o, lse in states or [nothing_merged(len(mine), v.shape[1], precision)]:
                 rows.add(token * group + member, o, lse)
-        out = rounded(rows.merged()[0], precision).reshape(*q.shape[:2], -1)
-        rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q, k, v))
+        out = rounded(rows.merged()[0], precision).reshape(*q.shape[:2], -1)[:, heads_here]
+        rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q[:, heads_here], k, v))
         both = np.hstack([rv, np.abs(rv)])
-        window = grid.asked.window
-        whole = reference_heads(rq[:, heads_here], rk, both, window, kept)
         served = rows.is_served.reshape(q.shape[:2])[:, heads_here]
-        wanted, size = np.split(whole[served], 2, axis=1)
-        error = np.abs(out[:, heads_here][served] - wanted)
+        tokens = np.flatnonzero(served.any(axis=1))
+        whole = reference_heads(rq, rk, both, grid.asked.window, kept, tokens)
+        wanted, size = np.split(whole[served[tokens]], 2, axis=1)
+        error = np.abs(out[served] - wanted)
         relative = np.divide(error, size, out=np.zeros_like(error), where=(size > 0) | (error != 0))
         errors[i] = error.max(), np.sum(error**2), relative.max(), error.size
     return errors
