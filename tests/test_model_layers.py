@@ -18,11 +18,12 @@ import leansim
 from leansim.cli.main import app
 from leansim.errors import ConfigError, WorkloadError
 from leansim.points.held import in_chunks, kv_bytes_of
-from leansim.points.point import Point, point_from_row, resolve
+from leansim.points.point import Point, point, point_from_row, resolve
 from leansim.specs import catalog
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.layers import Layers
 from leansim.specs.model import Model
+from leansim.specs.prefixes import Prefix, Prefixes
 
 CALL = {"device": "h100_sxm", "kernel": "fa3", "batch_size": 8, "context_len": "8k"}
 
@@ -293,6 +294,23 @@ def test_kv_of_all_layers_by_hand(tmp_path: Path) -> None:
     token = 2 * 2 * 256 * 2
     assert kv_bytes_of(model, [4096, 100], "bfloat16") == token * (4 * (4096 + 100) + 16 * (512 + 100))
     assert kv_bytes_of(model, [4096], "fp8", {"window": 8}) == token // 2 * 20 * 8
+
+
+def test_kv_of_a_shared_prefix_is_held_once() -> None:
+    """Three requests of 100, 70 and 60 tokens share 50: 130 are held, of a window of 40 fewer.
+
+    Then they keep tokens from 60, 30 and 20 on: of those shared none, 20 and 30, of which 30 are held.
+    """
+    model = catalog.model("llama_2_7b")
+    shared, token = Prefixes((Prefix(0, 50, (0, 1, 2)),)), 32 * 2 * 4096 * 2
+    lens = (100, 70, 60)
+    assert kv_bytes_of(model, lens, "bfloat16", shared=shared) == token * 130
+    slid = kv_bytes_of(model, lens, "bfloat16", {"window": 40}, shared=shared)
+    assert slid == token * (3 * 40 - 20)
+    fields = {"device": "h100_sxm", "model": "llama_2_7b", "batch_size": 64, "context_len": 2048}
+    for kernel in ("fa2", "lean_cascade"):
+        found = resolve(point(kernel=kernel, prefix_len=2000, **fields)).held_bytes
+        assert found == token * (2000 + 64 * 48)
 
 
 def test_kv_of_all_layers_is_held_against_the_memory() -> None:

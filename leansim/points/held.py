@@ -10,6 +10,7 @@ import numpy as np
 from leansim.arrays import IntArray
 from leansim.specs.base import DTYPE_BYTES
 from leansim.specs.model import Model
+from leansim.specs.prefixes import Prefixes
 
 
 def in_chunks(lens: Sequence[int], chunk: int, query_len: int) -> tuple[int, ...]:
@@ -26,12 +27,13 @@ def kv_bytes_of(
     kv_dtype: str,
     instead: Mapping[str, Any] | None = None,
     of_rank: Callable[[IntArray], IntArray] | None = None,
+    shared: Prefixes | None = None,
 ) -> int:
     """Bytes of KV that requests of these lengths have in all layers of a model, or of a GPU's share.
 
     A window or a chunk keeps no more tokens than it is long; layers that read another's KV have none.
     `instead` has what is said of the shape in place of what the model says; `of_rank` is what one of the
-    GPUs that divide contexts has of so many tokens.
+    GPUs that divide contexts has of so many tokens; what requests have `shared` is held once.
     """
     tokens = np.asarray(lens, dtype=np.int64)
     total = 0
@@ -42,6 +44,8 @@ def kv_bytes_of(
         reach = shape["window"] or some.chunk
         kept = tokens if reach is None else np.minimum(tokens, reach)
         kept = kept if of_rank is None else of_rank(kept)
+        spared = 0 if shared is None else shared.spared_from(tokens - kept)
         layers = some.count - some.shared_kv
-        total += layers * int(kept.sum()) * shape["num_kv_heads"] * elements * DTYPE_BYTES[kv_dtype]
+        token_bytes = shape["num_kv_heads"] * elements * DTYPE_BYTES[kv_dtype]
+        total += layers * (int(kept.sum()) - spared) * token_bytes
     return total

@@ -40,6 +40,7 @@ from leansim.specs.kv_lists import Shard
 from leansim.specs.limits import instead, refuse_beyond
 from leansim.specs.node import Node
 from leansim.specs.overrides import overridden
+from leansim.specs.prefixes import Prefixes
 from leansim.specs.workload import Workload
 
 
@@ -189,10 +190,13 @@ class Resolved:
         """Bytes of KV that the batch holds on the device: of all layers of its model, else of one."""
         if self.share is None:
             return self.workload.kv_bytes
-        kept = self.workload.mask.of_rank if isinstance(self.workload.mask, Shard) else None
-        return kv_bytes_of(
-            self.share.model, self.given_lens, self.workload.kv_dtype, given_of(self.point), kept
-        )
+        load, lens = self.workload, self.given_lens
+        kept = load.mask.of_rank if isinstance(load.mask, Shard) else None
+        asked = self.point.prefix_len is not None or self.point.prefixes is not None
+        reads = reads_of(self.point, len(lens), self.point.page_tokens) if asked else None
+        shared = reads if isinstance(reads, Prefixes) else None
+        model, given = self.share.model, given_of(self.point)
+        return kv_bytes_of(model, lens, load.kv_dtype, given, kept, shared)
 
     @property
     def given_lens(self) -> tuple[int, ...]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from leansim.arrays import IntArray
 from leansim.specs.base import Spec, TokenCount, Whole
 
 MOST_REQUESTS = 2**20
@@ -35,6 +37,12 @@ class Prefixes:
     def spared_tokens(self) -> int:
         """Tokens that need not be read again, as other requests have them."""
         return sum((one.end - one.begin) * (len(one.requests) - 1) for one in self.tree)
+
+    def spared_from(self, first: IntArray) -> int:
+        """The same where each request has its tokens from `first[request]` on alone."""
+        begins = [np.clip(first[list(one.requests)], one.begin, one.end) for one in self.tree]
+        kept = [one.end - begin for one, begin in zip(self.tree, begins, strict=True)]
+        return sum(int(some.sum() - some.max()) for some in kept)
 
 
 def _requests(value: Any) -> Any:
