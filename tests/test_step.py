@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_shapes import of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ import leansim
 from leansim.errors import LeansimError, WorkloadError
 from leansim.specs import catalog
 from leansim.specs.device import Matmul
+from leansim.specs.hf_config import read_hf_config
 from leansim.specs.model import Model
 from leansim.specs.weights import Experts, Latent, Matrix, Weights
 from leansim.steps.energy import energy
@@ -65,6 +67,52 @@ def parameters(model: Model) -> int:
 @pytest.mark.parametrize("name", catalog.names("model"))
 def test_matrices_are_all_of_a_model(name: str) -> None:
     assert parameters(catalog.model(name)) / 1e9 == pytest.approx(PARAMETERS[name], rel=2e-3)
+
+
+# Sizes of released models' config.json files, from public facts, and billions of parameters; norms,
+# biases and other parts than the decoder aside.
+RELEASED: dict[str, tuple[dict[str, Any], float]] = {
+    "gpt-oss-120b": (
+        of("gpt_oss", 36, 64, 8, 64, hidden_size=2880, vocab_size=201_088, intermediate_size=2880)
+        | {"num_local_experts": 128, "num_experts_per_tok": 4},
+        116.8,
+    ),
+    "Llama-4-Scout": (
+        of("llama4_text", 48, 40, 8, 128, hidden_size=5120, vocab_size=202_048)
+        | {"intermediate_size": 8192, "intermediate_size_mlp": 16_384, "num_local_experts": 16}
+        | {"num_experts_per_tok": 1, "interleave_moe_layer_step": 1},
+        107.8,
+    ),
+    "Llama-4-Maverick": (
+        of("llama4_text", 48, 40, 8, 128, hidden_size=5120, vocab_size=202_048)
+        | {"intermediate_size": 8192, "intermediate_size_mlp": 16_384, "num_local_experts": 128}
+        | {"num_experts_per_tok": 1, "interleave_moe_layer_step": 2},
+        400.7,
+    ),
+    "Qwen3-30B-A3B": (
+        of("qwen3_moe", 48, 32, 4, 128, hidden_size=2048, vocab_size=151_936, intermediate_size=6144)
+        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        30.5,
+    ),
+    "gemma-3-27b": (
+        of("gemma3_text", 62, 32, 16, 128, hidden_size=5376, vocab_size=262_208)
+        | {"intermediate_size": 21_504, "sliding_window": 1024, "sliding_window_pattern": 6},
+        28.4,
+    ),
+    "phi-2": (
+        of("phi", 32, 32, 32, 80, hidden_size=2560, vocab_size=51_200, intermediate_size=10_240),
+        2.78,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_weights_of_released_models_are_read(name: str, tmp_path: Path) -> None:
+    config, billions = RELEASED[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert parameters(read_hf_config(tmp_path / "config.json")) / 1e9 == pytest.approx(
+        billions, rel=3e-3
+    )
 
 
 def test_a_matrix_by_hand() -> None:

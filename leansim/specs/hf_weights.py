@@ -17,7 +17,10 @@ PLAIN = frozenset(
         *("codegen", "starcoder2", "nemotron", "persimmon", "stablelm_alpha"),
     }
 )
+# Types with an expert beside the others that all tokens pass, which no key says.
+SHARING = frozenset({"llama4"})
 _WIDE = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "inner_size")
+_DENSE_WIDE = ("intermediate_size_mlp", *_WIDE)
 _EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _EXPERT_WIDE = ("moe_intermediate_size", "expert_ffn_hidden_size")
@@ -34,8 +37,8 @@ def weights_of(reader: Reader, num_layers: int) -> dict[str, Any] | None:
     }
     if None in found.values():
         return None
-    wide = _first(config, _WIDE)
-    experts = _experts(config, wide, num_layers)
+    wide = _first(config, _DENSE_WIDE)
+    experts = _experts(reader, num_layers)
     if wide is None and experts is None:
         return None
     latent = _latent(config) if reader.latent else None
@@ -50,13 +53,14 @@ def weights_of(reader: Reader, num_layers: int) -> dict[str, Any] | None:
     }
 
 
-def _experts(config: Mapping[str, Any], wide: int | None, num_layers: int) -> dict[str, Any] | None:
+def _experts(reader: Reader, num_layers: int) -> dict[str, Any] | None:
     """A mixture, if there is one: without a width of their own, experts are as wide as a layer."""
+    config = reader.config
     count, per_token = _first(config, _EXPERTS), _first(config, _PER_TOKEN)
-    own = _first(config, _EXPERT_WIDE) or wide
+    own = _first(config, (*_EXPERT_WIDE, *_WIDE))
     if count is None or per_token is None or own is None or per_token > count or count == 1:
         return None
-    shared = _first(config, _SHARED) or 0
+    shared = _first(config, _SHARED) or (1 if reader.type in SHARING else 0)
     if (together := _first(config, ("shared_expert_intermediate_size",))) is not None:
         shared = max(1, round(together / own))
     dense = _dense_layers(config, num_layers)
@@ -65,7 +69,7 @@ def _experts(config: Mapping[str, Any], wide: int | None, num_layers: int) -> di
         "per_token": per_token,
         "intermediate_size": own,
         **({"shared": shared} if shared else {}),
-        **({"dense_layers": dense} if dense and wide is not None else {}),
+        **({"dense_layers": dense} if dense and _first(config, _DENSE_WIDE) is not None else {}),
     }
 
 
