@@ -178,6 +178,22 @@ def test_tables_that_do_not_fit_their_sizes_are_refused(
         Node(**(TOY.model_dump() | changed))
 
 
+@pytest.mark.parametrize("merge", RANK_MERGES)
+def test_studies_count_what_travels(merge: RankMerge) -> None:
+    """Each verb has the latency that `run` has, a bound that no schedule beats, and words for it."""
+    point = leansim.point(**LONG, kv_ranks=8, kv_rank_merge=merge, node="h100_sxm_x8")
+    latency_s = leansim.simulate(point).metrics.latency_s
+    explained = leansim.explain(point, rules=["fa2"])[0]
+    assert "travels between GPUs" in explained.text
+    assert explained.simulation.metrics.latency_s == pytest.approx(latency_s)
+    found = explained.oracle
+    assert found.bound.latency_s <= found.best.latency_s <= latency_s
+    curve = leansim.splits(point, rules=["fa2"], counts=[8])[0]
+    alone = leansim.point(**LONG, kv_ranks=8, num_splits=8)
+    asked = alone.model_copy(update={"node": "h100_sxm_x8", "kv_rank_merge": merge})
+    assert curve.latencies_s[0] == pytest.approx(leansim.simulate(asked).metrics.latency_s)
+
+
 @pytest.mark.parametrize("engine", ["numba", "simpy"])
 def test_engines_run_a_launch_without_transfers(engine: Engine) -> None:
     found = execute(waiting("travel", 5e-6, catalog.device("h100_sxm")), engine)

@@ -203,7 +203,11 @@ def _priced(item: Resolved) -> tuple[Resolved, list[Program]]:
 
 def _executed(priced: tuple[Resolved, list[Program]], engine: Engine) -> Simulation:
     item, programs = priced
-    result = joined([execute(program, engine) for program in programs])
-    if item.node is not None:
-        result = item.travel.around(result, item.node, item.device)
+    result = whole(item, [execute(program, engine) for program in programs])
     return Simulation(item, result.program, result)
+
+
+def whole(item: Resolved, launches: Sequence[Result]) -> Result:
+    """Launches one after the other, and on a node what travels before and after them."""
+    result = joined(launches)
+    return result if item.node is None else item.travel.around(result, item.node, item.device)

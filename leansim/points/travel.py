@@ -74,6 +74,10 @@ class Travel:
             seconds += (self.ranks - 1) * max(attention_s, node.hop_s(self.hop_bytes))
         return seconds
 
+    def least_s(self, node: Node) -> float:
+        """Seconds before and after it, however short the attention."""
+        return self.before_s(node) + self.after_s(node, 0.0)
+
     def around(self, attention: Result, node: Node, device: Device) -> Result:
         """What happened with what travels as launches of their own, of which no SM has work."""
         after_s = self.after_s(node, attention.latency_s)

@@ -9,12 +9,11 @@ from functools import cached_property
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
-from leansim.engine.sequence import joined
 from leansim.errors import OutOfRangeError
 from leansim.partitioners.per_request_splits import PerRequestSplits
 from leansim.partitioners.registry import Partitioner
 from leansim.points.point import Resolved
-from leansim.points.simulate import TOO_MUCH, Simulation
+from leansim.points.simulate import TOO_MUCH, Simulation, whole
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid, tile_grid
 from leansim.specs.instance import Instance, instance_of
@@ -102,8 +101,10 @@ class Bench:
 
     @property
     def _beside_s(self) -> float:
-        """What those take, s."""
-        return sum(result.latency_s for some in self._beside for result in some)
+        """What those take, and what travels on a node, s, at least."""
+        of = self.resolved
+        travel_s = 0.0 if of.node is None else of.travel.least_s(of.node)
+        return travel_s + sum(result.latency_s for some in self._beside for result in some)
 
     def _lowered(self, resolved: Resolved) -> Program:
         return self._priced(resolved.schedule, resolved.instance)
@@ -119,7 +120,7 @@ class Bench:
     def _executed(self, resolved: Resolved, program: Program) -> Simulation:
         self.simulations += 1
         before, after = self._beside
-        result = joined([*before, execute(program, self.engine), *after])
+        result = whole(resolved, [*before, execute(program, self.engine), *after])
         simulation = Simulation(resolved, result.program, result)
         self._known[repr(resolved.partitioner)] = simulation.result.latency_s
         return simulation

@@ -30,6 +30,7 @@ _SPENT = {
     "wait": "waiting for other CTAs' partials",
     "merge": "merging in the launch",
     "combine": "the combine kernel",
+    "travel": "waiting for what travels between GPUs",
     "idle": "idle",
 }
 _LIMITS = {
@@ -37,6 +38,7 @@ _LIMITS = {
     "idle": "idle slots are what limits it",
     "wait": "waiting for partials is what limits it",
     "combine": "merging partials is what limits it",
+    "travel": "what travels between GPUs is what limits it",
     "cta": "what one CTA can stream is what limits it",
     "overhead": "starting CTAs and segments is what limits it",
 }
