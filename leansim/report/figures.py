@@ -42,6 +42,7 @@ _X_LABELS = {
     "window": "sliding window (tokens)",
     "page_tokens": "page size (tokens)",
     "tensor_parallel": "tensor parallelism (GPUs)",
+    "kv_ranks": "GPUs that each context is divided over",
     "num_sms": "SMs",
 }
 
