@@ -2,7 +2,7 @@
 
     python experiments/many_gpus/run.py [-o FOLDER]
 
-Writes RESULTS.md and expected.csv (the pins), here or into another folder, in seconds.
+Writes RESULTS.md, expected.csv and expected_prefill.csv (the pins), here or into another folder, in seconds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import decode
 import latent
+import prefill
+import striped
 from calls import Attention, Steps, attention_of, pins, steps
 
 from leansim.answers import render
@@ -28,7 +30,9 @@ def main() -> None:
     out: Path = parser_of(__doc__, HERE).parse_args().out
     attention, whole = attention_of(decode.calls()), steps(latent.calls())
     write_whole(out / "expected.csv", render(pins(attention, whole), "csv") + "\n")
-    write_whole(out / "RESULTS.md", results(attention, whole))
+    found = prefill.times(published()["ring_flash_attention"])
+    write_whole(out / "expected_prefill.csv", render(prefill.pins(found), "csv") + "\n")
+    write_whole(out / "RESULTS.md", results(attention, whole, found))
 
 
 def published() -> dict[str, Any]:
@@ -37,10 +41,17 @@ def published() -> dict[str, Any]:
     return data
 
 
-def results(attention: Attention, whole: Steps) -> str:
+def results(attention: Attention, whole: Steps, found: prefill.Times) -> str:
     """RESULTS.md."""
     said = published()
-    return page([decode.part(attention, said["tree_over_ring"]), latent.part(whole, said)])
+    return page(
+        [
+            decode.part(attention, said["tree_over_ring"]),
+            latent.part(whole, said),
+            prefill.part(said["ring_flash_attention"], found),
+            striped.part(said["striped_attention"]),
+        ]
+    )
 
 
 if __name__ == "__main__":
