@@ -52,7 +52,7 @@ class Order:
     block: Callable[[int, int, int], Block | None]
 
 
-def _contiguous(rank: int, ranks: int, tokens: int) -> IntArray:
+def _contiguous(rank: int, _ranks: int, tokens: int) -> IntArray:
     return np.arange(rank * tokens, (rank + 1) * tokens)
 
 
@@ -74,7 +74,7 @@ def _ring(rank: int, step: int, tokens: int) -> Block | None:
 
 
 def _zigzag(rank: int, step: int, tokens: int) -> Block:
-    """Of a rank before it all rows see its first chunk; of one behind it the last chunk's rows see both."""
+    """All rows see the first chunk of ranks before it, the last chunk's rows both of those behind it."""
     everything, half = range(tokens), tokens // 2
     if step == 0:
         return Block(everything, everything, True)

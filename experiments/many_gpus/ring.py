@@ -64,7 +64,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Account:
-    """What is counted: how O is updated (None: not at all), what a hop does, and who deals a block's tiles."""
+    """What is counted: how O is updated (None: not at all), what a hop does, who deals tiles."""
 
     update: Literal["fused", "apart"] | None = "fused"
     hop: Hop = "beside"

@@ -2,7 +2,8 @@
 
     python experiments/many_gpus/run.py [-o FOLDER]
 
-Writes RESULTS.md, expected.csv and expected_prefill.csv (the pins), here or into another folder, in seconds.
+Writes RESULTS.md and the pins, expected.csv and expected_prefill.csv, here or into another folder,
+in seconds.
 """
 
 from __future__ import annotations

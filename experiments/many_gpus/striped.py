@@ -1,4 +1,4 @@
-"""What striped order can gain over a plain ring in a training step: a bound, and what whole tiles leave of it.
+"""What striped order can gain over a plain ring in a training step, and what whole tiles leave of it.
 
 Counts FLOP of matrices; ignores communication, all else, and that parts of a step differ in efficiency.
 """
@@ -27,9 +27,9 @@ def speedup(other: float, attention: float, ranks: int, share: float = 0.5) -> f
 
         (other + attention (ranks - 1 + share) / ranks) / (other + attention * share)
 
-    `attention` is the FLOP of full blocks, `other` of all else, in one unit; `share` of a causal block is
-    computed. Only the first round of a ring is causal on the rank that decides. With a half of each, no
-    other FLOP and 4 ranks: 3.5 / 2. Source: "theoretical maximum speedup" of arXiv 2311.09431, section 4.
+    `attention` is the FLOP of full blocks, `other` of all else, in one unit; `share` of a causal block
+    is computed. Only the first round of a ring is causal on the rank that decides. With a half of each,
+    no other FLOP and 4 ranks: 3.5 / 2. Source: the bound of arXiv 2311.09431, section 4 (TMS).
     """
     ring = other + attention * (ranks - 1 + share) / ranks
     return ring / (other + attention * share)
@@ -79,8 +79,8 @@ def part(said: Mapping[str, Any]) -> Part:
             "full block on some rank. At 16k tokens a rank's block is one tile wide, none is",
             "masked out whole, and nothing can be gained; skipping whole tiles of 2,048 by 4,096",
             "explains most of the shortfall up to 64k tokens and little of it at 256k, where a",
-            "block has 32 by 16 tiles. What is left is 5 to 6% at 16k, where nothing is gained, and 8 to",
-            "14% beyond, at all lengths alike.",
+            "block has 32 by 16 tiles. What is left is 5 to 6% at 16k, where nothing is gained, and",
+            "8 to 14% beyond, at all lengths alike.",
         ),
         (("Speedup of a training step", rows),),
     )
