@@ -213,6 +213,19 @@ def test_errors_of_the_eight_rows_are_as_reported(
     assert [*found.values()] == pytest.approx(wanted, abs=0.005)
 
 
+def test_what_is_missing_grows_from_ring_to_stripe(modules: Any, said: Any) -> None:
+    """With O in one kernel; blocks as simulated, and scaled to the measured row of one GPU."""
+    prefill = modules["prefill"]
+    about = said["ring_flash_attention"]
+    found = prefill.times(about)
+    for scaled in (False, True):
+        missing = prefill.missing_s(about, found, scaled)
+        for one in about:
+            rest = [missing[one["name"], order.name] for order in modules["orders"].ORDERS]
+            assert rest == sorted(rest)
+            assert 50e-6 < rest[0] < rest[-1] < 0.9e-3
+
+
 def test_equal_shares_of_tiles_help_balanced_orders(modules: Any, said: Any) -> None:
     prefill, orders = modules["prefill"], modules["orders"]
     found = {}
