@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import csv
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loading import EXPERIMENTS, modules_of
 
 from leansim.errors import UnknownNameError
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "many_gpus"
-NAMES = ("calls", "decode", "latent", "orders", "prefill", "ring", "run", "striped")
+FOLDER = EXPERIMENTS / "many_gpus"
 
 
 @pytest.fixture(scope="module")
-def modules() -> Any:
-    """Its modules, whose names other experiments use too."""
-    kept = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        import run
-
-        assert Path(run.__file__).parent == FOLDER
-        yield {name: sys.modules[name] for name in NAMES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in NAMES:
-            sys.modules.pop(name, None)
-        sys.modules.update(kept)
+def modules() -> Iterator[dict[str, Any]]:
+    with modules_of(FOLDER) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
