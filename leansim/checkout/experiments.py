@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from leansim.specs.catalog import validate
 
 FILE = "experiment.yaml"
 _FOLDER = "experiments"
+_LONGEST = 255  # bytes of a file's name, in every file system that we know
 _NAME = re.compile(r"([\w.-]+).*")  # of a package, with which a requirement begins
 
 
@@ -30,7 +32,14 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _path(text: str) -> str:
+    if not 0 < len(os.fsencode(text)) <= _LONGEST:
+        raise ValueError(f"wanted a path of at most {_LONGEST} bytes")
+    return text
+
+
 Line = Annotated[str, AfterValidator(_one_line)]
+DataPath = Annotated[str, AfterValidator(_path)]
 
 
 class Description(Spec):
@@ -41,7 +50,7 @@ class Description(Spec):
         description="CPU time of all its processes, rounded up: two cores need less"
     )
     needs: tuple[str, ...] = Field((), description="extras of leansim that it wants")
-    data: dict[str, Line] = Field(
+    data: dict[DataPath, Line] = Field(
         default_factory=dict, description="files of outside measurements, and where each is found"
     )
     after: tuple[str, ...] = Field((), description="experiments whose results it reads")

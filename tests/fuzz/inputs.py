@@ -98,7 +98,7 @@ def _edit(draw: Draw, holder: Any, key: Any, tree: Any, known: list[Path]) -> No
         for part in draw(st.sampled_from(known)):
             other = other[part]
         holder[key] = copy.deepcopy(other)
-    elif isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
+    elif isinstance(holder[key], float) or (type(holder[key]) is int and abs(holder[key]) < 2**64):
         holder[key] = holder[key] * draw(st.sampled_from((-1, 0, 1000, 0.001, 10**9, 1e-9)))
 
 
