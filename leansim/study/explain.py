@@ -223,9 +223,13 @@ def _about_lean(bench: Bench, found: Oracle, lean: Simulation | None) -> str:
     if abs(ratio - 1) < TIE:
         return f"LeanAttention's equal shares take {time}, as long as the best split counts."
     if ratio < 1:
-        return (
-            f"LeanAttention's equal shares take {time}: {_faster(1 / ratio)} than the best split counts."
-        )
+        told = f"{_faster(1 / ratio)} than the best split counts"
+        first = found.best
+        if first.latency_s < lean.result.latency_s * (1 - TIE):
+            told += (
+                f" in that order of CTAs, slower than {first.name} in its own ({_us(first.latency_s)})"
+            )
+        return f"LeanAttention's equal shares take {time}: {told}."
     reason = why_slower(facts_of(lean), facts_of(bench.simulation(best.partitioner)))
     return f"LeanAttention loses here: {time}, {_slower(ratio)} than {_splits(best)}; {reason}."
 
