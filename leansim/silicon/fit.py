@@ -1,63 +1,48 @@
-"""Fits free constants to measured rows of the fit split, and writes them into the files.
-
-Schedules are made once: constants do not change them. Each evaluation lowers and executes them
-again, except where only a harness has changed, which costs an addition.
-"""
+"""Fits free constants to measured rows of the fit split, and writes them into the files."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leansim.arrays import FloatArray
-from leansim.engine.execute import execute
-from leansim.errors import LeansimError, StoreError
+from leansim.errors import StoreError
 from leansim.files.extras import pip_install
 from leansim.files.strict_yaml import KeyPath, read
 from leansim.files.writing import write_together
 from leansim.files.yaml_edit import edited, short
-from leansim.points.point import Point, Resolved, resolve
 from leansim.silicon.calibration import Calibration, FitRows
+from leansim.silicon.evaluating import Model
 from leansim.silicon.own import own_rows
 from leansim.silicon.published import measured_rows
-from leansim.silicon.rows import ROW_COLUMNS, Harnesses, in_hash_order, matching, of_split
-from leansim.silicon.targets import Target, applies, changed, in_harness, value_at
+from leansim.silicon.rows import ROW_COLUMNS, in_hash_order, matching, of_split
+from leansim.silicon.targets import Target, applies, in_harness, value_at
 from leansim.specs import catalog
 from leansim.specs.base import numbers, source_key
-from leansim.specs.device import Device
-from leansim.specs.harness import MeasuredTable
-from leansim.specs.instance import instance_of
-from leansim.specs.kernel import Kernel
-from leansim.sweeps.executors import cores, process_pool
-from leansim.timing.lowering import lower
+from leansim.sweeps.executors import cores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Specs = dict[tuple[str, str], Any]
 # Relative errors below this count as squares, larger ones as lengths: outliers do not steer the fit.
 _F_SCALE = 0.05
 # A constant is tried at a fiftieth of its range, or more, from where it stands: rounding of times
 # and changes of what limits a schedule make smaller steps noisy.
 _STEP = 0.02
 _MOST_EVALUATIONS = 40
-_KEPT = 64
 
 
 @dataclass(frozen=True)
-class Part:
-    """Points whose schedules one worker keeps; equal if their tokens are."""
+class Free:
+    """A constant that a fit may change, from where, and how far."""
 
-    token: str
-    points: tuple[Point, ...] = field(compare=False)
+    target: Target
+    start: float
+    bounds: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -79,14 +64,18 @@ class FittedConstant:
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted constants, and the relative errors `[n]` of the fitted rows before and after."""
+    """Fitted constants, and the relative errors `[n]` of the fitted rows before and after.
 
-    calibration: Calibration
+    `by` says who fitted them, as sources of the constants do.
+    """
+
+    by: str
     constants: tuple[FittedConstant, ...]
     rows: pd.DataFrame
     before: FloatArray
     after: FloatArray
     evaluations: int
+    cost: float
 
 
 def calibrate(
@@ -100,10 +89,32 @@ def calibrate(
     Bounded least squares with a soft L1 loss. `progress` is told evaluations of the model and mean
     relative error. Raises `StoreError` for missing tables or SciPy.
     """
+    config = calibration.config
+    free = [
+        Free(target, start, constant.bounds)
+        for target, start, constant in zip(
+            calibration.targets, calibration.starts, config.constants, strict=True
+        )
+    ]
+    return fit_to(f"leansim calibrate {config.name}", free, fit_rows(calibration, data), jobs, progress)
+
+
+def fit_to(
+    by: str,
+    free: Sequence[Free],
+    rows: pd.DataFrame,
+    jobs: int | None = None,
+    progress: Callable[[int, float], None] = lambda _evaluations, _error: None,
+    fixed: Mapping[Target, float] | None = None,
+) -> Fit:
+    """Fit constants to rows, as `calibrate` does; those that are `fixed` have other values meanwhile.
+
+    Raises `StoreError` for fewer rows than twice the constants, or where there is no SciPy.
+    """
     least_squares = _least_squares()
-    rows = fit_rows(calibration, data)
-    low, high = (np.array([c.bounds[i] for c in calibration.config.constants]) for i in (0, 1))
-    with _Model(calibration, rows, jobs or cores()) as model:
+    low, high = (np.array([one.bounds[i] for one in free]) for i in (0, 1))
+    targets = [one.target for one in free]
+    with Model(targets, rows, jobs or cores(), fixed) as model:
         usable = np.isfinite(model.seconds(None))
         measured = np.log(rows["measured_s"].to_numpy(dtype=float)[usable])
         if usable.sum() < 2 * len(low):
@@ -119,7 +130,7 @@ def calibrate(
             return found
 
         # From 1 to 2 over the bounds, so that a relative step is a step of the range.
-        start = 1.0 + (np.array(calibration.starts) - low) / (high - low)
+        start = 1.0 + (np.array([one.start for one in free]) - low) / (high - low)
         solution = least_squares(
             residuals,
             start,
@@ -136,12 +147,10 @@ def calibrate(
         evaluations = model.evaluations
     spread = _spread(solution.jac, solution.cost, len(measured)) * (high - low)
     fitted = [
-        FittedConstant(target, value_at(target), float(value), constant.bounds, float(error))
-        for target, value, constant, error in zip(
-            calibration.targets, after, calibration.config.constants, spread, strict=True
-        )
+        FittedConstant(one.target, value_at(one.target), float(value), one.bounds, float(error))
+        for one, value, error in zip(free, after, spread, strict=True)
     ]
-    return Fit(calibration, tuple(fitted), rows[usable], errors[0], errors[1], evaluations)
+    return Fit(by, tuple(fitted), rows[usable], errors[0], errors[1], evaluations, float(solution.cost))
 
 
 def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame:
@@ -193,119 +202,16 @@ def _spread(jacobian: FloatArray, cost: float, rows: int) -> FloatArray:
     return np.where((jacobian != 0).any(axis=0), error, np.inf)
 
 
-class _Model:
-    """Predicted seconds of rows for values of the constants. Use as a context manager."""
-
-    def __init__(self, calibration: Calibration, rows: pd.DataFrame, jobs: int) -> None:
-        self.calibration = calibration
-        self.points = tuple(rows["point"])
-        self.harnesses = Harnesses(rows)
-        self.pairs = sorted(set(zip(rows["kernel"], rows["device"], strict=True)))
-        self.jobs = min(jobs, len(self.points))
-        self.parts = [_part(self.points[at :: self.jobs]) for at in range(self.jobs)]
-        self.pools: list[ProcessPoolExecutor] = []
-        self.kernels: dict[tuple[float | None, ...], FloatArray] = {}
-        self.evaluations = 0
-        self.stack = ExitStack()
-
-    def __enter__(self) -> _Model:
-        # A pool of one each: a part's schedules stay with the worker that made them.
-        if self.jobs > 1:
-            self.pools = [self.stack.enter_context(process_pool(1)) for _ in self.parts]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def seconds(self, values: Sequence[float] | FloatArray | None) -> FloatArray:
-        """Predicted latencies `[n]`, s, harness included; with None, as the files have it."""
-        changes = dict(zip(self.calibration.targets, values, strict=True)) if values is not None else {}
-        simulated = {target: value for target, value in changes.items() if target.kind != "table"}
-        key = tuple(simulated.values())
-        if key not in self.kernels:
-            if len(self.kernels) >= _KEPT:
-                del self.kernels[next(iter(self.kernels))]
-            self.kernels[key] = self._executed(simulated)
-        tables = _tables(changes, self.harnesses.places)
-        found: FloatArray = self.kernels[key] + self.harnesses.seconds(tables)
-        return found
-
-    def _executed(self, changes: dict[Target, float]) -> FloatArray:
-        specs: Specs = {}
-        for kernel, device in self.pairs:
-            mine = {t: v for t, v in changes.items() if applies(t, kernel, device)}
-            kinds = {
-                kind: {t: v for t, v in mine.items() if t.kind == kind} for kind in ("kernel", "device")
-            }
-            specs["kernel", kernel] = _with(catalog.kernel(kernel), kinds["kernel"])
-            specs["device", device] = _with(catalog.device(device), kinds["device"])
-        self.evaluations += 1
-        if self.pools:
-            futures = [
-                pool.submit(latencies, part, specs)
-                for pool, part in zip(self.pools, self.parts, strict=True)
-            ]
-            found = [future.result() for future in futures]
-        else:
-            found = [latencies(part, specs) for part in self.parts]
-        seconds = np.empty(len(self.points))
-        for at, part in enumerate(found):
-            seconds[at :: self.jobs] = part
-        return seconds
-
-
-def _tables(changes: Mapping[Target, float], names: Iterable[str]) -> dict[str, MeasuredTable]:
-    """Those of the measured tables whose constants are among the changed, so changed."""
-    mine = {name: {t: v for t, v in changes.items() if in_harness(t, name)} for name in names}
-    return {name: changed(catalog.table(name), new) for name, new in mine.items() if new}
-
-
-def _with(spec: Any, changes: dict[Target, float]) -> Any:
-    return changed(spec, changes) if changes else spec
-
-
-def _part(points: Sequence[Point]) -> Part:
-    hashed = hashlib.sha256("\n".join(point.model_dump_json() for point in points).encode())
-    return Part(hashed.hexdigest(), tuple(points))
-
-
-@lru_cache(maxsize=1)
-def _scheduled(part: Part) -> tuple[Resolved | None, ...]:
-    """A part's points with their schedules, kept for the next evaluation; None where there is none."""
-    found: list[Resolved | None] = []
-    for point in part.points:
-        try:
-            item = resolve(point)
-            lower(item.schedule, item.instance, item.device)  # makes the schedule, which it keeps
-        except LeansimError:
-            found.append(None)
-        else:
-            found.append(item)
-    return tuple(found)
-
-
-def latencies(part: Part, specs: Specs) -> FloatArray:
-    """Latencies of a part's schedules `[n]`, s, under other constants: what a worker does.
-
-    NaN where a kernel does not take the point.
-    """
-    found = []
-    for item in _scheduled(part):
-        if item is None:
-            found.append(np.nan)
-            continue
-        kernel: Kernel = specs["kernel", item.kernel.name]
-        device: Device = specs["device", item.device.name]
-        instance = instance_of(kernel, device, item.workload, item.is_split)
-        found.append(execute(lower(item.schedule, instance, device)).latency_s)
-    return np.array(found)
-
-
 def edits(fit: Fit) -> dict[Path, str]:
     """The files that hold fitted constants, with their new values and sources, as text."""
+    after = {constant.target: constant.after for constant in fit.constants}
+    return edited_files(after, lambda target: f"fitted: {_how(fit, target)}")
+
+
+def edited_files(values: Mapping[Target, float], source: Callable[[Target], str]) -> dict[Path, str]:
+    """The files that constants stand in, with new values and the source of each, as text."""
     changes: dict[Path, dict[KeyPath, Any]] = {}
-    for constant in fit.constants:
-        target = constant.target
+    for target, value in values.items():
         path = catalog.spec_path(target.kind, target.name)  # type: ignore[arg-type]
         keys: KeyPath = tuple(int(key) if key.isdigit() else key for key in target.keys)
         holder: KeyPath = ()
@@ -316,11 +222,11 @@ def edits(fit: Fit) -> dict[Path, str]:
             keys, holder = (name,), ("harness", terms.index(term))
             data = data["harness"][terms.index(term)]
         file = changes.setdefault(path, {})
-        file[(*holder, *keys)] = constant.after
+        file[(*holder, *keys)] = value
         written = {str(way[-1]): text for way, text in file.items() if way[:-1] == (*holder, "sources")}
         said = tuple(key for key in keys if isinstance(key, str))
         key = _source_key(data, {**data.get("sources", {}), **written}, said)
-        file[(*holder, "sources", key)] = f"fitted: {_how(fit, target)}"
+        file[(*holder, "sources", key)] = source(target)
     return {path: edited(path.read_text(encoding="utf-8"), mine) for path, mine in changes.items()}
 
 
@@ -358,6 +264,6 @@ def _how(fit: Fit, target: Target) -> str:
     files = ", ".join(dict.fromkeys(rows.loc[mine, "source"])).replace(", own measurements ", ", ")
     before, after = (float(np.abs(errors[mine]).mean()) for errors in (fit.before, fit.after))
     return (
-        f"leansim calibrate {fit.calibration.config.name}, {int(mine.sum()):,} rows to fit of "
+        f"{fit.by}, {int(mine.sum()):,} rows to fit of "
         f"{files}, mean error {before:.1%} before and {after:.1%} after"
     )

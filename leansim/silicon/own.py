@@ -85,20 +85,25 @@ _FLASHINFERS = _Time("median_time", "milliseconds", 1e3)
 
 
 def own_rows(
-    file: str | Path, device: str | None = None, settings: Sequence[str] = (), strict: bool = True
+    file: str | Path,
+    device: str | None = None,
+    settings: Sequence[str] = (),
+    strict: bool = True,
+    fit_every: int = schema.OWN_FIT_EVERY,
 ) -> pd.DataFrame:
     """Rows of a CSV of measurements, in its order: columns `rows.ROW_COLUMNS`, and what else it says.
 
     `device` is where points without one were measured: FlashInfer's benchmark does not say. `settings`
-    are as in `read_points`. `attrs["left_out"]` counts the rows left out, by reason. Raises
-    `ConfigError` for files that are neither kind, and for rows that make no sense, all at once; unless
-    `strict`, `attrs["refused"]` has those that make none, where some do.
+    are as in `read_points`; one shape in `fit_every` is for fitting, by a hash. `attrs["left_out"]`
+    counts the rows left out, by reason. Raises `ConfigError` for files that are neither kind, and for
+    rows that make no sense, all at once; unless `strict`, `attrs["refused"]` has those that make none,
+    where some do.
     """
     import pandas as pd
 
     given, time, left_out = _read(str(file), device, settings)
     found = given.settled(
-        outcomes(lambda row: _measured(row, given.source, time), given.rows), strict=strict
+        outcomes(lambda row: _measured(row, given.source, time, fit_every), given.rows), strict=strict
     )
     others = [name for name in given.columns if name not in schema.ROW_COLUMNS]
     kept = [i for i, one in enumerate(found) if not isinstance(one, LeansimError)]
@@ -126,7 +131,7 @@ def shape_of(row: Mapping[str, str]) -> str:
     return ",".join(f"{key}={value}" for key, value in cells.items() if value)
 
 
-def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
+def _measured(row: CsvRow, source: str, time: _Time, fit_every: int) -> dict[str, Any]:
     """A row of the schema. Raises a `LeansimError` for what is no time, no point or no harness."""
     measured_s = _seconds(row[time.column], source, time)
     point = point_from_row(point_fields(row), source)
@@ -147,7 +152,7 @@ def _measured(row: CsvRow, source: str, time: _Time) -> dict[str, Any]:
         "step": longest,
         "query_bytes": calls.query_bytes,
         "kv_token_bytes": calls.kv_token_bytes,
-        "fit": schema.is_for_fitting(shape_of(row), schema.OWN_FIT_EVERY),
+        "fit": schema.is_for_fitting(shape_of(row), fit_every),
         "measured_s": measured_s,
         "point": point,
     }
