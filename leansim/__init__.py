@@ -26,6 +26,7 @@ _HOME = {
     "schema": "leansim.points.grid",
     "validate": "leansim.api",
     "calibrate": "leansim.api",
+    "certify": "leansim.silicon.certify",
     "measure": "leansim.gpu.measure",
     "oracle": "leansim.api",
     "splits": "leansim.api",

@@ -38,6 +38,7 @@ from leansim.report.plots import plot as plot
 from leansim.results.metrics import Metrics as Metrics
 from leansim.schedule.schedule import Schedule as Schedule
 from leansim.schedule.tiling import TileGrid as TileGrid
+from leansim.silicon.certify import certify as certify
 from leansim.specs.base import DType, LaunchMode
 from leansim.specs.device import Device as Device
 from leansim.specs.kernel import Kernel as Kernel

@@ -1,4 +1,4 @@
-"""The verbs that hold the model against measurements: validate and calibrate."""
+"""The verbs that hold the model against measurements: validate, calibrate and certify."""
 
 from __future__ import annotations
 
@@ -112,7 +112,54 @@ def calibrate(
         say(f"wrote {path}")
 
 
+def certify(
+    points: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[POINTS.csv]...", help="measured points, as `leansim measure` writes them"
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="the card, in place of what rows say: a name, or a YAML file")
+    ] = None,
+    kernels: Annotated[str | None, typer.Option(help="kernels to certify; all by default")] = None,
+    micro: Annotated[
+        Path | None, typer.Option(help="what `leansim measure micro` wrote of the card")
+    ] = None,
+    within: Annotated[
+        float, typer.Option(min=0.0, help="mean error that a kernel may have after the fit")
+    ] = 0.10,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="folder for report, errors and numbers", callback=writable_folder
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    strict: Strict = False,
+) -> None:
+    """Is the model right for this card and these kernels? Fit a fifth of measured rows, test the rest.
+
+    Exits with 1 where a kernel's mean error on the rows that nothing was fitted to is above WITHIN.
+    """
+    from leansim.report.certificate import write_certification
+    from leansim.sweeps.progress import Progress
+
+    with Progress("certify") as progress:
+        found = leansim.certify(points or (), device, kernels, micro, within, jobs, progress, strict)
+    say(found.shown())
+    if out is not None:
+        names = [Path(name).name for name in points or ()]
+        options = {"--device": device, "--kernels": kernels, "--micro": micro and micro.name}
+        flags = [f"{flag} {value}" for flag, value in options.items() if value]
+        command = " ".join(["leansim certify", *names, *flags])
+        tell_written(write_certification(found, out, command), out)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
 def register(app: typer.Typer) -> None:
     """Add these verbs to an app."""
     app.command()(validate)
     app.command()(calibrate)
+    app.command()(certify)

@@ -205,7 +205,7 @@ def _spread(jacobian: FloatArray, cost: float, rows: int) -> FloatArray:
 def edits(fit: Fit) -> dict[Path, str]:
     """The files that hold fitted constants, with their new values and sources, as text."""
     after = {constant.target: constant.after for constant in fit.constants}
-    return edited_files(after, lambda target: f"fitted: {_how(fit, target)}")
+    return edited_files(after, lambda target: f"fitted: {rests_on(fit, target)}")
 
 
 def edited_files(values: Mapping[Target, float], source: Callable[[Target], str]) -> dict[Path, str]:
@@ -251,7 +251,7 @@ def write(fit: Fit) -> list[Path]:
     return list(files)
 
 
-def _how(fit: Fit, target: Target) -> str:
+def rests_on(fit: Fit, target: Target) -> str:
     """What a constant rests on: the fitted rows that it changes, and their errors."""
     rows = fit.rows.reset_index(drop=True)
     if target.kind == "table":

@@ -82,7 +82,9 @@ def table(name: str) -> MeasuredTable:
 
 
 def spec_path(kind: Kind, name: str) -> Path:
-    """The file that a name is loaded from. Raises `UnknownNameError`."""
+    """The file that a name, or a path to a YAML file, is loaded from. Raises `UnknownNameError`."""
+    if name.endswith((".yaml", ".yml")) and is_file(given := Path(name)):
+        return given
     for folder in config_folders():
         if is_file(path := folder / f"{kind}s" / f"{name}.yaml"):
             return path
