@@ -1,4 +1,4 @@
-"""Writes what a certification found: a page, errors of every row, a figure, and files with the numbers."""
+"""Writes what a certification found: a page, errors of all rows, a figure, files with the numbers."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def page(found: Certification, command: str) -> str:
 
 
 _NOTES = {
-    "What was timed": "Beyond these ranges, and in settings that are not here, predictions of this card are "
-    "extrapolated: `not timed` names what the kernel takes and no row has.",
+    "What was timed": "Beyond these ranges and settings, predictions of this card are extrapolated: "
+    "`not timed` names what the kernel takes and no row has.",
     "Numbers": "What was fitted or read off micro-measurements; one standard error is that of the fit.",
 }
 
@@ -130,7 +130,7 @@ def covered(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _not_timed(kernel: str, mine: pd.DataFrame) -> list[str]:
     spec = catalog.kernel(kernel.partition("+")[0])
     arch = catalog.device(str(mine["device"].iloc[0])).arch
-    takes = {
+    takes: dict[str, set[Any]] = {
         "head dim": {tile.head_dim for tile in spec.tiles if arch in tile.registers_per_thread},
         "KV": set(spec.kv_dtypes),
         "cache": {"cold", "warm"},
@@ -201,7 +201,7 @@ def _worst(found: Certification) -> list[dict[str, Any]]:
         return []
     return [
         {
-            **row,
+            **{str(key): value for key, value in row.items()},
             "measured_us": f"{row['measured_us']:.1f}",
             "predicted_us": f"{row['predicted_us']:.1f}",
             "error": f"{row['error']:+.0%}",

@@ -7,7 +7,7 @@ rows test. Numbers of the card are read off micro-measurements or stay as they a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,6 @@ HOW_TO_MEASURE = (
     "campaign -o points.csv --budget-s 540` write them on a machine with an NVIDIA GPU"
 )
 _BY = "leansim certify"
-# Beside where the file stands, a fit begins so far up its bounds: what a reset file says leads nowhere.
-_MIDDLE = 0.6
 # Numbers of a card that are fitted with the kernels, and how far they may go.
 _OF_L2 = "l2_resident_fraction"
 _OF_CARD = {"dram_efficiency": (0.6, 1.0), _OF_L2: (0.1, 1.0)}
@@ -191,7 +189,7 @@ def _to_fit(rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def _fit(rows: pd.DataFrame, jobs: int | None, fixed: Mapping[Target, float]) -> Fit | None:
-    """Own times and the card's numbers fitted together, begun twice; the nearer one counts.
+    """Own times and numbers of the card, fitted together.
 
     None where there are too few rows for any.
     """
@@ -201,15 +199,7 @@ def _fit(rows: pd.DataFrame, jobs: int | None, fixed: Mapping[Target, float]) ->
     some = owned.free(times)
     if not some:
         return None
-    some += _of_card(rows)
-    tries = [fit_to(_BY, free, rows, jobs, fixed=fixed) for free in (some, [*map(_moved, some)])]
-    return min(tries, key=lambda fit: fit.cost)
-
-
-def _moved(one: Free) -> Free:
-    """The same from within its bounds, for an own time: what a file says may lead nowhere."""
-    low, high = one.bounds
-    return one if one.target.kind == "device" else replace(one, start=low + _MIDDLE * (high - low))
+    return fit_to(_BY, [*some, *_of_card(rows)], rows, jobs, fixed=fixed)
 
 
 def _of_card(rows: pd.DataFrame) -> list[Free]:
@@ -219,7 +209,8 @@ def _of_card(rows: pd.DataFrame) -> list[Free]:
     found = []
     for name in asked:
         target, (low, high) = Target("device", card, (name,)), _OF_CARD[name]
-        found.append(Free(target, min(max(value_at(target) or low, low), high), (low, high)))
+        start = min(max(value_at(target) or low, low), high)
+        found.append(Free(target, (low, high), (start, start)))
     return found if len(rows) >= _FEWEST_FOR_CARD else []
 
 

@@ -1,22 +1,22 @@
 """Predicts rows again and again under other constants.
 
-Schedules are made once: constants do not change them. Each evaluation lowers and executes them
-again, except where only a harness has changed, which costs an addition.
+Schedules are made once: constants do not change them. Each evaluation lowers and executes again those
+of kernels whose constants have changed; a harness costs an addition.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leansim.arrays import FloatArray
+from leansim.arrays import FloatArray, IntArray
 from leansim.engine.execute import execute
 from leansim.errors import LeansimError
 from leansim.points.point import Point, Resolved, resolve
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Specs = dict[tuple[str, str], Any]
-_KEPT = 64
+# Values of constants whose latencies are kept, and parts whose schedules a worker keeps.
+_KEPT, _PARTS = 64, 32
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,25 @@ class Model:
         fixed: Mapping[Target, float] | None = None,
     ) -> None:
         self.targets, self.fixed = tuple(targets), dict(fixed or {})
-        self.points = tuple(rows["point"])
+        self.count = len(rows)
         self.harnesses = Harnesses(rows)
-        self.pairs = sorted(set(zip(rows["kernel"], rows["device"], strict=True)))
-        self.jobs = min(jobs, len(self.points))
-        self.parts = [_part(self.points[at :: self.jobs]) for at in range(self.jobs)]
+        self.jobs = min(jobs, self.count)
+        pairs = list(zip(rows["kernel"], rows["device"], strict=True))
+        points = tuple(rows["point"])
+        self.groups = []
+        for pair in sorted(set(pairs)):
+            at = np.array([i for i, one in enumerate(pairs) if one == pair])
+            mine = {one for one in (*self.targets, *self.fixed) if applies(one, *pair)}
+            parts = [_part([points[i] for i in at[job :: self.jobs]]) for job in range(self.jobs)]
+            self.groups.append(_Group(*pair, at, frozenset(mine), tuple(parts)))
         self.pools: list[ProcessPoolExecutor] = []
-        self.kernels: dict[tuple[float | None, ...], FloatArray] = {}
         self.evaluations = 0
         self.stack = ExitStack()
 
     def __enter__(self) -> Model:
         # A pool of one each: a part's schedules stay with the worker that made them.
         if self.jobs > 1:
-            self.pools = [self.stack.enter_context(process_pool(1)) for _ in self.parts]
+            self.pools = [self.stack.enter_context(process_pool(1)) for _ in range(self.jobs)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,37 +88,66 @@ class Model:
         """Predicted latencies `[n]`, s, harness included; with None, as the files have it."""
         changes = dict(zip(self.targets, values, strict=True)) if values is not None else {}
         simulated = {target: value for target, value in changes.items() if target.kind != "table"}
-        key = tuple(simulated.values())
-        if key not in self.kernels:
-            if len(self.kernels) >= _KEPT:
-                del self.kernels[next(iter(self.kernels))]
-            self.kernels[key] = self._executed({**self.fixed, **simulated})
         tables = _tables(changes, self.harnesses.places)
-        found: FloatArray = self.kernels[key] + self.harnesses.seconds(tables)
+        found: FloatArray = self._executed({**self.fixed, **simulated}) + self.harnesses.seconds(tables)
         return found
 
-    def _executed(self, changes: dict[Target, float]) -> FloatArray:
-        specs: Specs = {}
-        for kernel, device in self.pairs:
-            mine = {t: v for t, v in changes.items() if applies(t, kernel, device)}
-            kinds = {
-                kind: {t: v for t, v in mine.items() if t.kind == kind} for kind in ("kernel", "device")
-            }
-            for spec, kind in ((catalog.kernel(kernel), "kernel"), (catalog.device(device), "device")):
-                specs[kind, spec.name] = _with(spec, kinds[kind])
-        self.evaluations += 1
-        if self.pools:
-            futures = [
-                pool.submit(latencies, part, specs)
-                for pool, part in zip(self.pools, self.parts, strict=True)
-            ]
-            found = [future.result() for future in futures]
-        else:
-            found = [latencies(part, specs) for part in self.parts]
-        seconds = np.empty(len(self.points))
-        for at, part in enumerate(found):
-            seconds[at :: self.jobs] = part
+    def _executed(self, changes: Mapping[Target, float]) -> FloatArray:
+        """Latencies of the kernels; only those are executed again whose own constants have changed."""
+        asked = [group.changed_by(changes) for group in self.groups]
+        running = {
+            i: self._begun(group, mine)
+            for i, (group, mine) in enumerate(zip(self.groups, asked, strict=True))
+            if tuple(mine.values()) not in group.known
+        }
+        self.evaluations += bool(running)
+        seconds = np.empty(self.count)
+        for i, (group, mine) in enumerate(zip(self.groups, asked, strict=True)):
+            key = tuple(mine.values())
+            if i in running:
+                group.keep(key, [result() for result in running[i]])
+            seconds[group.at] = group.known[key]
         return seconds
+
+    def _begun(self, group: _Group, changes: dict[Target, float]) -> list[Callable[[], FloatArray]]:
+        """A group's execution under changed constants, begun where there are workers."""
+        specs: Specs = {}
+        for spec in (catalog.kernel(group.kernel), catalog.device(group.device)):
+            kind = "device" if isinstance(spec, Device) else "kernel"
+            mine = {target: value for target, value in changes.items() if target.kind == kind}
+            specs[kind, spec.name] = changed(spec, mine) if mine else spec
+        if not self.pools:
+            return [partial(latencies, part, specs) for part in group.parts]
+        parts = zip(self.pools, group.parts, strict=True)
+        return [pool.submit(latencies, part, specs).result for pool, part in parts]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of one kernel on one device: where they stand, what changes them, and a part per worker.
+
+    `known` are latencies of the last values of those constants.
+    """
+
+    kernel: str
+    device: str
+    at: IntArray
+    targets: frozenset[Target]
+    parts: tuple[Part, ...]
+    known: dict[tuple[float, ...], FloatArray] = field(default_factory=dict)
+
+    def changed_by(self, changes: Mapping[Target, float]) -> dict[Target, float]:
+        """What of the changes is of this kernel or device."""
+        return {target: value for target, value in changes.items() if target in self.targets}
+
+    def keep(self, key: tuple[float, ...], found: Sequence[FloatArray]) -> None:
+        """Latencies of each part under values."""
+        if len(self.known) >= _KEPT:
+            del self.known[next(iter(self.known))]
+        seconds = np.empty(len(self.at))
+        for job, part in enumerate(found):
+            seconds[job :: len(self.parts)] = part
+        self.known[key] = seconds
 
 
 def _tables(changes: Mapping[Target, float], names: Iterable[str]) -> dict[str, MeasuredTable]:
@@ -121,16 +156,12 @@ def _tables(changes: Mapping[Target, float], names: Iterable[str]) -> dict[str, 
     return {name: changed(catalog.table(name), new) for name, new in mine.items() if new}
 
 
-def _with(spec: Any, changes: dict[Target, float]) -> Any:
-    return changed(spec, changes) if changes else spec
-
-
 def _part(points: Sequence[Point]) -> Part:
     hashed = hashlib.sha256("\n".join(point.model_dump_json() for point in points).encode())
     return Part(hashed.hexdigest(), tuple(points))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=_PARTS)
 def _scheduled(part: Part) -> tuple[Resolved | None, ...]:
     """A part's points with their schedules, kept for the next evaluation; None where there is none."""
     found: list[Resolved | None] = []

@@ -38,11 +38,15 @@ _MOST_EVALUATIONS = 40
 
 @dataclass(frozen=True)
 class Free:
-    """A constant that a fit may change, from where, and how far."""
+    """A constant that a fit may change, how far, and where it begins.
+
+    With several `starts` a fit is begun from the first of all constants, then from the second, and the
+    nearest solution counts.
+    """
 
     target: Target
-    start: float
     bounds: tuple[float, float]
+    starts: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,6 @@ class Fit:
     before: FloatArray
     after: FloatArray
     evaluations: int
-    cost: float
 
 
 def calibrate(
@@ -91,7 +94,7 @@ def calibrate(
     """
     config = calibration.config
     free = [
-        Free(target, start, constant.bounds)
+        Free(target, constant.bounds, (start,))
         for target, start, constant in zip(
             calibration.targets, calibration.starts, config.constants, strict=True
         )
@@ -130,18 +133,25 @@ def fit_to(
             return found
 
         # From 1 to 2 over the bounds, so that a relative step is a step of the range.
-        start = 1.0 + (np.array([one.start for one in free]) - low) / (high - low)
-        solution = least_squares(
-            residuals,
-            start,
-            bounds=(np.ones(len(low)), np.full(len(low), 2.0)),
-            loss="soft_l1",
-            f_scale=_F_SCALE,
-            diff_step=_STEP,
-            xtol=1e-4,
-            ftol=1e-4,
-            max_nfev=_MOST_EVALUATIONS,
-        )
+        begun = [
+            1.0 + (np.array(start) - low) / (high - low)
+            for start in zip(*(one.starts for one in free), strict=True)
+        ]
+        solutions = [
+            least_squares(
+                residuals,
+                start,
+                bounds=(np.ones(len(low)), np.full(len(low), 2.0)),
+                loss="soft_l1",
+                f_scale=_F_SCALE,
+                diff_step=_STEP,
+                xtol=1e-4,
+                ftol=1e-4,
+                max_nfev=_MOST_EVALUATIONS,
+            )
+            for start in begun
+        ]
+        solution = min(solutions, key=lambda one: one.cost)
         after = np.array([short(value) for value in constants(solution.x)]).clip(low, high)
         errors = [model.seconds(at)[usable] / np.exp(measured) - 1.0 for at in (None, after)]
         evaluations = model.evaluations
@@ -150,7 +160,7 @@ def fit_to(
         FittedConstant(one.target, value_at(one.target), float(value), one.bounds, float(error))
         for one, value, error in zip(free, after, spread, strict=True)
     ]
-    return Fit(by, tuple(fitted), rows[usable], errors[0], errors[1], evaluations, float(solution.cost))
+    return Fit(by, tuple(fitted), rows[usable], errors[0], errors[1], evaluations)
 
 
 def fit_rows(calibration: Calibration, data: Path | None = None) -> pd.DataFrame:

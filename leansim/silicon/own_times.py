@@ -23,6 +23,7 @@ from leansim.timing.loops.registry import loops
 ROWS_PER_TIME = 3
 # A call is never shorter than what it has spent on one thing; clocks and timers differ by a tenth.
 _SLACK = 1.1
+_WITHIN = 0.6
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,14 @@ def kernel_name(point: Point) -> str:
 
 
 def free(times: Iterable[Iterable[OwnTime]]) -> list[Free]:
-    """What a fit of these times may change: from 0 to the most of each, from what the files say."""
+    """What a fit of these times may change: from 0 to the most of each.
+
+    It is begun from what the files say, and from within the bounds: what a file says may lead nowhere.
+    """
     most = {one.target: one.most for some in times for one in some}
     return [
-        Free(target, min(value_at(target) or 0.0, high), (0.0, high)) for target, high in most.items()
+        Free(target, (0.0, high), (min(value_at(target) or 0.0, high), _WITHIN * high))
+        for target, high in most.items()
     ]
 
 
