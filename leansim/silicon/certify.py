@@ -7,20 +7,22 @@ rows test. Numbers of the card are read off micro-measurements or stay as they a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leansim.answers import Shown
+from leansim.arrays import BoolArray
 from leansim.errors import ConfigError, Problem, StoreError, UnknownNameError
+from leansim.points.point import Point
 from leansim.silicon import own_times as owned
 from leansim.silicon.card import Micro, direct
 from leansim.silicon.evaluating import Model
 from leansim.silicon.fit import Fit, FittedConstant, Free, edited_files, fit_to, rests_on
 from leansim.silicon.own import own_rows
-from leansim.silicon.rows import FIT_EVERY, together
+from leansim.silicon.rows import FIT_EVERY, digest, together
 from leansim.silicon.targets import Target, value_at, with_bases
 from leansim.silicon.validate import errors_of, validate
 from leansim.specs import catalog
@@ -39,6 +41,11 @@ _BY = "leansim certify"
 _OF_L2 = "l2_resident_fraction"
 _OF_CARD = {"dram_efficiency": (0.6, 1.0), _OF_L2: (0.1, 1.0)}
 _FEWEST_FOR_CARD = 12
+# Rows of an instance that are fitted at least, if as many test it.
+_FEWEST_OF_INSTANCE = 6
+_NO_BATCH = {"device", "kernel", "partitioner", "num_splits", "num_sms"}
+# Share of the most that a number may be, below which it is none.
+_NONE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +65,8 @@ class Certification(Shown):
 
     @property
     def constants(self) -> list[FittedConstant]:
-        """Every fitted number that some row depends on."""
-        found = () if self.fit is None else self.fit.constants
-        return [one for one in found if np.isfinite(one.spread)]
+        """Every fitted number, but those that no file said and no row asks for."""
+        return _found(self.fit)
 
     @property
     def tested(self) -> pd.DataFrame:
@@ -134,7 +140,7 @@ def certify(
     fixed = {target: value for target, (value, _) in card.items()}
     mine = _to_fit(asked)
     fit = _fit(asked[mine], jobs, fixed)
-    after = {} if fit is None else {c.target: c.after for c in fit.constants if np.isfinite(c.spread)}
+    after = {constant.target: constant.after for constant in _found(fit)}
     with Model(list(after), asked, jobs or cores(), fixed) as model:
         seconds = model.seconds(np.array(list(after.values())))
     places = judged.index[usable]
@@ -179,27 +185,66 @@ def _chosen(rows: pd.DataFrame, kernels: str | Sequence[str] | None) -> pd.DataF
     return kept
 
 
-def _to_fit(rows: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Rows that may be fitted: of the fit fifth, and under the kernel's own partitioner if some are."""
+def _to_fit(rows: pd.DataFrame) -> BoolArray:
+    """Rows that are fitted: of the fifth, and under the kernel's own partitioner where some are.
+
+    Of an instance that has few rows there, more in the order of a hash, up to half of all its rows.
+    """
     own = np.array(["+" not in point.policy for point in rows["point"]], dtype=bool)
-    with_own = set(rows["kernel"][own])
-    others = ~rows["kernel"].isin(with_own).to_numpy()
-    found: np.ndarray[Any, np.dtype[np.bool_]] = rows["fit"].to_numpy(dtype=bool) & (own | others)
-    return found
+    usable = own | ~rows["kernel"].isin(set(rows["kernel"][own])).to_numpy()
+    chosen: BoolArray = rows["fit"].to_numpy(dtype=bool) & usable
+    places: dict[tuple[str, int], list[int]] = {}
+    for at in np.flatnonzero(usable):
+        places.setdefault(owned.instance_of_point(rows["point"].iloc[at]), []).append(int(at))
+    for mine in places.values():
+        wanted = min(_FEWEST_OF_INSTANCE, len(mine) // 2)
+        others = sorted(
+            (at for at in mine if not chosen[at]), key=lambda at: _order(rows["point"].iloc[at])
+        )
+        chosen[others[: max(0, wanted - int(chosen[mine].sum()))]] = True
+    return chosen
+
+
+def _order(point: Point) -> int:
+    """A place by hash of a point's batch, the same under all kernels."""
+    return digest(point.model_dump_json(exclude=_NO_BATCH))
 
 
 def _fit(rows: pd.DataFrame, jobs: int | None, fixed: Mapping[Target, float]) -> Fit | None:
-    """Own times and numbers of the card, fitted together.
+    """Own times, those of rows that share some together; then all once more with numbers of the card.
 
     None where there are too few rows for any.
     """
-    if rows.empty:
-        return None
     times = owned.own_times(list(rows["point"]), list(rows["measured_s"]))
-    some = owned.free(times)
-    if not some:
+    found: list[Free] = []
+    for places in _families(times):
+        mine, some = rows.iloc[places], owned.free(times[at] for at in places)
+        card = [replace(one, starts=one.starts * len(some[0].starts)) for one in _of_card(mine)]
+        alone = fit_to(_BY, [*some, *card], mine, 1, fixed=fixed)
+        after = {constant.target: constant.after for constant in alone.constants}
+        found += [replace(one, starts=(after[one.target],)) for one in some]
+    if not found:
         return None
-    return fit_to(_BY, [*some, *_of_card(rows)], rows, jobs, fixed=fixed)
+    return fit_to(_BY, [*found, *_of_card(rows)], rows, jobs, fixed=fixed)
+
+
+def _found(fit: Fit | None) -> list[FittedConstant]:
+    constants = () if fit is None else fit.constants
+    return [one for one in constants if one.before is not None or one.after > _NONE * one.bounds[1]]
+
+
+def _families(times: Sequence[Sequence[owned.OwnTime]]) -> list[list[int]]:
+    """Rows that depend on common numbers, directly or through others; rows without any are in none."""
+    groups: list[tuple[set[Target], list[int]]] = []
+    for at, mine in enumerate(times):
+        targets = {one.target for one in mine}
+        if not targets:
+            continue
+        near = [group for group in groups if group[0] & targets]
+        groups = [group for group in groups if not group[0] & targets]
+        merged = sorted({at, *(place for _, places in near for place in places)})
+        groups.append((targets.union(*(known for known, _ in near)), merged))
+    return [places for _, places in groups]
 
 
 def _of_card(rows: pd.DataFrame) -> list[Free]:
@@ -210,7 +255,7 @@ def _of_card(rows: pd.DataFrame) -> list[Free]:
     for name in asked:
         target, (low, high) = Target("device", card, (name,)), _OF_CARD[name]
         start = min(max(value_at(target) or low, low), high)
-        found.append(Free(target, (low, high), (start, start)))
+        found.append(Free(target, (low, high), (start,)))
     return found if len(rows) >= _FEWEST_FOR_CARD else []
 
 

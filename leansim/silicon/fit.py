@@ -34,6 +34,8 @@ _F_SCALE = 0.05
 # and changes of what limits a schedule make smaller steps noisy.
 _STEP = 0.02
 _MOST_EVALUATIONS = 40
+# A constant that is its whole range from where it usually is counts as a row that is 2% off.
+_PULL = 0.02
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,13 @@ class Free:
     """A constant that a fit may change, how far, and where it begins.
 
     With several `starts` a fit is begun from the first of all constants, then from the second, and the
-    nearest solution counts.
+    nearest solution counts. What rows do not decide stays near `usual`, where that is given.
     """
 
     target: Target
     bounds: tuple[float, float]
     starts: tuple[float, ...]
+    usual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def calibrate(
             calibration.targets, calibration.starts, config.constants, strict=True
         )
     ]
-    return fit_to(f"leansim calibrate {config.name}", free, fit_rows(calibration, data), jobs, progress)
+    by, rows = f"leansim calibrate {config.name}", fit_rows(calibration, data)
+    return fit_to(by, free, rows, jobs, progress, rows_per_constant=2)
 
 
 def fit_to(
@@ -109,10 +113,11 @@ def fit_to(
     jobs: int | None = None,
     progress: Callable[[int, float], None] = lambda _evaluations, _error: None,
     fixed: Mapping[Target, float] | None = None,
+    rows_per_constant: int = 1,
 ) -> Fit:
     """Fit constants to rows, as `calibrate` does; those that are `fixed` have other values meanwhile.
 
-    Raises `StoreError` for fewer rows than twice the constants, or where there is no SciPy.
+    Raises `StoreError` for fewer `rows_per_constant`, or where there is no SciPy.
     """
     least_squares = _least_squares()
     low, high = (np.array([one.bounds[i] for one in free]) for i in (0, 1))
@@ -120,8 +125,9 @@ def fit_to(
     with Model(targets, rows, jobs or cores(), fixed) as model:
         usable = np.isfinite(model.seconds(None))
         measured = np.log(rows["measured_s"].to_numpy(dtype=float)[usable])
-        if usable.sum() < 2 * len(low):
-            raise StoreError(f"found {usable.sum()} rows; wanted at least twice the constants")
+        if usable.sum() < rows_per_constant * len(low):
+            wanted = f"wanted at least {rows_per_constant} for each of {len(low)} constants"
+            raise StoreError(f"found {usable.sum()} rows; {wanted}")
 
         def constants(scaled: FloatArray) -> FloatArray:
             inside: FloatArray = low + (scaled - 1.0) * (high - low)
@@ -130,8 +136,11 @@ def fit_to(
         def residuals(scaled: FloatArray) -> FloatArray:
             found: FloatArray = np.log(model.seconds(constants(scaled))[usable]) - measured
             progress(model.evaluations, float(np.abs(np.expm1(found)).mean()))
-            return found
+            return np.concatenate([found, _PULL * (scaled[pulled] - usual)])
 
+        pulled = [i for i, one in enumerate(free) if one.usual is not None]
+        at = np.array([one.usual for one in free if one.usual is not None])
+        usual = 1.0 + (at - low[pulled]) / (high - low)[pulled]
         # From 1 to 2 over the bounds, so that a relative step is a step of the range.
         begun = [
             1.0 + (np.array(start) - low) / (high - low)
@@ -155,7 +164,7 @@ def fit_to(
         after = np.array([short(value) for value in constants(solution.x)]).clip(low, high)
         errors = [model.seconds(at)[usable] / np.exp(measured) - 1.0 for at in (None, after)]
         evaluations = model.evaluations
-    spread = _spread(solution.jac, solution.cost, len(measured)) * (high - low)
+    spread = _spread(solution.jac[: len(measured)], solution.cost, len(measured)) * (high - low)
     fitted = [
         FittedConstant(one.target, value_at(one.target), float(value), one.bounds, float(error))
         for one, value, error in zip(free, after, spread, strict=True)

@@ -20,10 +20,11 @@ from leansim.specs.tile_choice import tile_for
 from leansim.timing.loops.registry import loops
 
 # Rows that an own time must have to itself: with fewer, fewer are free.
-ROWS_PER_TIME = 3
+ROWS_PER_TIME = 1
 # A call is never shorter than what it has spent on one thing; clocks and timers differ by a tenth.
 _SLACK = 1.1
-_WITHIN = 0.6
+# Shares of it that a fit is begun from, beside what the files say, which may lead nowhere.
+_BEGUN_AT = (0.25, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,31 @@ def kernel_name(point: Point) -> str:
 def free(times: Iterable[Iterable[OwnTime]]) -> list[Free]:
     """What a fit of these times may change: from 0 to the most of each.
 
-    It is begun from what the files say, and from within the bounds: what a file says may lead nowhere.
+    It is begun from what the files say, and from several places within the bounds.
     """
     most = {one.target: one.most for some in times for one in some}
-    return [
-        Free(target, (0.0, high), (min(value_at(target) or 0.0, high), _WITHIN * high))
-        for target, high in most.items()
-    ]
+    found = []
+    for target, high in most.items():
+        usual = min(value_at(target) or 0.0, high)  # none said: as if it took no time
+        starts = (usual, *(share * high for share in _BEGUN_AT))
+        found.append(Free(target, (0.0, high), starts, usual))
+    return found
+
+
+def instance_of_point(point: Point) -> tuple[str, int]:
+    """The kernel that a point runs, and the position of its tile in the kernel's file."""
+    resolved = resolve(point)
+    tile = tile_for(resolved.workload, resolved.kernel, resolved.device, resolved.is_split)
+    return kernel_name(point), next(i for i, one in enumerate(resolved.kernel.tiles) if one is tile)
 
 
 def _times(point: Point) -> tuple[tuple[str, int], dict[Target, tuple[int, float]]]:
     """A point's instance, and its own times: their rank, and what one of their unit takes, s."""
     resolved = resolve(point)
-    kernel, device, schedule = resolved.kernel, resolved.device, resolved.schedule
-    tile = tile_for(resolved.workload, kernel, device, resolved.is_split)
-    position = next(i for i, one in enumerate(kernel.tiles) if one is tile)
-    name = kernel_name(point)
-    place = _Place(name, kernel, position, tile, device.arch)
+    device, schedule = resolved.device, resolved.schedule
+    name, position = instance_of_point(point)
+    tile = resolved.kernel.tiles[position]
+    place = _Place(name, resolved.kernel, position, tile, device.arch)
     # The last tile of a CTA may be masked. Work of an SM is what no distribution makes less.
     longest = max(1.0, float(schedule.tiles_of_cta.max(initial=1)) - 1.0)
     on_an_sm = max(1.0, float(schedule.tiles_of_cta.sum()) / device.num_sms)
