@@ -25,6 +25,7 @@ HELP = "\n\n".join(
         "    leansim measure micro -o micro.csv",
         "    leansim measure campaign -o points.csv --budget-s 540",
         "    leansim validate --points points.csv",
+        "`card` begins a file for a GPU that configs/devices does not have, which --device then names. "
         "`micro` takes about a minute. `campaign` measures uniform and ragged batches under "
         "triton_fa2, triton_flash_decoding and triton_lean; the same command goes on where it stopped. "
         "A CSV of points of your own (columns as for `predict`; kernels triton_*, or one of them under "
@@ -38,7 +39,9 @@ HELP = "\n\n".join(
 
 
 def measure(
-    what: Annotated[str, typer.Argument(metavar="POINTS.csv|campaign|micro", help="what to measure")],
+    what: Annotated[
+        str, typer.Argument(metavar="POINTS.csv|campaign|micro|card", help="what to measure")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="CSV for the measurements", callback=writable_file),

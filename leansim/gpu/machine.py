@@ -86,6 +86,51 @@ def commit() -> str:
     return found + ("+" if changed else "")
 
 
+# What the driver says of a GPU: fields of `Device`, as torch calls them.
+_FACTS = {
+    "num_sms": "multi_processor_count",
+    "warp_size": "warp_size",
+    "max_threads_per_sm": "max_threads_per_multi_processor",
+    "registers_per_sm": "regs_per_multiprocessor",
+    "smem_bytes_per_sm": "shared_memory_per_multiprocessor",
+    "smem_bytes_per_cta_max": "shared_memory_per_block_optin",
+    "dram_bytes": "total_memory",
+    "l2_bytes": "L2_cache_size",
+}
+
+
+def facts(torch: Any, name: str) -> dict[str, Any]:
+    """What the driver says of the GPU at hand, by fields of `Device`; what it does not say is left out.
+
+    Bandwidth is two transfers of the memory bus per clock. Raises `GpuError` where no clock is said.
+    """
+    properties = torch.cuda.get_device_properties()
+    values = {field: getattr(properties, key, None) for field, key in _FACTS.items()}
+    found: dict[str, Any] = {key: int(value) for key, value in values.items() if value}
+    clock_hz = 1e3 * float(getattr(properties, "clock_rate", 0) or 0)
+    if not clock_hz:
+        text = said_by_smi("clocks.max.sm", properties)
+        clock_hz = 1e6 * float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    if not clock_hz:
+        raise GpuError(
+            f"found no clock of {properties.name}; wanted what nvidia-smi calls clocks.max.sm"
+        )
+    bus, memory_khz = (
+        getattr(properties, key, 0) or 0 for key in ("memory_bus_width", "memory_clock_rate")
+    )
+    if bus and memory_khz:
+        found["dram_bandwidth_bytes_per_s"] = 2e3 * memory_khz * bus / 8
+    arch = f"sm_{properties.major}{properties.minor}"
+    return {"name": name, "description": properties.name, "arch": arch, "sm_clock_hz": clock_hz, **found}
+
+
+def said_by_smi(field: str, properties: Any) -> str:
+    """One field that nvidia-smi says of a GPU, nothing where it says none."""
+    uuid = str(getattr(properties, "uuid", "")).removeprefix("GPU-")
+    chosen = [f"--id=GPU-{uuid}"] if uuid else []
+    return said(["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", *chosen])
+
+
 def recognised(torch: Any) -> str:
     """Name of the catalog's device that the GPU is: same architecture and SMs, nearest in memory.
 
@@ -100,7 +145,7 @@ def recognised(torch: Any) -> str:
         raise GpuError(
             f"found {properties.name} ({properties.multi_processor_count} SMs, "
             f"{properties.total_memory / 1e9:.0f} GB); wanted a device of configs/devices like it: "
-            "write a file for it and name it with --device"
+            "`leansim measure card -o NAME.yaml` begins a file for it, which --device may name"
         )
     return nearest
 

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 from leansim.answers import Shown
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
+from leansim.files.writing import write_whole
 from leansim.gpu import micro, toolkit
 from leansim.gpu.campaign import MeasuredFile, campaign, measured
-from leansim.gpu.machine import recognised
+from leansim.gpu.machine import facts, recognised
 from leansim.gpu.measuring import Measurer
 from leansim.gpu.toolkit import Toolkit
+from leansim.silicon.card import begun
 from leansim.silicon.own import MEASUREMENT_COLUMNS, read_measured
 from leansim.specs import catalog
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CAMPAIGN, MICRO = "campaign", "micro"
+CAMPAIGN, MICRO, CARD = "campaign", "micro", "card"
 # What a rehearsal is as on.
 _REHEARSED = "h200_sxm"
 
@@ -61,6 +63,8 @@ class Measurements(Shown):
     def notes(self) -> list[str]:
         """What is in the file, in a sentence."""
         how = "checked in the interpreter, not timed" if self.interpreted else "measured and checked"
+        if self.out.suffix == ".yaml":
+            return [f"{self.out}: a file of {self.device}, {self.done} numbers as its driver says them"]
         if self.device is not None:
             return [f"{self.done} micro-measurements as on {self.device} in {self.out}: {how}"]
         text = f"{self.done} of {self.total} points in {self.out}: {how}"
@@ -81,6 +85,7 @@ def measure(
 ) -> Measurements:
     """Measure `campaign`, `micro` or a CSV of points on this machine's NVIDIA GPU, into the CSV `out`.
 
+    `card` measures nothing: it begins a device file, `out`, from what the driver says of the GPU.
     Kernels are leansim's own, and every output is checked. `device` names the GPU in configs/devices
     (recognised by default; a CSV of points says it in each row). No point is begun after `budget_s`
     seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on the CPU and times
@@ -89,14 +94,18 @@ def measure(
     `GpuError` where there is no GPU or a kernel is wrong. docs/measuring.md says what times mean.
     """
     name, target = str(what), Path(out)
-    named = name in (CAMPAIGN, MICRO)
+    named = name in (CAMPAIGN, MICRO, CARD)
     if not named and not name.lower().endswith(".csv"):
-        raise _mistake("what to measure", repr(name), "wanted a CSV of points, campaign or micro")
+        raise _mistake("what to measure", repr(name), "wanted a CSV of points, campaign, micro or card")
     if not named and device is not None:
         raise _mistake("device", repr(device), "wanted the device in each row of the points")
+    if name == CARD and target.suffix != ".yaml":
+        raise _mistake("out", repr(str(target)), "wanted a YAML file for the card")
     # Complain about points before looking for a GPU.
     rows = None if named else [dict(row) for row in read_measured(name).records]
     tools = toolkit.cuda(interpret)
+    if name == CARD:
+        return _card(tools, target)
     if name == MICRO:
         return _micro(tools, _device(tools, device), target)
     if rows is None:
@@ -115,6 +124,12 @@ def measure(
         for done, total in measured(rows, of_row, file, budget_s, complain):
             progress(done, total)
     return Measurements(target, done, len(rows), tuple(complaints), tools.interpreted)
+
+
+def _card(tools: Toolkit, out: Path) -> Measurements:
+    said = facts(tools.torch, out.stem)
+    write_whole(out, begun(said))
+    return Measurements(out, len(said), len(said), (), tools.interpreted, out.stem)
 
 
 def _micro(tools: Toolkit, device: str, out: Path) -> Measurements:

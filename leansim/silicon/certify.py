@@ -138,7 +138,7 @@ def certify(
     asked = rows.iloc[usable].reset_index(drop=True)
     asked = asked.assign(kernel=[owned.kernel_name(point) for point in asked["point"]])
     fixed = {target: value for target, (value, _) in card.items()}
-    mine = _to_fit(asked)
+    mine = to_fit(asked)
     fit = _fit(asked[mine], jobs, fixed)
     after = {constant.target: constant.after for constant in _found(fit)}
     with Model(list(after), asked, jobs or cores(), fixed) as model:
@@ -185,7 +185,7 @@ def _chosen(rows: pd.DataFrame, kernels: str | Sequence[str] | None) -> pd.DataF
     return kept
 
 
-def _to_fit(rows: pd.DataFrame) -> BoolArray:
+def to_fit(rows: pd.DataFrame) -> BoolArray:
     """Rows that are fitted: of the fifth, and under the kernel's own partitioner where some are.
 
     Of an instance that has few rows there, more in the order of a hash, up to half of all its rows.

@@ -56,7 +56,7 @@ def own_times(points: Sequence[Point], measured_s: Sequence[float]) -> list[tupl
     """The own times that each point's time depends on, as many as its instance has rows for.
 
     Instances are told by kernel and tile; numbers of the whole kernel, such as its start, belong to
-    several. The first of an instance are the pace of a tile, its start, then merging, then the rest.
+    several. The first of an instance are those of its tile loop, then its start, then merging.
     """
     asked = [_times(point) for point in points]
     seen: dict[tuple[str, int], _Seen] = {}
@@ -113,11 +113,11 @@ def _times(point: Point) -> tuple[tuple[str, int], dict[Target, tuple[int, float
     # The last tile of a CTA may be masked. Work of an SM is what no distribution makes less.
     longest = max(1.0, float(schedule.tiles_of_cta.max(initial=1)) - 1.0)
     on_an_sm = max(1.0, float(schedule.tiles_of_cta.sum()) / device.num_sms)
-    found = {place.start(): (1, 1.0)}
-    found |= {target: (2, least) for target, least in _merging(place, resolved)}
+    found = {place.start(): (2, 1.0)}
+    found |= {target: (3, least) for target, least in _merging(place, resolved)}
     for i, (number, clk) in enumerate(_paces(place)):
         least = (on_an_sm if i else longest) * (device.clk_s if clk else 1.0)
-        found[place.loop(number)] = (3 if i else 0, least)
+        found[place.loop(number)] = (1 if i else 0, least)
     return (name, position), found
 
 
