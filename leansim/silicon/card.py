@@ -7,6 +7,7 @@ not gets all they say, the driver's facts, and for the rest what the likest card
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from leansim.specs.device import Device
 
 # A number by its keys in a device's file, and where it is from.
 Read = dict[tuple[str, ...], tuple[float, str]]
+# x, us and GB/s of each point.
+Curve = list[tuple[float, float, float]]
 _COLUMNS = ("measurement", "x", "series", "bytes", "gb_per_s", "median_us")
 # Facts that a device's file must have of its own.
 _NEEDED = ("name", "arch", "num_sms", "sm_clock_hz", "dram_bytes", "l2_bytes")
@@ -38,7 +41,7 @@ class Micro:
             wanted = f"wanted what `leansim measure micro` writes; missing here: {', '.join(missing)}"
             found = ", ".join(columns[:8])
             raise ConfigError(self.source, [Problem("header", found, wanted, 1, 1)])
-        self.curves: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+        self.curves: dict[tuple[str, str], Curve] = {}
         problems: list[Problem] = []
         for line, row in rows:
             x, took_us, rate = (
@@ -62,7 +65,7 @@ class Micro:
             problems.append(Problem(name, repr(text), "wanted a number above 0", line, 1))
         return value
 
-    def series(self, measurement: str) -> dict[str, list[tuple[float, float, float]]]:
+    def series(self, measurement: str) -> dict[str, Curve]:
         """Curves of a measurement by series: x, us and GB/s, in the order of x."""
         return {name: sorted(c) for (what, name), c in self.curves.items() if what == measurement}
 
@@ -74,14 +77,16 @@ class Micro:
 def direct(micro: Micro, device: Device) -> Read:
     """What micro-measurements read directly: gaps of launches, turnover of CTAs, a flag's way, s."""
     found: Read = {}
-    for launch, curve in micro.series("launch_gap").items():
-        gap_s = float(np.mean([us for _, us, _ in curve])) * 1e-6
-        found["kernel_gap_s", launch] = short(gap_s), micro.said("launch_gap")
-    waves = {_ctas_per_sm(name): curve for name, curve in micro.series("cta_turnover").items()}
-    if waves:
-        few, many = min(waves), max(waves)
-        found["cta_launch_s",] = short(_slope(waves[few])), micro.said(f"cta_turnover, {few} per SM")
-        interval_s = _slope(waves[many]) / (many * device.num_sms)
+    gaps = micro.series("launch_gap")
+    for launch in ("graph", "stream"):
+        if launch in gaps:
+            gap_s = float(np.mean([us for _, us, _ in gaps[launch]])) * 1e-6
+            found["kernel_gap_s", launch] = short(gap_s), micro.said("launch_gap")
+    turnover = {per: _slope_s(curve) for per, curve in _by_ctas(micro.series("cta_turnover")).items()}
+    if known := {per_sm: wave_s for per_sm, wave_s in turnover.items() if wave_s > 0}:
+        few, many = min(known), max(known)
+        found["cta_launch_s",] = short(known[few]), micro.said(f"cta_turnover, {few} per SM")
+        interval_s = known[many] / (many * device.num_sms)
         found["cta_dispatch_interval_s",] = short(interval_s), micro.said(f"cta_turnover, {many} per SM")
     for curve in micro.series("flag_hand_over").values():
         flag_s = curve[0][1] * 1e-6 - device.fence_s - device.atomic_s
@@ -182,12 +187,15 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _ctas_per_sm(series: str) -> int:
-    """`1024 threads, 2 CTAs per SM` -> 2."""
-    return int(series.rpartition(", ")[2].partition(" ")[0])
+def _by_ctas(curves: Mapping[str, Curve]) -> dict[int, Curve]:
+    """Curves by the CTAs on an SM that their series says: `1024 threads, 2 CTAs per SM` is 2."""
+    said = {name: re.search(r"\b([1-9][0-9]{0,3}) CTAs per SM", name) for name in curves}
+    return {int(match[1]): curves[name] for name, match in said.items() if match}
 
 
-def _slope(curve: Sequence[tuple[float, float, float]]) -> float:
-    """Seconds of one wave more, between the last two of a curve."""
+def _slope_s(curve: Curve) -> float:
+    """Time of one wave more, between the last two of a curve, s; 0 where there are no two."""
+    if len(curve) < 2 or curve[-1][0] == curve[-2][0]:
+        return 0.0
     (x0, us0, _), (x1, us1, _) = curve[-2:]
     return (us1 - us0) / (x1 - x0) * 1e-6

@@ -22,6 +22,7 @@ from leansim.points.point import POINT_KEYS, Point, all_option_columns, point, r
 from leansim.points.simulate import TOO_MUCH
 from leansim.points.travel import RANK_MERGES
 from leansim.report.show import described
+from leansim.silicon.card import Micro, direct
 from leansim.silicon.own import MEASURED, own_rows
 from leansim.silicon.published import FILE_COLUMNS, table_rows
 from leansim.specs import catalog
@@ -219,6 +220,20 @@ def _own(content: bytes, folder: Path) -> None:
     own_rows(_file(folder, "m.csv", content), "h100_sxm", strict=False)
 
 
+_SAID = {"series": "graph", "bytes": 0, "gb_per_s": "", "median_us": 1.1, "x": 1}
+_WAVE = {**_SAID, "measurement": "cta_turnover", "series": "1024 threads, 2 CTAs per SM"}
+MICRO = _table_of(
+    {"measurement": "launch_gap", **_SAID},
+    _WAVE,
+    {**_WAVE, "x": 2, "median_us": 1.4},
+    {**_SAID, "measurement": "flag_hand_over", "series": "release to acquire"},
+)
+
+
+def _micro(content: bytes, folder: Path) -> None:
+    direct(Micro(_file(folder, "micro.csv", content)), catalog.device("h100_sxm"))
+
+
 def _samples(content: bytes, folder: Path) -> None:
     _file(folder, "a100_sxm_vllm.csv", content)
     table_rows((), "all", 20, folder, strict=False)
@@ -344,6 +359,7 @@ READERS: dict[str, Reader] = {
     "measured": Reader(
         lambda draw: csv_of(draw, draw(st.sampled_from((MINE, _table_of(FLASHINFER)))), COLUMNS), _own
     ),
+    "micro": Reader(lambda draw: csv_of(draw, MICRO), _micro),
     "samples": Reader(lambda draw: csv_of(draw, _sample(), FILE_COLUMNS), _samples),
     "trace": Reader(_make_trace, _trace),
     "settings": Reader(_make_settings, _settings),
