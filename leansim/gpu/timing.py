@@ -62,11 +62,14 @@ def timed(
     launch: LaunchMode,
     flush: Callable[[], None] | None = None,
     least_s: float = 0.1,
+    poison: Callable[[], None] | None = None,
 ) -> Timing:
     """Time `call(0) ... call(calls - 1)`, in one graph or as launches of a stream.
 
     Warms up first (kernels are compiled and loaded then). With `flush`, what it evicts is evicted
-    before each sample, outside the times. Samples go on for `least_s` seconds of device time.
+    before each sample, outside the times. Samples go on for `least_s` seconds of device time. With
+    `poison`, it is called after the last one, and a sample follows that is not timed: what the calls
+    then leave is what they leave as they were timed, for a check.
     """
     enqueue = _enqueuer(tools, call, calls, launch)
     hold = _hold_cycles(tools, enqueue)
@@ -82,6 +85,10 @@ def timed(
         end.record()
         cuda.synchronize()
         found.append(start.elapsed_time(end))
+    if poison is not None:
+        poison()
+        enqueue()
+        cuda.synchronize()
     us = np.array(found) * 1e3 / calls
     low, median, high = np.percentile(us, (25, 50, 75))
     return Timing(float(median), float(high - low), float(us.min()), len(found), calls)
