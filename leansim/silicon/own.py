@@ -36,7 +36,7 @@ MEASUREMENT_COLUMNS = (
 )  # fmt: skip
 # What a campaign on libraries writes beside a point: whose kernel it was, and what its batch was drawn
 # from. Only the lengths that were drawn describe the point.
-ORIGIN_COLUMNS = ("library", "shape_id", "drawn_from")
+ORIGIN_COLUMNS = ("library", "adapter", "shape_id", "drawn_from")
 # Columns of a CSV of points that are known beside those of a point.
 _BESIDE = (HARNESS, *MEASUREMENT_COLUMNS, *ORIGIN_COLUMNS)
 # What a shape is: a row's point without the kernel and the device.
