@@ -1,8 +1,8 @@
 """Random inputs of a call on a device, in pages, and its attention in float64.
 
-What must not be read is NaN by default: tokens past a request's end, and the page that unused entries of the page
-table name. Several buffers are as many calls whose KV shares no page. Requests with a prefix in common
-have the same pages of it, and a copy of what of it lies on a page with tokens of their own.
+What must not be read is NaN by default: tokens past a request's end, and the page that unused entries of
+the page table name. Several buffers are as many calls whose KV shares no page. Requests with a prefix in
+common have the same pages of it, and a copy of what of it lies on a page with tokens of their own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Each kernel of a call apart, out of a profiler's trace, and whether its grid is the planned one.
 
-A trace is what `torch.profiler` exports for Chrome: one event of category `kernel` for each, with its time,
-grid, block, registers and shared memory. Copies and fills that are no kernels are left out.
+A trace is what `torch.profiler` exports for Chrome: one event of category `kernel` for each, with its
+time, grid, block, registers and shared memory. Copies and fills that are no kernels are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KERNEL_COLUMNS = (
     "order", "name", "grid", "block", "registers", "smem_bytes", "duration_us", "gap_after_us", "calls",
     "planned_ctas", "contradicts",
 )  # fmt: skip
-# Kernels that are not the one that attends: names of those that merge, and of those that prepare or copy.
+# Kernels that do not attend, by name: those that merge, and those that prepare or copy.
 _MERGES = re.compile(r"combine|merge|reduce|stage2", re.IGNORECASE)
 _HELPS = re.compile(r"prepare|metadata|copy|elementwise|fill|memset|cast|cat_?array", re.IGNORECASE)
 _LONGEST_NAME = 120
@@ -75,7 +75,9 @@ def kernels_of(trace: Mapping[str, Any], calls: int) -> list[KernelRun]:
     )
     each = len(events) // calls
     if not events or len(events) % calls:
-        raise GpuError(f"found {len(events)} kernels in a trace of {calls} calls; wanted as many in each")
+        raise GpuError(
+            f"found {len(events)} kernels in a trace of {calls} calls; wanted as many in each"
+        )
     found = []
     for place in range(each):
         mine = events[place::each]

@@ -2,70 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from leansim.answers import Shown
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
 from leansim.gpu import micro, toolkit
-from leansim.gpu.campaign import MeasuredFile, campaign, measured
+from leansim.gpu.campaign import MeasuredFile, campaign
+from leansim.gpu.libraries.measure import LibraryOptions, measure_libraries
 from leansim.gpu.machine import recognised
 from leansim.gpu.measuring import Measurer
+from leansim.gpu.rows import Going, Measurements, measure_rows
 from leansim.gpu.toolkit import Toolkit
-from leansim.silicon.own import MEASUREMENT_COLUMNS, read_measured
+from leansim.silicon.own import read_measured
 from leansim.specs import catalog
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-CAMPAIGN, MICRO = "campaign", "micro"
+CAMPAIGN, MICRO, LIBRARIES = "campaign", "micro", "libraries"
+NAMED = (CAMPAIGN, MICRO, LIBRARIES)
 # What a rehearsal is as on.
 _REHEARSED = "h200_sxm"
-
-
-@dataclass(frozen=True, eq=False)
-class Measurements(Shown):
-    """What became of the points: `done` of `total` are in the CSV `out`, `refused` ones are not.
-
-    `interpreted` says that they were checked on the CPU and not timed, `device` whose mechanisms a
-    `micro` measured.
-    """
-
-    out: Path
-    done: int
-    total: int
-    refused: tuple[tuple[CsvRow, LeansimError], ...]
-    interpreted: bool
-    device: str | None = None
-
-    @property
-    def left(self) -> int:
-        """Points for which there was no time: the same call goes on with them."""
-        return self.total - self.done - len(self.refused)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The CSV as it stands; times in microseconds, empty after a rehearsal."""
-        import pandas as pd
-
-        return pd.read_csv(self.out)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The counts, in one row."""
-        counts = {"done": self.done, "total": self.total, "left": self.left}
-        return [{"file": str(self.out), **counts, "refused": len(self.refused)}]
-
-    def notes(self) -> list[str]:
-        """What is in the file, in a sentence."""
-        how = "checked in the interpreter, not timed" if self.interpreted else "measured and checked"
-        if self.device is not None:
-            return [f"{self.done} micro-measurements as on {self.device} in {self.out}: {how}"]
-        text = f"{self.done} of {self.total} points in {self.out}: {how}"
-        text += f"; {self.left} left: the same command goes on" if self.left else ""
-        return [text + (f"; {len(self.refused)} refused" if self.refused else "")]
 
 
 def measure(
@@ -78,20 +33,37 @@ def measure(
     input_seed: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     refused: Callable[[CsvRow, LeansimError], None] = lambda _row, _error: None,
+    only: str | Sequence[str] | None = None,
+    batches: str | Path | None = None,
+    sample: int | None = None,
+    cache: str | None = None,
+    kernels: bool = False,
 ) -> Measurements:
-    """Measure `campaign`, `micro` or a CSV of points on this machine's NVIDIA GPU, into the CSV `out`.
+    """Measure `campaign`, `micro`, `libraries` or a CSV of points on this machine's GPU, into `out`.
 
-    Kernels are leansim's own, and every output is checked. `device` names the GPU in configs/devices
-    (recognised by default; a CSV of points says it in each row). No point is begun after `budget_s`
-    seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on the CPU and times
-    nothing. `input_seed` fixes the inputs. `progress` is told points done and of all, `refused` each
-    point that cannot be measured, as it happens. Raises `ConfigError` for what makes no sense,
+    Kernels are leansim's own, and every output is checked. Of `libraries` they are those of installed
+    ones, or `only` of some (names, or text with commas), and `out` is a folder, not a CSV: `batches` is
+    a CSV of points whose batches are measured, `sample` how many shapes, `cache` cold, warm or both with
+    a comma (cold by default), and `kernels` adds a CSV of the kernels of each call. `device` names the
+    GPU in configs/devices (recognised by default; a CSV of points says it in each row). No point is
+    begun after `budget_s` seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on
+    the CPU and times nothing. `input_seed` fixes the inputs. `progress` is told points done and of all, `refused`
+    each point that cannot be measured, as it happens. Raises `ConfigError` for what makes no sense,
     `GpuError` where there is no GPU or a kernel is wrong. docs/measuring.md says what times mean.
     """
     name, target = str(what), Path(out)
-    named = name in (CAMPAIGN, MICRO)
+    named = name in NAMED
     if not named and not name.lower().endswith(".csv"):
-        raise _mistake("what to measure", repr(name), "wanted a CSV of points, campaign or micro")
+        wanted = "wanted a CSV of points, campaign or micro, or libraries"
+        raise _mistake("what to measure", repr(name), wanted)
+    options = LibraryOptions.of(only, batches, sample, cache, kernels)
+    if options != LibraryOptions() and name != LIBRARIES:
+        found = f"options of libraries with {name!r}"
+        raise _mistake(
+            "what to measure",
+            found,
+            "wanted libraries, or none of only, batches, sample, cache and kernels",
+        )
     if not named and device is not None:
         raise _mistake("device", repr(device), "wanted the device in each row of the points")
     # Complain about points before looking for a GPU.
@@ -99,22 +71,12 @@ def measure(
     tools = toolkit.cuda(interpret)
     if name == MICRO:
         return _micro(tools, _device(tools, device), target)
+    going = Going(tools, budget_s, resume, input_seed, progress, refused)
+    if name == LIBRARIES:
+        return measure_libraries(going, _device(tools, device), target, options)
     if rows is None:
         rows = campaign(_device(tools, device), rehearsal=interpret)
-    complaints: list[tuple[CsvRow, LeansimError]] = []
-
-    def complain(row: CsvRow, error: LeansimError) -> None:
-        complaints.append((row, error))
-        refused(row, error)
-
-    measurer = Measurer(tools, input_seed)
-    columns = list(dict.fromkeys([*rows[0], *MEASUREMENT_COLUMNS]))
-    done = 0
-    with MeasuredFile(target, columns, not resume) as file:
-        of_row: Callable[[CsvRow], dict[str, Any]] = lambda row: measurer.measure(row, name)  # noqa: E731
-        for done, total in measured(rows, of_row, file, budget_s, complain):
-            progress(done, total)
-    return Measurements(target, done, len(rows), tuple(complaints), tools.interpreted)
+    return measure_rows(going, Measurer(tools, input_seed), rows, target, name)
 
 
 def _micro(tools: Toolkit, device: str, out: Path) -> Measurements:

@@ -6,15 +6,16 @@ What executes is a `Runner`'s: leansim's own kernels here, those of libraries in
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from leansim.errors import GpuError, LeansimError
 from leansim.gpu.execution import Execution
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
+from leansim.gpu.kernel_log import columns_of, kernels_of, profiled
 from leansim.gpu.machine import Machine, differences
-from leansim.gpu.timing import L2Flush, calls_for, timed
+from leansim.gpu.timing import L2Flush, calls_for, enqueuer, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
 from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_fields
@@ -96,12 +97,19 @@ class TritonRunner:
 class Measurer:
     """Measures one point after another; inputs are drawn anew for each workload."""
 
-    def __init__(self, tools: Toolkit, seed: int | None = None, runner: Runner | None = None) -> None:
+    def __init__(
+        self,
+        tools: Toolkit,
+        seed: int | None = None,
+        runner: Runner | None = None,
+        log: Callable[[Mapping[str, str], Sequence[dict[str, Any]]], None] | None = None,
+    ) -> None:
         """`seed` fixes the inputs; by default they are different ones each time.
 
-        `runner` says whose kernels execute: leansim's own, if none.
+        `runner` says whose kernels execute: leansim's own, if none. `log` is told the kernels of each
+        point's call, `KERNEL_COLUMNS`; without it none are looked at.
         """
-        self.tools, self.seed, self.machine = tools, seed, Machine(tools)
+        self.tools, self.seed, self.machine, self.log = tools, seed, Machine(tools), log
         self.runner: Runner = TritonRunner() if runner is None else runner
         self.flushes: dict[int, L2Flush] = {}
         self.last: tuple[Workload, int, int, Inputs] | None = None
@@ -140,6 +148,8 @@ class Measurer:
         found |= execution.columns()
         if not self.tools.interpreted:
             found |= self._times(item, execution, calls, buffers)
+            if self.log is not None:
+                self.log(row, self._kernels(item, execution, calls, buffers))
         return found | self.machine.columns()
 
     def _times(self, item: Resolved, execution: Executed, calls: int, buffers: int) -> dict[str, Any]:
@@ -154,6 +164,15 @@ class Measurer:
         )
         execution.check()
         return {MEASURED: round(timing.median_us, 4), **timing.columns()}
+
+    def _kernels(
+        self, item: Resolved, execution: Executed, calls: int, buffers: int
+    ) -> list[dict[str, Any]]:
+        """The kernels of a call, calls as they were timed: `KERNEL_COLUMNS`."""
+        enqueue = enqueuer(
+            self.tools, lambda i: execution.launch(i % buffers), calls, item.workload.launch
+        )
+        return columns_of(kernels_of(profiled(self.tools, enqueue), calls), item.schedule)
 
     def _plan(self, item: Resolved) -> tuple[int, int]:
         """Calls of a sample, and buffers: one for a warm call, for cold ones enough to evict each."""
@@ -172,9 +191,7 @@ class Measurer:
         if self.last is None or self.last[:2] != (load, buffers):
             self.last = None  # frees the memory first
             seed = secrets.randbits(31) if self.seed is None else self.seed
-            inputs = draw(
-                self.tools.torch, load, self.tools.where, seed, buffers, self.runner.unread
-            )
+            inputs = draw(self.tools.torch, load, self.tools.where, seed, buffers, self.runner.unread)
             self.last = (load, buffers, seed, inputs)
         return self.last[2], self.last[3]
 
@@ -200,4 +217,3 @@ def check_kernel(kernel: str) -> None:
             f"kernel {name!r} is not leansim's own; wanted one that it can run: {', '.join(ours)}, a "
             "file based on one of them, or one of them under any partitioner (triton_lean+lean_aiter)"
         )
-

@@ -71,7 +71,7 @@ def timed(
     `poison`, it is called after the last one, and a sample follows that is not timed: what the calls
     then leave is what they leave as they were timed, for a check.
     """
-    enqueue = _enqueuer(tools, call, calls, launch)
+    enqueue = enqueuer(tools, call, calls, launch)
     hold = _hold_cycles(tools, enqueue)
     cuda = tools.torch.cuda
     start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
@@ -94,7 +94,7 @@ def timed(
     return Timing(float(median), float(high - low), float(us.min()), len(found), calls)
 
 
-def _enqueuer(
+def enqueuer(
     tools: Toolkit, call: Callable[[int], None], calls: int, launch: LaunchMode
 ) -> Callable[[], None]:
     """What enqueues one sample: a captured graph's replay, or the calls themselves."""

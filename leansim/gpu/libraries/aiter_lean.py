@@ -41,7 +41,9 @@ class AiterLean:
         plain_decode("AITER's LeanAttention", load, query_lens=False)
         for_arch("AITER's LeanAttention", device, "gfx")
         if any(n % BLOCK_N for n in load.context_lens):
-            raise PairingError(f"AITER's LeanAttention takes contexts of whole tiles of {BLOCK_N} tokens")
+            raise PairingError(
+                f"AITER's LeanAttention takes contexts of whole tiles of {BLOCK_N} tokens"
+            )
 
     def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:
         """Copy KV out of its pages, and make room for partials of one CTA on each compute unit."""

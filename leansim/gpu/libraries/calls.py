@@ -115,12 +115,13 @@ def tail_lengths(given: Inputs) -> Any:
 
 
 def contiguous(given: Inputs, buffer: int) -> tuple[Any, Any]:
-    """K and V `[batch, longest, num_kv_heads, dim]` out of their pages; past the end whatever is there."""
+    """K and V `[batch, longest, num_kv_heads, dim]` out of their pages, and what is past the end."""
     load = given.workload
     most = -(-max(load.context_lens) // load.page_tokens)
     pages = given.page_table[buffer, :, :most].long()
     k, v = (
-        pool[pages].flatten(1, 2)[:, : max(load.context_lens)].contiguous() for pool in (given.k, given.v)
+        pool[pages].flatten(1, 2)[:, : max(load.context_lens)].contiguous()
+        for pool in (given.k, given.v)
     )
     return k, v
 
@@ -129,7 +130,8 @@ def together(given: Inputs, buffer: int) -> tuple[Any, Any]:
     """K and V `[all tokens, num_kv_heads, dim]`, one request after another."""
     k, v = contiguous(given, buffer)
     lens = given.workload.context_lens
-    return tuple(given.torch.cat([x[i, :n] for i, n in enumerate(lens)]) for x in (k, v))  # type: ignore[return-value]
+    k, v = (given.torch.cat([x[i, :n] for i, n in enumerate(lens)]) for x in (k, v))
+    return k, v
 
 
 def empty_like_queries(given: Inputs) -> Any:

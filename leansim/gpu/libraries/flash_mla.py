@@ -1,7 +1,7 @@
 """FlashMLA's dense decode.
 
-Signature: deepseek-ai/FlashMLA 9241ae3, `flash_mla_with_kvcache` and `get_mla_metadata`: metadata is made
-in the first call and kept.
+Signature: deepseek-ai/FlashMLA 9241ae3, `flash_mla_with_kvcache` and `get_mla_metadata`: metadata is
+made in the first call and kept.
 """
 
 from __future__ import annotations

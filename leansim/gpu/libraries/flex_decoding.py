@@ -48,7 +48,8 @@ class FlexDecoding:
         call = _attention(where, load.num_q_heads, load.num_kv_heads, load.head_dim)
         q = given.q.view(load.batch_size, 1, load.num_q_heads, load.head_dim).transpose(1, 2)
         kv = [
-            tuple(x.transpose(1, 2) for x in contiguous(given, buffer)) for buffer in range(given.buffers)
+            tuple(x.transpose(1, 2) for x in contiguous(given, buffer))
+            for buffer in range(given.buffers)
         ]
         return lambda buffer: call(
             q,

@@ -1,4 +1,4 @@
-"""Which points a campaign of libraries measures: shapes, and on each every adapter that has a call for it.
+"""Which points a campaign of libraries measures: shapes, and on each all adapters with a call for it.
 
 Shapes are those of the Triton campaign, in its order, or of a file; so far as a run gets, all libraries
 have been measured on a sample of the whole.

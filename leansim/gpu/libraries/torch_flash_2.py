@@ -38,8 +38,10 @@ class TorchFlash2:
     kernel: ClassVar[str] = "flash_decoding"
 
     def version(self) -> str:
-        """PyTorch's; an error where its operator is missing."""
-        assert import_module("torch").ops.aten._flash_attention_forward is not None
+        """PyTorch's; an error where this build has no such kernel."""
+        has_kernel = import_module("torch")._C._dispatch_has_kernel_for_dispatch_key
+        if not has_kernel("aten::_flash_attention_forward", "CUDA"):
+            raise ImportError("this build of torch has no FlashAttention-2 for CUDA")
         return version_of("torch")
 
     def check(self, load: Workload, device: Device) -> None:

@@ -26,7 +26,7 @@ from leansim.specs.workload import Workload
 
 @dataclass(frozen=True)
 class VllmFlash2:
-    """The operator itself: where query heads are folded into rows it copies Q and O around the kernel."""
+    """The operator itself: where query heads are folded into rows it copies Q and O around it."""
 
     kernel: ClassVar[str] = "vllm_fa2"
 

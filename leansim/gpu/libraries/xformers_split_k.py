@@ -1,7 +1,8 @@
 """xFormers' Triton split-k forward, over padded contiguous KV.
 
-Signatures: xFormers 0.0.28 to 0.0.35, `ops.fmha.memory_efficient_attention_forward`, `triton_splitk.FwOp`
-and `attn_bias.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens` (0.0.35 forwards them to mslk).
+Signatures: xFormers 0.0.28 to 0.0.35, `ops.fmha.memory_efficient_attention_forward`,
+`triton_splitk.FwOp` and `attn_bias.BlockDiagonalCausalWithOffsetPaddedKeysMask.from_seqlens`; 0.0.35
+forwards them to mslk.
 """
 
 from __future__ import annotations
