@@ -47,7 +47,8 @@ def measure(
     a comma (cold by default), and `kernels` adds a CSV of the kernels of each call. `device` names the
     GPU in configs/devices (recognised by default; a CSV of points says it in each row). No point is
     begun after `budget_s` seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on
-    the CPU and times nothing. `input_seed` fixes the inputs. `progress` is told points done and of all, `refused`
+    the CPU and times nothing. `input_seed` fixes the inputs. `progress` is told points done and of all,
+    `refused`
     each point that cannot be measured, as it happens. Raises `ConfigError` for what makes no sense,
     `GpuError` where there is no GPU or a kernel is wrong. docs/measuring.md says what times mean.
     """
