@@ -227,7 +227,8 @@ class _Model:
                 del self.kernels[next(iter(self.kernels))]
             self.kernels[key] = self._executed(simulated)
         tables = _tables(changes, self.harnesses.places)
-        found: FloatArray = self.kernels[key] + self.harnesses.seconds(tables)
+        kernels: FloatArray = self.kernels[key]
+        found: FloatArray = kernels + self.harnesses.seconds(kernels, tables)
         return found
 
     def _executed(self, changes: dict[Target, float]) -> FloatArray:
