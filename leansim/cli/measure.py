@@ -43,7 +43,10 @@ HELP = "\n\n".join(
 
 def measure(
     what: Annotated[
-        str, typer.Argument(metavar="POINTS.csv|campaign|micro|libraries", help="what to measure")
+        str,
+        typer.Argument(
+            metavar="POINTS.csv|campaign|libraries|micro|timers|pace", help="what to measure"
+        ),
     ],
     out: Annotated[
         Path | None,

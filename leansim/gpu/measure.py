@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
-from leansim.gpu import micro, toolkit
+from leansim.gpu import micro, timers, toolkit
 from leansim.gpu.campaign import MeasuredFile, campaign
 from leansim.gpu.libraries.measure import LibraryOptions, measure_libraries
 from leansim.gpu.machine import recognised
@@ -17,8 +17,8 @@ from leansim.gpu.toolkit import Toolkit
 from leansim.silicon.own import read_measured
 from leansim.specs import catalog
 
-CAMPAIGN, MICRO, LIBRARIES = "campaign", "micro", "libraries"
-NAMED = (CAMPAIGN, MICRO, LIBRARIES)
+CAMPAIGN, MICRO, LIBRARIES, TIMERS = "campaign", "micro", "libraries", "timers"
+NAMED = (CAMPAIGN, MICRO, LIBRARIES, TIMERS)
 # What a rehearsal is as on.
 _REHEARSED = "h200_sxm"
 
@@ -39,7 +39,7 @@ def measure(
     cache: str | None = None,
     kernels: bool = False,
 ) -> Measurements:
-    """Measure `campaign`, `micro`, `libraries` or a CSV of points on this machine's GPU, into `out`.
+    """Measure points (a CSV), or what is named, on this machine's GPU, into `out`; see `NAMED`.
 
     Kernels are leansim's own, and every output is checked. Of `libraries` they are those of installed
     ones, or `only` of some (names, or text with commas), and `out` is a folder, not a CSV: `batches` is
@@ -55,7 +55,7 @@ def measure(
     name, target = str(what), Path(out)
     named = name in NAMED
     if not named and not name.lower().endswith(".csv"):
-        wanted = "wanted a CSV of points, campaign or micro, or libraries"
+        wanted = f"wanted a CSV of points, campaign or micro, or {', '.join(NAMED[2:])}"
         raise _mistake("what to measure", repr(name), wanted)
     options = LibraryOptions.of(only, batches, sample, cache, kernels)
     if options != LibraryOptions() and name != LIBRARIES:
@@ -70,8 +70,8 @@ def measure(
     # Complain about points before looking for a GPU.
     rows = None if named else [dict(row) for row in read_measured(name).records]
     tools = toolkit.cuda(interpret)
-    if name == MICRO:
-        return _micro(tools, _device(tools, device), target)
+    if name in (MICRO, TIMERS):
+        return _mechanisms(tools, name, _device(tools, device), target)
     going = Going(tools, budget_s, resume, input_seed, progress, refused)
     if name == LIBRARIES:
         return measure_libraries(going, _device(tools, device), target, options)
@@ -80,10 +80,12 @@ def measure(
     return measure_rows(going, Measurer(tools, input_seed), rows, target, name)
 
 
-def _micro(tools: Toolkit, device: str, out: Path) -> Measurements:
-    count = 0
-    with MeasuredFile(out, micro.COLUMNS, fresh=True) as file:
-        for row in micro.Micro(tools, catalog.device(device)).rows():
+def _mechanisms(tools: Toolkit, name: str, device: str, out: Path) -> Measurements:
+    count, there = 0, catalog.device(device)
+    rows = timers.rows(tools, there) if name == TIMERS else micro.Micro(tools, there).rows()
+    columns = timers.COLUMNS if name == TIMERS else micro.COLUMNS
+    with MeasuredFile(out, columns, fresh=True) as file:
+        for row in rows:
             file.add(row)
             count += 1
     return Measurements(out, count, count, (), tools.interpreted, device)
