@@ -140,6 +140,7 @@ def test_a_file_of_batches_is_measured_once_whatever_kernel_it_names(tmp_path: P
         ({"cache": "tepid"}, "wanted cold or warm"),
         ({"sample": 0}, "wanted at least one shape"),
         ({"what": "campaign", "kernels": True}, "wanted libraries, or none of only"),
+        ({"what": "pace", "only": "triton_fa2", "sample": 3}, "wanted libraries, or none of only"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, options: dict[str, Any], complaint: str) -> None:

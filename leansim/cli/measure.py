@@ -33,6 +33,8 @@ HELP = "\n\n".join(
         "    leansim measure libraries -o FOLDER",
         "writes their times to FOLDER/libraries.csv, and with --kernels each kernel of a call to "
         "FOLDER/kernels.csv. It says which it found, and of the others why not; --only takes some.",
+        "`pace` measures time per KV tile against CTAs on an SM (--only triton_fa2,vllm_flash_3) and "
+        "says what it means for the kernel's file; `timers` what do_bench and its like add to a call.",
         "Every output is checked against float64 attention. Clocks and settings stay as they are.",
         "Without a GPU, `leansim measure campaign --interpret -o rehearsal.csv` runs the kernels in "
         "Triton's interpreter on tiny shapes, checks them, and times nothing. docs/measuring.md says "
@@ -68,9 +70,7 @@ def measure(
     input_seed: Annotated[
         int | None, typer.Option("--input-seed", min=0, help="seed of the inputs; new ones by default")
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(help="libraries: some of them, with commas; all found by default")
-    ] = None,
+    only: Annotated[str | None, typer.Option(help="libraries, pace: some of them, with commas")] = None,
     batches: Annotated[
         str | None, typer.Option(help="libraries: a CSV of points whose batches are measured")
     ] = None,
