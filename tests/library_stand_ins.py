@@ -55,6 +55,11 @@ def is_int32(*tensors: Any) -> None:
     assert all(x.dtype == torch.int32 and x.is_contiguous() for x in tensors)
 
 
+def is_window(left: int, right: int) -> None:
+    """All, or so many to the left and none to the right: (-1, 0) is a window to FlashAttention too."""
+    assert (left, right) == (-1, -1) or (left >= 0 and right == 0)
+
+
 def same_types(*tensors: Any) -> None:
     assert len({x.dtype for x in tensors}) == 1
 
@@ -78,6 +83,7 @@ def flash_attn_2(
     else:
         assert k_cache.shape[1] % 256 == 0
         keys, values = (paged(x, block_table, lens) for x in (k_cache, v_cache))
+    is_window(*window_size)
     return attend(q, keys, values, softmax_scale, causal, window_size[0])
 
 
@@ -94,6 +100,7 @@ def flash_attn_3(
     is_int32(cache_seqlens)
     lens = cache_seqlens.tolist()
     keys, values = (paged(x, page_table, lens) for x in (k_cache, v_cache))
+    is_window(*window_size)
     return attend(q, keys, values, softmax_scale, causal, window_size[0])
 
 
@@ -150,6 +157,7 @@ def _fa3_fwd(*given: Any) -> list[Any]:
         given[i] for i in (6, 7, 11, 12, 14, 23, 24, 25)
     )
     is_int32(starts, seen)
+    is_window(given[25], given[26])
     assert given[28] is True  # is_rotary_interleaved
     assert given[29] is not None  # scheduler_metadata
     assert given[30] == 32  # num_splits
@@ -163,6 +171,7 @@ def _fa3_metadata(*given: Any) -> Any:
     import torch
 
     batch, seen = given[0], given[8]
+    is_window(given[17], given[18])
     assert given[20] == 32
     assert given[14] == 16  # page_size
     assert len(seen) == batch
@@ -172,6 +181,7 @@ def _fa3_metadata(*given: Any) -> Any:
 def _fa2_varlen(*given: Any) -> list[Any]:
     q, k, v, out, starts, _, seen = given[:7]
     table, most, scale, causal, left = (given[i] for i in (8, 10, 13, 15, 16))
+    is_window(left, given[17])
     is_int32(starts, seen)
     lens = seen.tolist()
     rows = q.view(len(lens), most, *q.shape[1:])
@@ -210,8 +220,7 @@ class BatchDecode:
         backend="auto", jit_args=None,
     ) -> None:  # fmt: skip
         assert kv_layout == "NHD"
-        if use_cuda_graph:
-            is_int32(paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer)
+        assert not use_cuda_graph  # as the files of both kernels plan
         self.tensor_cores = use_tensor_cores
 
     def plan(  # type: ignore[no-untyped-def]

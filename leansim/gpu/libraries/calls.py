@@ -67,8 +67,11 @@ def scale_of(load: Workload) -> float:
 
 
 def window_of(load: Workload) -> tuple[int, int]:
-    """FlashAttention's pair: tokens to the left of a query's own, none to its right; -1 for all."""
-    return (-1, 0) if load.window is None else (load.window - 1, 0)
+    """FlashAttention's pair: tokens to the left of a query's own, none to its right; (-1, -1) for all.
+
+    A zero to the right would be a window too, and take another instance than servers do.
+    """
+    return (-1, -1) if load.window is None else (load.window - 1, 0)
 
 
 def queries(given: Inputs) -> Any:

@@ -50,9 +50,9 @@ class FlashinferMla:
         parts = (q[..., :latent], q[..., latent:], cache[..., :latent], cache[..., latent:])
         out = q.new_empty((*q.shape[:2], latent))
         starts, seen = page_starts(given).to(q.device), lengths(given)
-        made = []
+        made, room = [], workspace(given)
         for buffer in range(given.buffers):
-            one = wrapper(workspace(given), backend="auto")
+            one = wrapper(room, backend="auto")
             one.plan(
                 query_starts(given),
                 starts,

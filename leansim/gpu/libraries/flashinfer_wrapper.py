@@ -22,9 +22,10 @@ def workspace(given: Inputs, size: int = WORKSPACE_BYTES) -> Any:
 
 
 def planned_decode(given: Inputs, tensor_cores: bool) -> Callable[[int], Any]:
-    """One wrapper for each buffer, planned as in a captured graph: page lists are buffers of their own.
+    """One wrapper for each buffer, planned for this batch, as the kernel's file has it.
 
-    In a graph the launch is padded to what the plan of any batch of that size may take.
+    Servers that capture a graph for any batch of a size plan otherwise (`use_cuda_graph`): their launch
+    is padded. A plan for one batch can be captured all the same, as its pages stay where they are.
     """
     wrapper = import_module("flashinfer").BatchDecodeWithPagedKVCacheWrapper
     load = given.workload
@@ -34,19 +35,10 @@ def planned_decode(given: Inputs, tensor_cores: bool) -> Callable[[int], Any]:
     starts, tails = page_starts(given), tail_lengths(given)
     made = []
     for buffer in range(given.buffers):
-        pages = pages_of(given, buffer)
-        one = wrapper(
-            room,
-            "NHD",
-            use_cuda_graph=load.launch == "graph",
-            use_tensor_cores=tensor_cores,
-            paged_kv_indptr_buffer=starts.to(given.q.device),
-            paged_kv_indices_buffer=given.torch.empty_like(pages),
-            paged_kv_last_page_len_buffer=tails.to(given.q.device),
-        )
+        one = wrapper(room, "NHD", use_tensor_cores=tensor_cores)
         one.plan(
             starts,
-            pages,
+            pages_of(given, buffer),
             tails,
             load.num_q_heads,
             load.num_kv_heads,
