@@ -131,10 +131,10 @@ def predict(
     """Predict the latency of every point, in microseconds.
 
     Of the kernel alone, or with what a measured latency contains beside it (`harness_us` of it) where
-    `harness` names a measured table, or is `table` for that of the point's kernel and device; in a CSV
-    of points a column `harness` does, and `harness` stands in for its empty cells. `evidence` says what
-    a time rests on, `extrapolated` that no measurement covers the point, and `expected_error` how far
-    off it may be (docs/accuracy.md).
+    `harness` names a measured table or a timer (`do_bench`), or is `table` for the table of the point's
+    kernel and device; in a CSV of points a column `harness` does, and `harness` stands in for its empty
+    cells. `evidence` says what a time rests on, `extrapolated` that no measurement covers the point, and
+    `expected_error` how far off it may be (docs/accuracy.md).
     `jobs` processes: by default one per core when there are many points. `settings` are `key=value`
     texts laid over a file.
 

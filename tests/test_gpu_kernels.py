@@ -218,8 +218,11 @@ def test_calls_that_the_kernels_do_not_compute_are_refused() -> None:
     mixed = Workload((9,), **plain, q_dtype="float16")
     with pytest.raises(PairingError, match="float16 Q and bfloat16 KV"):
         draw(torch, mixed, "cpu", 0)
+    latent = draw(torch, Workload((9,), **plain, latent_kv=True, head_dim_v=16), "cpu", 0)
+    assert latent.v.data_ptr() == latent.k.data_ptr()
+    item = resolved()
     with pytest.raises(PairingError, match="latent"):
-        draw(torch, Workload((9,), **plain, latent_kv=True, head_dim_v=16), "cpu", 0)
+        Execution(interpreted(), item.schedule, item.kernel, item.device, latent)
 
 
 def test_the_error_is_by_row() -> None:

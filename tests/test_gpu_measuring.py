@@ -331,7 +331,7 @@ def test_help_says_what_to_run() -> None:
     ("arguments", "complaint"),
     [
         (("micro",), "--out: found nothing; wanted a file"),
-        (("micra", "-o", "x.csv"), "wanted a CSV of points, campaign, micro or card"),
+        (("micra", "-o", "x.csv"), "campaign, micro, libraries, timers, pace or card"),
         (("no.csv", "-o", "x.csv"), "wanted a readable CSV"),
         (("points.csv", "-o", "x.csv", "--device", "h200_sxm"), "wanted the device in each row"),
     ],

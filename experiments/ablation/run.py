@@ -212,7 +212,8 @@ def ablated(chosen: Sequence[Mechanism], rows: pd.DataFrame) -> pd.DataFrame:
     for mechanism in chosen:
         mine = touched(mechanism, rows).assign(mechanism=mechanism.name)
         if mechanism.harness and len(mine):
-            harness_s = Harnesses(mine).seconds(changed_tables(mechanism, set(mine["table"])))
+            changed = changed_tables(mechanism, set(mine["table"]))
+            harness_s = Harnesses(mine).seconds(mine["kernel_s"].to_numpy(), changed)
             mine["without"] = (mine["kernel_s"] + harness_s) / mine["measured_s"] - 1.0
         parts.append(mine.drop(columns="resolved"))
     every = pd.concat(parts, ignore_index=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import leansim
-from leansim.cli.options import mistake, writable_file
+from leansim.cli.options import mistake, writable_file, writable_folder
 from leansim.errors import LeansimError
 from leansim.files.terminal import say, tell
 
@@ -30,6 +30,12 @@ HELP = "\n\n".join(
         "triton_fa2, triton_flash_decoding and triton_lean; the same command goes on where it stopped. "
         "A CSV of points of your own (columns as for `predict`; kernels triton_*, or one of them under "
         "any partitioner, as in triton_lean+lean_aiter) is measured row by row.",
+        "Libraries that are installed are measured the same way:",
+        "    leansim measure libraries -o FOLDER",
+        "writes their times to FOLDER/libraries.csv, and with --kernels each kernel of a call to "
+        "FOLDER/kernels.csv. It says which it found, and of the others why not; --only takes some.",
+        "`pace` measures time per KV tile against CTAs on an SM (--only triton_fa2,vllm_flash_3) and "
+        "says what it means for the kernel's file; `timers` what do_bench and its like add to a call.",
         "Every output is checked against float64 attention. Clocks and settings stay as they are.",
         "Without a GPU, `leansim measure campaign --interpret -o rehearsal.csv` runs the kernels in "
         "Triton's interpreter on tiny shapes, checks them, and times nothing. docs/measuring.md says "
@@ -40,11 +46,14 @@ HELP = "\n\n".join(
 
 def measure(
     what: Annotated[
-        str, typer.Argument(metavar="POINTS.csv|campaign|micro|card", help="what to measure")
+        str,
+        typer.Argument(
+            metavar="POINTS.csv|campaign|libraries|micro|timers|pace|card", help="what to measure"
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="CSV for the measurements", callback=writable_file),
+        typer.Option("--out", "-o", help="a CSV; of libraries a folder, of card a YAML"),
     ] = None,
     device: Annotated[
         str | None,
@@ -62,10 +71,22 @@ def measure(
     input_seed: Annotated[
         int | None, typer.Option("--input-seed", min=0, help="seed of the inputs; new ones by default")
     ] = None,
+    only: Annotated[str | None, typer.Option(help="libraries, pace: some of them, with commas")] = None,
+    batches: Annotated[
+        str | None, typer.Option(help="libraries: a CSV of points whose batches are measured")
+    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="libraries: so many shapes at most")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="libraries: cold (by default), warm, or cold,warm")
+    ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="libraries: each kernel of a call apart, too")
+    ] = False,
 ) -> None:
     """Measure points, a campaign of them, or the machine's own mechanisms (see `HELP`)."""
     if out is None:
         raise mistake("--out", "nothing", "wanted a file: -o OUT.csv")
+    (writable_folder if what == "libraries" else writable_file)(out)
     from leansim.sweeps.progress import Progress
 
     try:
@@ -80,6 +101,11 @@ def measure(
                 input_seed,
                 progress,
                 _Complaints(),
+                only,
+                batches,
+                sample,
+                cache,
+                kernels,
             )
     except KeyboardInterrupt:
         tell(f"interrupted; what is finished is kept in {out}, the same command goes on")

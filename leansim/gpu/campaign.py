@@ -47,14 +47,19 @@ def campaign(device: str, rehearsal: bool = False) -> list[CsvRow]:
 
     A `rehearsal` has few, tiny shapes on four SMs: what an interpreter can do.
     """
-    shapes = _tiny() if rehearsal else [*_uniform(), *_ragged()]
     fixed = {"device": device, "page_tokens": "16", "launch": "graph"}
     rows = []
-    for shape in sorted(shapes, key=lambda shape: digest(repr(sorted(shape.items())))):
+    for shape in shapes(rehearsal):
         for kernel in KERNELS:
             row = dict.fromkeys(COLUMNS, "") | fixed | {k: str(v) for k, v in shape.items()}
             rows.append(row | {"kernel": kernel})
     return rows
+
+
+def shapes(rehearsal: bool = False) -> list[dict[str, Any]]:
+    """The batches of a campaign and their head shapes, in the order of a hash."""
+    found = _tiny() if rehearsal else [*_uniform(), *_ragged()]
+    return sorted(found, key=lambda shape: digest(repr(sorted(shape.items()))))
 
 
 def _shape(heads: tuple[int, int], head_dim: int, **more: Any) -> dict[str, Any]:

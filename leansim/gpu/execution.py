@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leansim.errors import GpuError, ScheduleError
+from leansim.errors import GpuError, PairingError, ScheduleError
 from leansim.gpu.gathering import paged
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.launching import Meta, attention_meta, combine_meta
@@ -53,6 +53,10 @@ class Execution:
         inputs: Inputs,
     ) -> None:
         """Allocate and compile. Raises a `LeansimError` for what the kernels cannot run."""
+        if inputs.workload.latent_kv:
+            raise PairingError(
+                "the Triton kernels read K and V of their own; the workload's are latent (MLA)"
+            )
         self.tools, self.schedule, self.kernel, self.device = tools, schedule, kernel, device
         self.where = tools.where
         self.work = one_at_a_time(work_list(schedule)) if tools.interpreted else work_list(schedule)
@@ -145,13 +149,18 @@ class Execution:
                 f"a CTA waited in vain for the peers of output tile {gave_up - 1}: the schedule's CTAs "
                 "were not resident together; is the GPU shared with other processes?"
             )
-        error = row_error(self.tools.torch, self.out, self.inputs.expected(buffer))
-        tolerance = _INTERPRETED_TOLERANCE if self.tools.interpreted else TOLERANCE
-        most = tolerance[self.inputs.workload.q_dtype]
-        if not error <= most:
-            found = "rows that were never written" if math.isnan(error) else f"a row {error:.2%} off"
-            raise GpuError(f"the kernels' output is not attention: found {found}; wanted {most:.2%}")
-        return error
+        return checked(self.tools, self.inputs, self.out, buffer)
+
+    def columns(self) -> dict[str, Any]:
+        """What compiled, as columns of a measurement; nothing of it where kernels are interpreted."""
+        if self.resources is None:
+            return {}
+        return {
+            "registers": self.resources.registers,
+            "spills": self.resources.spills,
+            "smem_bytes": self.resources.smem_bytes,
+            "resident_ctas_per_sm": self.resources.ctas_per_sm,
+        }
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -181,6 +190,20 @@ def check_residency(schedule: Schedule, ctas_per_sm: int) -> None:
             f"found room for {ctas_per_sm} CTAs of the compiled kernel on an SM; wanted the "
             f"{schedule.grid.ctas_per_sm} that the schedule rests on: {error}"
         ) from None
+
+
+def checked(tools: Toolkit, inputs: Inputs, out: Any, buffer: int) -> float:
+    """Largest relative error of a row of an output `[rows, value_dim]`, against float64 attention.
+
+    Raises `GpuError` where it is more than rounding explains.
+    """
+    error = row_error(tools.torch, out, inputs.expected(buffer))
+    tolerance = _INTERPRETED_TOLERANCE if tools.interpreted else TOLERANCE
+    most = tolerance[inputs.workload.q_dtype]
+    if not error <= most:
+        found = "rows that were never written" if math.isnan(error) else f"a row {error:.2%} off"
+        raise GpuError(f"the kernels' output is not attention: found {found}; wanted {most:.2%}")
+    return error
 
 
 def row_error(torch: Any, out: Any, expected: Any) -> float:

@@ -1,8 +1,8 @@
 """Random inputs of a call on a device, in pages, and its attention in float64.
 
-What must not be read is NaN: tokens past a request's end, and the page that unused entries of the page
-table name. Several buffers are as many calls whose KV shares no page. Requests with a prefix in common
-have the same pages of it, and a copy of what of it lies on a page with tokens of their own.
+What must not be read is NaN by default: tokens past a request's end, and the page that unused entries of
+the page table name. Several buffers are as many calls whose KV shares no page. Requests with a prefix in
+common have the same pages of it, and a copy of what of it lies on a page with tokens of their own.
 """
 
 from __future__ import annotations
@@ -84,12 +84,20 @@ def pool_bytes(workload: Workload) -> int:
     return pages * workload.page_tokens * workload.num_kv_heads * workload.kv_bytes_per_token
 
 
-def draw(torch: Any, workload: Workload, device: str, seed: int, buffers: int = 1) -> Inputs:
-    """Draw normal inputs, KV in shuffled pages.
+def draw(
+    torch: Any,
+    workload: Workload,
+    device: str,
+    seed: int,
+    buffers: int = 1,
+    unread: float = float("nan"),
+) -> Inputs:
+    """Draw normal inputs, KV in shuffled pages; what must not be read is `unread`.
 
-    Raises `PairingError` for what the kernels do not compute, and `GpuError` for lack of memory.
+    Of latent KV, `v` is the leading part of `k`. Raises `PairingError` for element types that are not
+    drawn, and `GpuError` for lack of memory.
     """
-    _check_call(workload)
+    _check_types(workload)
     needed = buffers * pool_bytes(workload)
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info()
@@ -102,10 +110,7 @@ def draw(torch: Any, workload: Workload, device: str, seed: int, buffers: int = 
     numbers = _page_numbers(workload)
     pages = buffers * (int(numbers.max()) + 1)
     shape = (pages + 1, workload.page_tokens, workload.num_kv_heads)
-    k, v = (
-        torch.randn((*shape, dim), generator=random, dtype=dtype, device=device)
-        for dim in (workload.head_dim, workload.value_dim)
-    )
+    k, v = _pools(torch, workload, shape, generator=random, dtype=dtype, device=device)
     rows = workload.batch_size * workload.query_len * workload.num_q_heads
     q_shape, q_dtype = (rows, workload.head_dim), getattr(torch, workload.q_dtype)
     q = torch.randn(q_shape, generator=random, dtype=q_dtype, device=device)
@@ -115,21 +120,25 @@ def draw(torch: Any, workload: Workload, device: str, seed: int, buffers: int = 
         torch.arange(workload.page_tokens, device=device) >= torch.from_numpy(tail).to(device)[:, None]
     )
     for pool in (k, v):
-        pool[pages] = float("nan")
-        pool[at] = pool[at].masked_fill(outside[:, :, None, None], float("nan"))
+        pool[pages] = unread
+        pool[at] = pool[at].masked_fill(outside[:, :, None, None], unread)
         for first, copies, tokens in _copied(workload, table):
             pool[copies, :tokens] = pool[first, :tokens]
     return Inputs(torch, workload, q, k, v, torch.from_numpy(table).to(device))
 
 
-def _check_call(load: Workload) -> None:
-    if load.latent_kv:
-        raise PairingError(
-            "the Triton kernels read K and V of their own; the workload's are latent (MLA)"
-        )
+def _pools(torch: Any, workload: Workload, shape: tuple[int, ...], **how: Any) -> tuple[Any, Any]:
+    """K and V `[*shape, dim]`; latent V is a view of K."""
+    k = torch.randn((*shape, workload.head_dim), **how)
+    if workload.latent_kv:
+        return k, k[..., : workload.value_dim]
+    return k, torch.randn((*shape, workload.value_dim), **how)
+
+
+def _check_types(load: Workload) -> None:
     if load.q_dtype != load.kv_dtype or load.q_dtype not in DTYPES:
         found = f"{load.q_dtype} Q and {load.kv_dtype} KV"
-        raise PairingError(f"the Triton kernels take both in {' or '.join(DTYPES)}, found {found}")
+        raise PairingError(f"Q and KV are drawn both in {' or '.join(DTYPES)}, found {found}")
 
 
 def _page_table(

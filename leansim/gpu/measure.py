@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from leansim.answers import Shown
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow
+from leansim.files.terminal import tell
 from leansim.files.writing import write_whole
-from leansim.gpu import micro, toolkit
-from leansim.gpu.campaign import MeasuredFile, campaign, measured
+from leansim.gpu import micro, pace, timers, toolkit
+from leansim.gpu.campaign import MeasuredFile, campaign
+from leansim.gpu.libraries.measure import LibraryOptions, measure_libraries
 from leansim.gpu.machine import facts, recognised
-from leansim.gpu.measuring import Measurer
+from leansim.gpu.measuring import BASE, Measurer
+from leansim.gpu.rows import Going, Measurements, measure_rows
 from leansim.gpu.toolkit import Toolkit
 from leansim.silicon.card import begun
-from leansim.silicon.own import MEASUREMENT_COLUMNS, read_measured
+from leansim.silicon.own import read_measured
 from leansim.specs import catalog
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-CAMPAIGN, MICRO, CARD = "campaign", "micro", "card"
+CAMPAIGN, MICRO, LIBRARIES = "campaign", "micro", "libraries"
+TIMERS, PACE, CARD = "timers", "pace", "card"
+NAMED = (CAMPAIGN, MICRO, LIBRARIES, TIMERS, PACE, CARD)
+# Whose pace is measured if nobody says: what the others are based on.
+_PACED = (BASE,)
 # What a rehearsal is as on.
 _REHEARSED = "h200_sxm"
-
-
-@dataclass(frozen=True, eq=False)
-class Measurements(Shown):
-    """What became of the points: `done` of `total` are in the CSV `out`, `refused` ones are not.
-
-    `interpreted` says that they were checked on the CPU and not timed, `device` whose mechanisms a
-    `micro` measured.
-    """
-
-    out: Path
-    done: int
-    total: int
-    refused: tuple[tuple[CsvRow, LeansimError], ...]
-    interpreted: bool
-    device: str | None = None
-
-    @property
-    def left(self) -> int:
-        """Points for which there was no time: the same call goes on with them."""
-        return self.total - self.done - len(self.refused)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The CSV as it stands; times in microseconds, empty after a rehearsal."""
-        import pandas as pd
-
-        return pd.read_csv(self.out)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The counts, in one row."""
-        counts = {"done": self.done, "total": self.total, "left": self.left}
-        return [{"file": str(self.out), **counts, "refused": len(self.refused)}]
-
-    def notes(self) -> list[str]:
-        """What is in the file, in a sentence."""
-        how = "checked in the interpreter, not timed" if self.interpreted else "measured and checked"
-        if self.out.suffix == ".yaml":
-            return [f"{self.out}: a file of {self.device}, {self.done} numbers as its driver says them"]
-        if self.device is not None:
-            return [f"{self.done} micro-measurements as on {self.device} in {self.out}: {how}"]
-        text = f"{self.done} of {self.total} points in {self.out}: {how}"
-        text += f"; {self.left} left: the same command goes on" if self.left else ""
-        return [text + (f"; {len(self.refused)} refused" if self.refused else "")]
 
 
 def measure(
@@ -82,48 +39,59 @@ def measure(
     input_seed: int | None = None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     refused: Callable[[CsvRow, LeansimError], None] = lambda _row, _error: None,
+    only: str | Sequence[str] | None = None,
+    batches: str | Path | None = None,
+    sample: int | None = None,
+    cache: str | None = None,
+    kernels: bool = False,
 ) -> Measurements:
-    """Measure `campaign`, `micro` or a CSV of points on this machine's NVIDIA GPU, into the CSV `out`.
+    """Measure points (a CSV), or what is named, on this machine's GPU, into `out`; see `NAMED`.
 
     `card` measures nothing: it begins a device file, `out`, from what the driver says of the GPU.
-    Kernels are leansim's own, and every output is checked. `device` names the GPU in configs/devices
-    (recognised by default; a CSV of points says it in each row). No point is begun after `budget_s`
-    seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on the CPU and times
-    nothing. `input_seed` fixes the inputs. `progress` is told points done and of all, `refused` each
-    point that cannot be measured, as it happens. Raises `ConfigError` for what makes no sense,
-    `GpuError` where there is no GPU or a kernel is wrong. docs/measuring.md says what times mean.
+    Kernels are leansim's own, and every output is checked. `pace` takes `only` too: kernels of
+    leansim's own (triton_fa2 by default) or adapters. Of `libraries` they are those of installed
+    ones, or `only` of some (names, or text with commas), and `out` is a folder, not a CSV: `batches` is
+    a CSV of points whose batches are measured, `sample` how many shapes, `cache` cold, warm or both with
+    a comma (cold by default), and `kernels` adds a CSV of the kernels of each call. `device` names the
+    GPU in configs/devices (recognised by default; a CSV of points says it in each row). No point is
+    begun after `budget_s` seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on
+    the CPU and times nothing. `input_seed` fixes the inputs. `progress` is told points done and of all,
+    `refused` each point that cannot be measured, as it happens. Raises `ConfigError` for what makes no
+    sense, `GpuError` where there is no GPU or a kernel is wrong. docs/measuring.md says what times mean.
     """
     name, target = str(what), Path(out)
-    named = name in (CAMPAIGN, MICRO, CARD)
-    if not named and not name.lower().endswith(".csv"):
-        raise _mistake("what to measure", repr(name), "wanted a CSV of points, campaign, micro or card")
-    if not named and device is not None:
-        raise _mistake("device", repr(device), "wanted the device in each row of the points")
+    options = LibraryOptions.of(only, batches, sample, cache, kernels)
+    _check(name, device, options)
     if name == CARD and target.suffix != ".yaml":
         raise _mistake("out", repr(str(target)), "wanted a YAML file for the card")
     # Complain about points before looking for a GPU.
-    rows = None if named else [dict(row) for row in read_measured(name).records]
+    rows = None if name in NAMED else [dict(row) for row in read_measured(name).records]
     tools = toolkit.cuda(interpret)
     if name == CARD:
         return _card(tools, target)
-    if name == MICRO:
-        return _micro(tools, _device(tools, device), target)
+    if name in (MICRO, TIMERS):
+        return _mechanisms(tools, name, _device(tools, device), target)
+    if name == PACE:
+        return _pace(tools, _device(tools, device), target, options.only or _PACED, input_seed)
+    going = Going(tools, budget_s, resume, input_seed, progress, refused)
+    if name == LIBRARIES:
+        return measure_libraries(going, _device(tools, device), target, options)
     if rows is None:
         rows = campaign(_device(tools, device), rehearsal=interpret)
-    complaints: list[tuple[CsvRow, LeansimError]] = []
+    return measure_rows(going, Measurer(tools, input_seed), rows, target, name)
 
-    def complain(row: CsvRow, error: LeansimError) -> None:
-        complaints.append((row, error))
-        refused(row, error)
 
-    measurer = Measurer(tools, input_seed)
-    columns = list(dict.fromkeys([*rows[0], *MEASUREMENT_COLUMNS]))
-    done = 0
-    with MeasuredFile(target, columns, not resume) as file:
-        of_row: Callable[[CsvRow], dict[str, Any]] = lambda row: measurer.measure(row, name)  # noqa: E731
-        for done, total in measured(rows, of_row, file, budget_s, complain):
-            progress(done, total)
-    return Measurements(target, done, len(rows), tuple(complaints), tools.interpreted)
+def _check(name: str, device: str | None, options: LibraryOptions) -> None:
+    """Refuse what is neither named nor a file, and options that are not for it. Raises `ConfigError`."""
+    if name not in NAMED and not name.lower().endswith(".csv"):
+        wanted = f"wanted a CSV of points, {', '.join(NAMED[:-1])} or {NAMED[-1]}"
+        raise _mistake("what to measure", repr(name), wanted)
+    plain = LibraryOptions(options.only) if name == PACE else LibraryOptions()
+    if options != plain and name != LIBRARIES:
+        wanted = "wanted libraries, or none of only, batches, sample, cache and kernels"
+        raise _mistake("what to measure", f"options of libraries with {name!r}", wanted)
+    if name not in NAMED and device is not None:
+        raise _mistake("device", repr(device), "wanted the device in each row of the points")
 
 
 def _card(tools: Toolkit, out: Path) -> Measurements:
@@ -132,12 +100,25 @@ def _card(tools: Toolkit, out: Path) -> Measurements:
     return Measurements(out, len(said), len(said), (), tools.interpreted, out.stem)
 
 
-def _micro(tools: Toolkit, device: str, out: Path) -> Measurements:
-    count = 0
-    with MeasuredFile(out, micro.COLUMNS, fresh=True) as file:
-        for row in micro.Micro(tools, catalog.device(device)).rows():
+def _mechanisms(tools: Toolkit, name: str, device: str, out: Path) -> Measurements:
+    count, there = 0, catalog.device(device)
+    rows = timers.rows(tools, there) if name == TIMERS else micro.Micro(tools, there).rows()
+    columns = timers.COLUMNS if name == TIMERS else micro.COLUMNS
+    with MeasuredFile(out, columns, fresh=True) as file:
+        for row in rows:
             file.add(row)
             count += 1
+    return Measurements(out, count, count, (), tools.interpreted, device)
+
+
+def _pace(tools: Toolkit, device: str, out: Path, only: Sequence[str], seed: int | None) -> Measurements:
+    count, there = 0, catalog.device(device)
+    with MeasuredFile(out, pace.COLUMNS, fresh=True) as file:
+        for curve in pace.curves(tools, there, only, seed):
+            for row in curve.rows:
+                file.add(row)
+            count += len(curve.rows)
+            tell("\n".join(pace.told(curve, there)))
     return Measurements(out, count, count, (), tools.interpreted, device)
 
 

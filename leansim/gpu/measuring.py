@@ -1,17 +1,21 @@
-"""Measures points: each is scheduled as it would be simulated, executed, checked, and then timed."""
+"""Measures points: each is scheduled as it would be simulated, executed, checked, and then timed.
+
+What executes is a `Runner`'s: leansim's own kernels here, those of libraries in `libraries`.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from leansim.errors import GpuError, LeansimError
-from leansim.gpu.execution import Execution, Resources
+from leansim.gpu.execution import Execution
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
+from leansim.gpu.kernel_log import columns_of, kernels_of, profiled
 from leansim.gpu.machine import Machine, differences
-from leansim.gpu.timing import L2Flush, calls_for, timed
+from leansim.gpu.timing import L2Flush, calls_for, enqueuer, timed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
 from leansim.silicon.own import MEASURED, MEASUREMENT_COLUMNS, point_fields
@@ -26,12 +30,87 @@ _EVICTED_AFTER = 4
 _LARGEST_POOL = 16 * 2**30
 
 
+class Executed(Protocol):
+    """A point on a device, ready to be launched any number of times."""
+
+    def poison(self) -> None:
+        """NaN wherever a call is to write."""
+
+    def launch(self, buffer: int = 0) -> None:
+        """Enqueue one call on a buffer's KV."""
+
+    def check(self, buffer: int = 0) -> float:
+        """Largest relative error of a row of the output just computed. Raises `GpuError`."""
+        ...  # pragma: no cover
+
+    def columns(self) -> dict[str, Any]:
+        """What else is known of it: values of `MEASUREMENT_COLUMNS`."""
+        ...  # pragma: no cover
+
+
+class Runner(Protocol):
+    """Whose kernels execute points.
+
+    `unread` is what KV holds where it must not be read, `copies` how often a call's KV lies in memory.
+    """
+
+    @property
+    def unread(self) -> float:
+        """A number, or NaN."""
+        ...  # pragma: no cover
+
+    @property
+    def copies(self) -> int:
+        """1 where kernels read the pages that inputs are drawn in."""
+        ...  # pragma: no cover
+
+    def check(self, item: Resolved, row: Mapping[str, str]) -> None:
+        """Refuse a point that these kernels are not for. Raises a `LeansimError`."""
+
+    def execute(
+        self, tools: Toolkit, item: Resolved, row: Mapping[str, str], inputs: Inputs
+    ) -> Executed:
+        """Make a row's point ready. Raises a `LeansimError`."""
+        ...  # pragma: no cover
+
+
+class TritonRunner:
+    """Leansim's own kernels, which execute any schedule."""
+
+    unread, copies = float("nan"), 1
+
+    def check(self, item: Resolved, row: Mapping[str, str]) -> None:  # noqa: ARG002
+        """Refuse a kernel that is not one of our own. Raises `GpuError`."""
+        check_kernel(item.point.kernel)
+
+    def execute(
+        self,
+        tools: Toolkit,
+        item: Resolved,
+        row: Mapping[str, str],  # noqa: ARG002
+        inputs: Inputs,
+    ) -> Executed:
+        """Execute the point's schedule."""
+        return Execution(tools, item.schedule, item.kernel, item.device, inputs)
+
+
 class Measurer:
     """Measures one point after another; inputs are drawn anew for each workload."""
 
-    def __init__(self, tools: Toolkit, seed: int | None = None) -> None:
-        """`seed` fixes the inputs; by default they are different ones each time."""
-        self.tools, self.seed, self.machine = tools, seed, Machine(tools)
+    def __init__(
+        self,
+        tools: Toolkit,
+        seed: int | None = None,
+        runner: Runner | None = None,
+        log: Callable[[Mapping[str, str], Sequence[dict[str, Any]]], None] | None = None,
+    ) -> None:
+        """`seed` fixes the inputs; by default they are different ones each time.
+
+        `runner` says whose kernels execute: leansim's own, if none. `log` is told the kernels of each
+        point's call, `KERNEL_COLUMNS`; without it none are looked at.
+        """
+        self.tools, self.seed, self.machine, self.log = tools, seed, Machine(tools), log
+        self.runner: Runner = TritonRunner() if runner is None else runner
         self.flushes: dict[int, L2Flush] = {}
         self.last: tuple[Workload, int, int, Inputs] | None = None
 
@@ -54,34 +133,46 @@ class Measurer:
 
     def _measured(self, row: Mapping[str, str], source: str) -> dict[str, Any]:
         item = resolve(point_from_row(point_fields(row), source))
-        check_kernel(item.point.kernel)
+        self.runner.check(item, row)
         if not self.tools.interpreted:
             self._check_device(item)
         calls, buffers = self._plan(item)
         seed, inputs = self._inputs(item.workload, buffers)
-        execution = Execution(self.tools, item.schedule, item.kernel, item.device, inputs)
+        execution = self.runner.execute(self.tools, item, row, inputs)
         execution.poison()
         execution.launch()
         found: dict[str, Any] = dict.fromkeys(MEASUREMENT_COLUMNS, "")
         found |= {"row_error": f"{execution.check():.3e}", "input_seed": seed, "buffers": buffers}
         schedule = item.schedule
         found |= {"scheduled_splits": schedule.num_splits, "scheduled_ctas": schedule.num_ctas}
-        if execution.resources is not None:
-            found |= _resources(execution.resources) | self._times(item, execution, calls, buffers)
+        found |= execution.columns()
+        if not self.tools.interpreted:
+            found |= self._times(item, execution, calls, buffers)
+            if self.log is not None:
+                self.log(row, self._kernels(item, execution, calls, buffers))
         return found | self.machine.columns()
 
-    def _times(self, item: Resolved, execution: Execution, calls: int, buffers: int) -> dict[str, Any]:
+    def _times(self, item: Resolved, execution: Executed, calls: int, buffers: int) -> dict[str, Any]:
         """Time the calls, then check what the last one left: a race need not show the first time."""
-        execution.poison()
         timing = timed(
             self.tools,
             lambda i: execution.launch((calls - 1 - i) % buffers),  # the last is buffer 0's
             calls,
             item.workload.launch,
             self._flush(item) if item.workload.cache == "cold" else None,
+            poison=execution.poison,
         )
         execution.check()
         return {MEASURED: round(timing.median_us, 4), **timing.columns()}
+
+    def _kernels(
+        self, item: Resolved, execution: Executed, calls: int, buffers: int
+    ) -> list[dict[str, Any]]:
+        """The kernels of a call, calls as they were timed: `KERNEL_COLUMNS`."""
+        enqueue = enqueuer(
+            self.tools, lambda i: execution.launch(i % buffers), calls, item.workload.launch
+        )
+        return columns_of(kernels_of(profiled(self.tools, enqueue), calls), item.schedule)
 
     def _plan(self, item: Resolved) -> tuple[int, int]:
         """Calls of a sample, and buffers: one for a warm call, for cold ones enough to evict each."""
@@ -91,7 +182,7 @@ class Measurer:
         calls = calls_for(5.0 + 1e6 * load.kv_bytes / device.dram_bandwidth_bytes_per_s)
         if load.cache == "warm":
             return calls, 1
-        size = pool_bytes(load)
+        size = pool_bytes(load) * self.runner.copies
         enough = 1 + -(-_EVICTED_AFTER * device.l2_bytes // load.kv_bytes)
         return calls, max(1, min(calls, enough, _LARGEST_POOL // size))
 
@@ -100,7 +191,7 @@ class Measurer:
         if self.last is None or self.last[:2] != (load, buffers):
             self.last = None  # frees the memory first
             seed = secrets.randbits(31) if self.seed is None else self.seed
-            inputs = draw(self.tools.torch, load, self.tools.where, seed, buffers)
+            inputs = draw(self.tools.torch, load, self.tools.where, seed, buffers, self.runner.unread)
             self.last = (load, buffers, seed, inputs)
         return self.last[2], self.last[3]
 
@@ -126,12 +217,3 @@ def check_kernel(kernel: str) -> None:
             f"kernel {name!r} is not leansim's own; wanted one that it can run: {', '.join(ours)}, a "
             "file based on one of them, or one of them under any partitioner (triton_lean+lean_aiter)"
         )
-
-
-def _resources(resources: Resources) -> dict[str, Any]:
-    return {
-        "registers": resources.registers,
-        "spills": resources.spills,
-        "smem_bytes": resources.smem_bytes,
-        "resident_ctas_per_sm": resources.ctas_per_sm,
-    }

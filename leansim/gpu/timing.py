@@ -62,13 +62,16 @@ def timed(
     launch: LaunchMode,
     flush: Callable[[], None] | None = None,
     least_s: float = 0.1,
+    poison: Callable[[], None] | None = None,
 ) -> Timing:
     """Time `call(0) ... call(calls - 1)`, in one graph or as launches of a stream.
 
     Warms up first (kernels are compiled and loaded then). With `flush`, what it evicts is evicted
-    before each sample, outside the times. Samples go on for `least_s` seconds of device time.
+    before each sample, outside the times. Samples go on for `least_s` seconds of device time. With
+    `poison`, it is called after the last one, and a sample follows that is not timed: what the calls
+    then leave is what they leave as they were timed, for a check.
     """
-    enqueue = _enqueuer(tools, call, calls, launch)
+    enqueue = enqueuer(tools, call, calls, launch)
     hold = _hold_cycles(tools, enqueue)
     cuda = tools.torch.cuda
     start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
@@ -82,12 +85,16 @@ def timed(
         end.record()
         cuda.synchronize()
         found.append(start.elapsed_time(end))
+    if poison is not None:
+        poison()
+        enqueue()
+        cuda.synchronize()
     us = np.array(found) * 1e3 / calls
     low, median, high = np.percentile(us, (25, 50, 75))
     return Timing(float(median), float(high - low), float(us.min()), len(found), calls)
 
 
-def _enqueuer(
+def enqueuer(
     tools: Toolkit, call: Callable[[int], None], calls: int, launch: LaunchMode
 ) -> Callable[[], None]:
     """What enqueues one sample: a captured graph's replay, or the calls themselves."""

@@ -43,7 +43,8 @@ def described(name: str) -> str:
 
     Raises `UnknownNameError` for a name that nothing answers to.
     """
-    thing = catalog.table(name) if name in catalog.names("table") else show(name)
+    harnesses = (*catalog.names("table"), *catalog.names("timer"))
+    thing = catalog.harness(name) if name in harnesses else show(name)
     if isinstance(thing, type):
         return _class(name, thing, "option" if name in partitioners() else "number")
     text = _spec(thing)

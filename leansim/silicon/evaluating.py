@@ -89,7 +89,8 @@ class Model:
         changes = dict(zip(self.targets, values, strict=True)) if values is not None else {}
         simulated = {target: value for target, value in changes.items() if target.kind != "table"}
         tables = _tables(changes, self.harnesses.places)
-        found: FloatArray = self._executed({**self.fixed, **simulated}) + self.harnesses.seconds(tables)
+        kernels = self._executed({**self.fixed, **simulated})
+        found: FloatArray = kernels + self.harnesses.seconds(kernels, tables)
         return found
 
     def _executed(self, changes: Mapping[Target, float]) -> FloatArray:

@@ -17,7 +17,7 @@ from leansim.points.grid import setting_of
 from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
 from leansim.silicon import rows as schema
 from leansim.specs.harness import Calls
-from leansim.sweeps.predict import OWN_TABLE, harness_table
+from leansim.sweeps.predict import OWN_TABLE, harness_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ MEASUREMENT_COLUMNS = (
 )  # fmt: skip
 # What a campaign on libraries writes beside a point: whose kernel it was, and what its batch was drawn
 # from. Only the lengths that were drawn describe the point.
-ORIGIN_COLUMNS = ("library", "shape_id", "drawn_from")
+ORIGIN_COLUMNS = ("library", "adapter", "shape_id", "drawn_from")
 # Columns of a CSV of points that are known beside those of a point.
 _BESIDE = (HARNESS, *MEASUREMENT_COLUMNS, *ORIGIN_COLUMNS)
 # What a shape is: a row's point without the kernel and the device.
@@ -159,11 +159,11 @@ def _measured(row: CsvRow, source: str, time: _Time, fit_every: int) -> dict[str
 
 
 def _harness(text: str, point: Point) -> str:
-    """The measured table whose harness a time contains, or nothing. Raises `UnknownNameError`."""
+    """The table or timer whose harness a time contains, or nothing. Raises `UnknownNameError`."""
     if not text:
         return ""
-    table = harness_table(text, point)
-    return table.name if text == OWN_TABLE else text
+    found = harness_of(text, point)
+    return found.name if text == OWN_TABLE else text
 
 
 def _seconds(text: str, source: str, time: _Time) -> float:

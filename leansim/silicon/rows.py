@@ -153,12 +153,17 @@ class Harnesses:
         }
         self.calls = {name: calls_of(rows.iloc[at]) for name, at in self.places.items()}
 
-    def seconds(self, changed: Mapping[str, MeasuredTable] | None = None) -> FloatArray:
-        """Time of each row's harness `[n]`, s, 0 without one; some tables may be `changed` ones."""
+    def seconds(
+        self, kernel_s: FloatArray, changed: Mapping[str, MeasuredTable] | None = None
+    ) -> FloatArray:
+        """Time of each row's harness `[n]`, s, 0 without one, beside kernels that take `kernel_s`.
+
+        Some tables may be `changed` ones.
+        """
         found = np.zeros(self.count)
         for name, at in self.places.items():
-            table = (changed or {}).get(name) or catalog.table(name)
-            found[at] = table.harness_s(self.calls[name])
+            harness = (changed or {}).get(name) or catalog.harness(name)
+            found[at] = harness.harness_s(self.calls[name], kernel_s[at])
         return found
 
 

@@ -76,7 +76,7 @@ def validate(
     columns = ["kernel_s", "refused", *_PREDICTED]
     known = rows.drop(columns=["point", *columns], errors="ignore").reset_index(drop=True)
     validated = known.join(pd.DataFrame(found, columns=columns))
-    validated["harness_s"] = Harnesses(rows).seconds()
+    validated["harness_s"] = Harnesses(rows).seconds(validated["kernel_s"].to_numpy())
     validated["predicted_s"] = validated["kernel_s"] + validated["harness_s"]
     validated["error"] = validated["predicted_s"] / validated["measured_s"] - 1.0
     judged = _with_unread(with_regimes(validated), rows.attrs.get("refused", []))

@@ -1,4 +1,4 @@
-"""Finds and loads what is named: devices, nodes, kernels, models, measured tables, runs and sweeps.
+"""Finds and loads what is named: devices, nodes, kernels, models, tables, timers, runs, sweeps.
 
 Looks in `$LEANSIM_CONFIGS` (folders separated as in PATH), then in the shipped configs. A name
 that is a path to a YAML file loads that file.
@@ -26,9 +26,10 @@ from leansim.specs.harness import MeasuredTable
 from leansim.specs.kernel import Kernel
 from leansim.specs.model import Model
 from leansim.specs.node import Node
+from leansim.specs.timer import Timer
 from leansim.specs.units import of_other_units
 
-Kind = Literal["device", "kernel", "model", "node", "table"]
+Kind = Literal["device", "kernel", "model", "node", "table", "timer"]
 _Spec = TypeVar("_Spec", bound=BaseModel)
 _Sourced = TypeVar("_Sourced", bound=SourcedSpec)
 
@@ -39,7 +40,7 @@ def search_path() -> str:
 
 
 def config_folders() -> list[Path]:
-    """Folders that hold `devices/`, `kernels/`, `models/`, `nodes/`, `tables/`, nearest first."""
+    """Folders that hold `devices/`, `kernels/`, ..., `tables/` and `timers/`, nearest first."""
     folders = [Path(part) for part in search_path().split(os.pathsep) if part]
     return [*folders, _shipped_configs()]
 
@@ -52,7 +53,7 @@ def _shipped_configs() -> Path:
 
 
 def names(kind: Kind) -> list[str]:
-    """Names of every device, kernel, model, node or measured table that can be loaded."""
+    """Names of every device, kernel, model, node, measured table or timer that can be loaded."""
     return sorted({path.stem for path in _files(kind)})
 
 
@@ -79,6 +80,19 @@ def node(name: str) -> Node:
 def table(name: str) -> MeasuredTable:
     """Load the description of a measured table by name or path. Raises as `device`."""
     return _load(MeasuredTable, "table", name)
+
+
+def harness(name: str) -> MeasuredTable | Timer:
+    """Load a timer, or the description of a measured table, by name. Raises as `device`."""
+    if name in names("timer"):
+        return _load(Timer, "timer", name)
+    try:
+        return table(name)
+    except UnknownNameError:
+        known = [*names("table"), *names("timer")]
+        raise UnknownNameError(
+            "harness", name, known, hint("timer", name) or hint("table", name)
+        ) from None
 
 
 def spec_path(kind: Kind, name: str) -> Path:

@@ -17,6 +17,7 @@ from leansim.results.metrics import limiting, time_shares
 from leansim.specs import catalog
 from leansim.specs.evidence import Evidence
 from leansim.specs.harness import Calls, MeasuredTable
+from leansim.specs.timer import Timer
 from leansim.sweeps.executors import cores, process_pool
 
 # Value of a row's harness for the measured table of the point's kernel and device.
@@ -53,9 +54,9 @@ Outcome = Prediction | LeansimError
 def predict(points: Iterable[Point], jobs: int | None = None, harness: str = "") -> Iterator[Outcome]:
     """Yield a prediction per point, in order, or the error that stood in its way.
 
-    Of the kernel alone, or with a harness where `harness` is the name of a measured table, or `table`
-    for that of the point's kernel and device. `jobs` is the number of processes: by default one per
-    core when there are many points.
+    Of the kernel alone, or with a harness where `harness` is the name of a measured table or of a timer,
+    or `table` for the table of the point's kernel and device. `jobs` is the number of processes: by
+    default one per core when there are many points.
     """
     return _spread(partial(_predicted, harness=harness), list(points), jobs)
 
@@ -89,11 +90,11 @@ def prediction(point: Point, harness: str = "") -> Prediction:
 
 def _prediction(simulation: Simulation, harness: str) -> Prediction:
     point = simulation.point
+    result, schedule = simulation.result, simulation.schedule
     harness_s = 0.0
     if harness:
         calls = Calls.of(point.kernel.partition("+")[0], simulation.resolved.workload)
-        harness_s = float(harness_table(harness, point).harness_s(calls))
-    result, schedule = simulation.result, simulation.schedule
+        harness_s = float(harness_of(harness, point).harness_s(calls, result.latency_s))
     shares, dram_bytes = time_shares(result), result.program.dram_bytes
     grounds = simulation.grounds
     return Prediction(
@@ -111,18 +112,18 @@ def _prediction(simulation: Simulation, harness: str) -> Prediction:
     )
 
 
-def harness_table(harness: str, point: Point) -> MeasuredTable:
-    """The table that a point's harness names.
+def harness_of(harness: str, point: Point) -> MeasuredTable | Timer:
+    """The table or timer that a point's harness names.
 
     Raises `UnknownNameError` saying which there are, `SetupError` where one of all is broken.
     """
-    return _harness_table(harness, point.kernel.partition("+")[0], point.device, catalog.search_path())
+    return _harness_of(harness, point.kernel.partition("+")[0], point.device, catalog.search_path())
 
 
 @lru_cache(maxsize=1024)
-def _harness_table(harness: str, kernel: str, device: str, _configs: str) -> MeasuredTable:
+def _harness_of(harness: str, kernel: str, device: str, _configs: str) -> MeasuredTable | Timer:
     if harness != OWN_TABLE:
-        return catalog.table(harness)
+        return catalog.harness(harness)
     try:
         tables = {name: catalog.table(name) for name in catalog.names("table")}
     except ConfigError as error:  # of a table that the point may have nothing to do with

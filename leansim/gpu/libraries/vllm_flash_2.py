@@ -1,0 +1,63 @@
+"""vLLM's FlashAttention-2: variable lengths, paged.
+
+Signature: vllm-project/flash-attention 617264c (vLLM 0.22 to 0.24), `_vllm_fa2_C.varlen_fwd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from leansim.gpu.inputs import Inputs
+from leansim.gpu.libraries.calls import (
+    empty_like_queries,
+    for_arch,
+    lengths,
+    plain_decode,
+    query_starts,
+    scale_of,
+    window_of,
+)
+from leansim.gpu.libraries.vllm_extensions import called, operators, vllm_version
+from leansim.specs.device import Device
+from leansim.specs.workload import Workload
+
+
+@dataclass(frozen=True)
+class VllmFlash2:
+    """The operator itself: where query heads are folded into rows it copies Q and O around it."""
+
+    kernel: ClassVar[str] = "vllm_fa2"
+
+    def version(self) -> str:
+        """vLLM's; an error where its extension does not load."""
+        operators("_vllm_fa2_C")
+        return vllm_version()
+
+    def check(self, load: Workload, device: Device) -> None:
+        """Sixteen-bit KV of its own."""
+        plain_decode("vLLM's FlashAttention-2", load, window=True)
+        for_arch("vLLM's FlashAttention-2", device, "sm_8", "sm_9", "sm_10", "sm_12")
+
+    def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:  # noqa: ARG002
+        """Pages as they are."""
+        module, load = operators("_vllm_fa2_C"), given.workload
+        starts, (left, right) = query_starts(given), window_of(load)
+        how = {
+            "q": given.q.view(-1, load.num_q_heads, load.head_dim),
+            "k": given.k,
+            "v": given.v,
+            "out": empty_like_queries(given).flatten(0, 1),
+            "cu_seqlens_q": starts,
+            "cu_seqlens_k": given.torch.zeros_like(starts),  # not read where `seqused_k` is there
+            "seqused_k": lengths(given),
+            "max_seqlen_q": load.query_len,
+            "max_seqlen_k": max(load.context_lens),
+            "softmax_scale": scale_of(load),
+            "is_causal": True,
+            "window_size_left": left,
+            "window_size_right": right,
+        }
+        tables = list(given.page_table.unbind(0))
+        return lambda buffer: called(module.varlen_fwd, {**how, "block_table": tables[buffer]})[0]

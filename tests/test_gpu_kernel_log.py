@@ -1,0 +1,112 @@
+"""Kernels of a call apart: from traces made by hand, and grids of recorded calls against the plans."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leansim.errors import GpuError
+from leansim.gpu.kernel_log import KernelRun, columns_of, contradiction, kernels_of, planned_ctas
+from leansim.points.point import point_from_row, resolve
+from leansim.silicon.own import point_fields
+
+H200 = Path(__file__).resolve().parent.parent / "experiments" / "own_gpus" / "h200"
+
+
+def event(name: str, start: float, duration: float, grid: tuple[int, ...] = (4, 1, 1)) -> dict[str, Any]:
+    args = {"grid": list(grid), "block": [128, 1, 1], "registers per thread": 64, "shared memory": 1024}
+    return {"cat": "kernel", "name": name, "ts": start, "dur": duration, "args": args}
+
+
+def test_times_and_gaps_by_hand() -> None:
+    """Three calls of two kernels: 10 us and then 2, 1 us apart; 3, 4 and then nothing to the next call.
+
+    The second call's merge overlaps its attention by 2 us: gaps 1, -2, 1 and 3, 4: medians 1 and 3.5.
+    """
+    trace = {
+        "traceEvents": [
+            event("attention", 0.0, 10.0),
+            event("combine", 11.0, 2.0),  # ends at 13
+            event("attention", 16.0, 12.0),  # ends at 28
+            event("combine", 26.0, 4.0),  # ends at 30
+            event("attention", 34.0, 11.0),  # ends at 45
+            event("combine", 46.0, 3.0),
+            {"cat": "gpu_memset", "name": "Memset", "ts": 1.0, "dur": 1.0},
+            {"ph": "M", "name": "process_name"},
+        ]
+    }
+    first, second = kernels_of(trace, 3)
+    assert (first.duration_us, first.gap_after_us, first.registers, first.ctas) == (11.0, 1.0, 64, 4)
+    assert (second.duration_us, second.gap_after_us, second.smem_bytes) == (3.0, 3.5, 1024)
+    assert (first.attends, second.attends, second.merges) == (True, False, True)
+    (alone,) = kernels_of({"traceEvents": [event("attention", 0.0, 1.0)]}, 1)
+    assert alone.gap_after_us is None
+
+
+def test_a_trace_that_is_not_equal_calls_is_refused() -> None:
+    events = [event("a", 0, 1), event("b", 2, 1), event("a", 4, 1)]
+    with pytest.raises(GpuError, match="found 3 kernels in a trace of 2 calls"):
+        kernels_of({"traceEvents": events}, 2)
+    with pytest.raises(GpuError, match="found a and b as kernel 0 of calls"):
+        kernels_of({"traceEvents": events[:2]}, 2)
+    with pytest.raises(GpuError, match="found 0 kernels"):
+        kernels_of({"traceEvents": []}, 2)
+    other = event("a", 2, 1, (5, 1, 1))
+    with pytest.raises(GpuError, match="wanted equal ones in each"):
+        kernels_of({"traceEvents": [events[0], other]}, 2)
+
+
+def recorded() -> list[tuple[dict[str, str], list[KernelRun]]]:
+    """Calls whose kernels were recorded on the H200, and those kernels."""
+    points = {}
+    with (H200 / "libraries_cold.csv").open() as handle:
+        for row in csv.DictReader(handle):
+            points[row["shape_id"], row["kernel"]] = row
+    runs = defaultdict(list)
+    with (H200 / "kernel_durations_cold.csv").open() as handle:
+        for row in csv.DictReader(handle):
+            runs[row["shape_id"], row["kernel"]].append(
+                KernelRun(
+                    row["name"],
+                    tuple(json.loads(row["grid"])),
+                    tuple(json.loads(row["block"])),
+                    int(row["regs"]),
+                    int(row["smem"]),
+                    float(row["dur_us"]),
+                    float(row["gap_after_us"] or 0.0),
+                    int(row["n"]),
+                )
+            )
+    return [(points[key], kernels) for key, kernels in runs.items() if key in points]
+
+
+def test_recorded_grids_are_the_planned_ones() -> None:
+    """FlashAttention-2, FlashAttention-3 and FlashInfer launch what leansim plans for the same call."""
+    calls = recorded()
+    assert len(calls) > 90
+    wrong = []
+    for row, kernels in calls:
+        schedule = resolve(point_from_row(point_fields(row), "recorded")).schedule
+        if found := contradiction(kernels, schedule):
+            wrong.append((row["kernel"], row["shape_id"], found))
+    assert not wrong
+
+
+def test_a_grid_that_is_not_planned_is_told() -> None:
+    row, kernels = next(pair for pair in recorded() if pair[0]["kernel"] == "flash_decoding")
+    schedule = resolve(point_from_row(point_fields(row), "recorded")).schedule
+    more = resolve(point_from_row({**point_fields(row), "batch_size": "1"}, "recorded")).schedule
+    assert contradiction(kernels, schedule) == ""
+    assert f"= {planned_ctas(schedule)} CTAs, planned {more.num_ctas}" in contradiction(kernels, more)
+    merge = KernelRun("combine", (1, 1, 1), (32, 1, 1), 8, 0, 1.0, None, 1)
+    others = [*kernels, merge] if schedule.combine == "none" else kernels[:1]
+    assert "kernel that merges, planned" in contradiction(others, schedule)
+    assert "no kernel that attends" in contradiction([merge], schedule)
+    rows = columns_of(kernels, more)
+    assert all(one["planned_ctas"] == more.num_ctas and one["contradicts"] for one in rows)
+    assert json.loads(rows[0]["grid"]) == list(kernels[0].grid)
