@@ -372,9 +372,7 @@ def test_a_validation_has_its_rows_and_errors() -> None:
 def test_calibrate_and_measure_complain_as_the_command_does(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nosuch\.yaml"):
         leansim.calibrate("nosuch.yaml")
-    with pytest.raises(
-        ConfigError, match="wanted a CSV of points, campaign, micro, libraries"
-    ):
+    with pytest.raises(ConfigError, match="wanted a CSV of points, campaign, micro, libraries"):
         leansim.measure("micra", tmp_path / "o.csv")
     with pytest.raises(ConfigError, match="wanted the device in each row"):
         leansim.measure("p.csv", tmp_path / "o.csv", device="h100_sxm")
