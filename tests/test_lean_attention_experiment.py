@@ -6,21 +6,19 @@ A change that moves the pins is a model change: run the experiment's `run.py` ag
 from __future__ import annotations
 
 import csv
-import importlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loading import EXPERIMENTS, modules_of
 
 from leansim.partitioners.lean_attention import LeanAttention
 from leansim.points.point import resolve
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "lean_attention"
+FOLDER = EXPERIMENTS / "lean_attention"
 MODULES = (
     "calls", "parts", "over_context", "busy", "ragged", "tensor_parallel", "published", "when_it_pays",
     "end_to_end",
@@ -32,13 +30,8 @@ EVERY = 61
 @pytest.fixture(scope="module")
 def here() -> Iterator[dict[str, Any]]:
     """The experiment's modules, which no other test shall find under these names."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in MODULES}
-        for name in MODULES:
-            del sys.modules[name]
+    with modules_of(FOLDER, *MODULES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

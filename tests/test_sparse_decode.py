@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from loading import modules_of
 
 from leansim.points.grid import load
 from leansim.points.point import point_from_row, resolve
@@ -26,13 +25,8 @@ RESULTS = (FOLDER / "RESULTS.md").read_text()
 @pytest.fixture(scope="module")
 def here() -> Iterator[dict[str, Any]]:
     """The experiment's modules, which no other test shall find under these names."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in MODULES:
-            patch.delitem(sys.modules, name, raising=False)
-        patch.syspath_prepend(str(FOLDER))
-        yield {name: importlib.import_module(name) for name in MODULES}
-        for name in MODULES:
-            del sys.modules[name]
+    with modules_of(FOLDER, *MODULES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,14 @@ import numpy as np
 
 from leansim.errors import PairingError
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import for_arch, plain_decode, scale_of, together, version_of
+from leansim.gpu.libraries.calls import (
+    flat_queries,
+    for_arch,
+    plain_decode,
+    scale_of,
+    together,
+    version_of,
+)
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
@@ -49,7 +56,7 @@ class AiterLean:
         """Copy KV out of its pages, and make room for partials of one CTA on each compute unit."""
         call, load, torch = import_module(_MODULE).persistent_lean_attention, given.workload, given.torch
         where, programs = given.q.device, device.num_sms
-        q = given.q.view(-1, load.num_q_heads, load.head_dim)
+        q = flat_queries(given)
         floats = {"dtype": torch.float32, "device": where}
         maxima, sums = (torch.empty((programs, BLOCK_M), **floats) for _ in range(2))
         partial = torch.empty((programs, load.query_len, load.head_dim), **floats)

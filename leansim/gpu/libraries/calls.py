@@ -80,6 +80,16 @@ def queries(given: Inputs) -> Any:
     return given.q.view(load.batch_size, load.query_len, load.num_q_heads, load.head_dim)
 
 
+def flat_queries(given: Inputs) -> Any:
+    """Q `[batch * query_len, num_q_heads, head_dim]`: requests one after another."""
+    return queries(given).flatten(0, 1)
+
+
+def page_tables(given: Inputs) -> list[Any]:
+    """The page table of each buffer, int32 `[batch, pages]`."""
+    return list(given.page_table.unbind(0))
+
+
 def lengths(given: Inputs) -> Any:
     """Tokens of each context, int32 `[batch]`."""
     return _int32(given, given.workload.lens)
@@ -98,17 +108,14 @@ def context_starts(given: Inputs) -> Any:
 
 def page_starts(given: Inputs) -> Any:
     """Where each request's pages begin in `pages_of`, int32 `[batch + 1]`, on the host."""
-    load = given.workload
-    counts = -(-load.lens // load.page_tokens)
-    return given.torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    ends = np.cumsum(_page_counts(given))
+    return given.torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
 
 
 def pages_of(given: Inputs, buffer: int) -> Any:
     """Pages of all requests one after another, int32."""
-    load = given.workload
-    counts = -(-load.lens // load.page_tokens)
-    table = given.page_table[buffer]
-    return given.torch.cat([table[i, :n] for i, n in enumerate(counts.tolist())]).contiguous()
+    table, counts = given.page_table[buffer], _page_counts(given).tolist()
+    return given.torch.cat([table[i, :n] for i, n in enumerate(counts)]).contiguous()
 
 
 def tail_lengths(given: Inputs) -> Any:
@@ -142,6 +149,11 @@ def empty_like_queries(given: Inputs) -> Any:
     load = given.workload
     shape = (load.batch_size, load.query_len, load.num_q_heads, load.value_dim)
     return given.q.new_empty(shape)
+
+
+def _page_counts(given: Inputs) -> Any:
+    load = given.workload
+    return -(-load.lens // load.page_tokens)
 
 
 def _int32(given: Inputs, values: Any) -> Any:

@@ -15,6 +15,7 @@ from leansim.gpu.libraries.calls import (
     contiguous,
     for_arch,
     lengths,
+    page_tables,
     plain_decode,
     queries,
     scale_of,
@@ -56,7 +57,7 @@ class FlashAttn2:
             "window_size": window_of(load),
         }
         if load.page_tokens % _PAGE == 0:
-            tables = list(given.page_table.unbind(0))
+            tables = page_tables(given)
             return lambda buffer: call(q, given.k, given.v, block_table=tables[buffer], **how)
         kv = [contiguous(given, buffer) for buffer in range(given.buffers)]
         return lambda buffer: call(q, *kv[buffer], **how)

@@ -14,6 +14,7 @@ from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
     for_arch,
     lengths,
+    page_tables,
     plain_decode,
     queries,
     scale_of,
@@ -43,7 +44,7 @@ class FlashAttn3:
         """Pages as they are."""
         call = import_module("flash_attn_interface").flash_attn_with_kvcache
         load, q, seen = given.workload, queries(given), lengths(given)
-        tables = list(given.page_table.unbind(0))
+        tables = page_tables(given)
         return lambda buffer: call(
             q,
             given.k,

@@ -16,6 +16,7 @@ from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
     for_arch,
     lengths,
+    page_tables,
     plain_decode,
     queries,
     scale_of,
@@ -50,7 +51,7 @@ class FlashMla:
         """One call, whose metadata the others take: lengths are the same for all buffers."""
         library, load = import_module("flash_mla"), given.workload
         metadata, _ = library.get_mla_metadata()
-        q, seen, tables = queries(given), lengths(given), list(given.page_table.unbind(0))
+        q, seen, tables = queries(given), lengths(given), page_tables(given)
 
         def call(buffer: int) -> Any:
             return library.flash_mla_with_kvcache(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
+    flat_queries,
     lengths,
     page_starts,
     pages_of,
@@ -42,7 +43,7 @@ class FlashinferBatch:
     def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:  # noqa: ARG002
         """Plan for each buffer."""
         attention, load = import_module("flashinfer").BatchAttention, given.workload
-        q = given.q.view(-1, load.num_q_heads, load.head_dim)
+        q = flat_queries(given)
         out = given.torch.empty_like(q)
         lse = given.torch.empty(q.shape[:2], dtype=given.torch.float32, device=q.device)
         starts = page_starts(given).to(q.device)

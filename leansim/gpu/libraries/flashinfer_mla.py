@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
+    flat_queries,
     lengths,
     page_starts,
     pages_of,
@@ -44,7 +45,7 @@ class FlashinferMla:
         """Plan for each buffer."""
         wrapper = import_module("flashinfer.mla").BatchMLAPagedAttentionWrapper
         load = given.workload
-        q = given.q.view(-1, load.num_q_heads, load.head_dim)
+        q = flat_queries(given)
         latent = load.value_dim
         cache = given.k[:, :, 0]
         parts = (q[..., :latent], q[..., latent:], cache[..., :latent], cache[..., latent:])

@@ -11,7 +11,13 @@ from importlib import import_module
 from typing import Any
 
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import page_starts, pages_of, scale_of, tail_lengths
+from leansim.gpu.libraries.calls import (
+    flat_queries,
+    page_starts,
+    pages_of,
+    scale_of,
+    tail_lengths,
+)
 
 WORKSPACE_BYTES = 256 * 2**20
 
@@ -29,7 +35,7 @@ def planned_decode(given: Inputs, tensor_cores: bool) -> Callable[[int], Any]:
     """
     wrapper = import_module("flashinfer").BatchDecodeWithPagedKVCacheWrapper
     load = given.workload
-    q = given.q.view(-1, load.num_q_heads, load.head_dim)
+    q = flat_queries(given)
     out, room = given.torch.empty_like(q), workspace(given)
     left = -1 if load.window is None else load.window - 1
     starts, tails = page_starts(given), tail_lengths(given)

@@ -11,7 +11,15 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import for_arch, lengths, plain_decode, scale_of, version_of
+from leansim.gpu.libraries.calls import (
+    flat_queries,
+    for_arch,
+    lengths,
+    page_tables,
+    plain_decode,
+    scale_of,
+    version_of,
+)
 from leansim.gpu.libraries.flashinfer_wrapper import workspace
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
@@ -37,10 +45,10 @@ class FlashinferXqa:
         """Room for partials, zeroed: it holds semaphores too."""
         call = import_module("flashinfer.decode").xqa_batch_decode_with_kv_cache
         load, room = given.workload, workspace(given)
-        q = given.q.view(-1, load.num_q_heads, load.head_dim)
+        q = flat_queries(given)
         out, seen = given.torch.empty_like(q), lengths(given)
         left = -1 if load.window is None else load.window - 1
-        tables, pools = list(given.page_table.unbind(0)), (given.k, given.v)
+        tables, pools = page_tables(given), (given.k, given.v)
         return lambda buffer: call(
             q,
             pools,

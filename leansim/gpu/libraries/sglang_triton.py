@@ -14,7 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import context_starts, plain_decode, scale_of, version_of
+from leansim.gpu.libraries.calls import (
+    context_starts,
+    flat_queries,
+    plain_decode,
+    scale_of,
+    version_of,
+)
 from leansim.partitioners.sglang_triton import dynamic_splits, head_groups
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
@@ -42,7 +48,7 @@ class SglangTriton:
         """List the tokens of each buffer, and count splits."""
         call, load, torch = import_module(_MODULE).decode_attention_fwd, given.workload, given.torch
         where = given.q.device
-        q = given.q.view(-1, load.num_q_heads, load.head_dim)
+        q = flat_queries(given)
         out = q.new_empty((*q.shape[:2], load.value_dim))
         shape = (*q.shape[:2], MOST_SPLITS)
         partial = torch.empty((*shape, load.value_dim), dtype=torch.float32, device=where)

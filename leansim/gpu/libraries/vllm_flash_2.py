@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
     empty_like_queries,
+    flat_queries,
     for_arch,
     lengths,
+    page_tables,
     plain_decode,
     query_starts,
     scale_of,
@@ -45,7 +47,7 @@ class VllmFlash2:
         module, load = operators("_vllm_fa2_C"), given.workload
         starts, (left, right) = query_starts(given), window_of(load)
         how = {
-            "q": given.q.view(-1, load.num_q_heads, load.head_dim),
+            "q": flat_queries(given),
             "k": given.k,
             "v": given.v,
             "out": empty_like_queries(given).flatten(0, 1),
@@ -59,5 +61,5 @@ class VllmFlash2:
             "window_size_left": left,
             "window_size_right": right,
         }
-        tables = list(given.page_table.unbind(0))
+        tables = page_tables(given)
         return lambda buffer: called(module.varlen_fwd, {**how, "block_table": tables[buffer]})[0]

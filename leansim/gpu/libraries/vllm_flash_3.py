@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
     empty_like_queries,
+    flat_queries,
     for_arch,
     lengths,
+    page_tables,
     plain_decode,
     query_starts,
     scale_of,
@@ -71,7 +73,7 @@ class VllmFlash3:
             },
         )
         how = {
-            "q": given.q.view(-1, load.num_q_heads, load.head_dim),
+            "q": flat_queries(given),
             "k": given.k,
             "v": given.v,
             "out": empty_like_queries(given).flatten(0, 1),
@@ -80,5 +82,5 @@ class VllmFlash3:
             "scheduler_metadata": metadata,
             **shared,
         }
-        tables = list(given.page_table.unbind(0))
+        tables = page_tables(given)
         return lambda buffer: called(module.fwd, {**how, "page_table": tables[buffer]})[0]
