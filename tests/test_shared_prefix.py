@@ -6,7 +6,6 @@ A change that moves the pins is a model change: run the experiment's `run.py` ag
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 import subprocess
 import sys
@@ -17,23 +16,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from loading import EXPERIMENTS, modules_of
 
-FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "shared_prefix"
+FOLDER = EXPERIMENTS / "shared_prefix"
 EVERY = 40
 
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[ModuleType]:
     """The experiment's script, with what it imports."""
-    before = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("run_shared_prefix", FOLDER / "run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path[:] = before
+    with modules_of(FOLDER, "run") as found:
+        yield found["run"]
 
 
 @pytest.fixture(scope="module")
