@@ -208,11 +208,17 @@ class Measurer:
             raise GpuError(f"the point's device is {item.point.device!r}, {here}")
 
 
+def is_own(kernel: str) -> bool:
+    """Whether a kernel of the catalog, under any partitioner, is one that leansim can run."""
+    name, _, _ = kernel.partition("+")
+    return BASE in with_bases(name)
+
+
 def check_kernel(kernel: str) -> None:
     """Refuse a kernel that is not one of our own. Raises `GpuError` naming them."""
     name, _, _ = kernel.partition("+")
-    if BASE not in with_bases(name):
-        ours = [known for known in catalog.names("kernel") if BASE in with_bases(known)]
+    if not is_own(kernel):
+        ours = [known for known in catalog.names("kernel") if is_own(known)]
         raise GpuError(
             f"kernel {name!r} is not leansim's own; wanted one that it can run: {', '.join(ours)}, a "
             "file based on one of them, or one of them under any partitioner (triton_lean+lean_aiter)"

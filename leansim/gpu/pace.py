@@ -16,7 +16,7 @@ from leansim.errors import GpuError, LeansimError
 from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.registry import installed
 from leansim.gpu.libraries.running import ADAPTER, LibraryRunner
-from leansim.gpu.measuring import Executed, Measurer, Runner, TritonRunner
+from leansim.gpu.measuring import Executed, Measurer, Runner, TritonRunner, is_own
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved, point_from_row, resolve
 from leansim.schedule.schedule import Schedule
@@ -176,7 +176,7 @@ def curves(
     """
     if tools.interpreted:
         raise GpuError("pace is measured on a GPU; the interpreter has no time to show")
-    ours = set(catalog.names("kernel"))
+    ours = {name for name in catalog.names("kernel") if is_own(name)}
     found = installed([name for name in only if name not in ours]) if set(only) - ours else None
     for name in only:
         runner: Runner

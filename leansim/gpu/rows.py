@@ -82,6 +82,8 @@ def measure_rows(
     complaints: list[tuple[CsvRow, LeansimError]] = []
 
     def complain(row: CsvRow, error: LeansimError) -> None:
+        # A traceback holds on to the tensors of the call that failed.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         complaints.append((row, error))
         going.refused(row, error)
 

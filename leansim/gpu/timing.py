@@ -61,7 +61,7 @@ def timed(
     calls: int,
     launch: LaunchMode,
     flush: Callable[[], None] | None = None,
-    least_s: float = 0.1,
+    least_s: float = 0.03,
     poison: Callable[[], None] | None = None,
 ) -> Timing:
     """Time `call(0) ... call(calls - 1)`, in one graph or as launches of a stream.

@@ -1,7 +1,7 @@
-"""FlashMLA's dense decode.
+"""FlashMLA's dense decode: its own package's, or the copy that vLLM brings.
 
 Signature: deepseek-ai/FlashMLA 9241ae3, `flash_mla_with_kvcache` and `get_mla_metadata`: metadata is
-made in the first call and kept.
+made in the first call and kept. vLLM 0.24 has the same under `vllm.third_party`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
 PAGE_TOKENS = 64
+# Where the interface is, and whose distribution says its version.
+_PLACES = {"flash_mla": "flash-mla", "vllm.third_party.flashmla.flash_mla_interface": "vllm"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class FlashMla:
     kernel: ClassVar[str] = "flash_mla"
 
     def version(self) -> str:
-        """The package's."""
-        return version_of("flash_mla", "flash-mla", "flash_mla")
+        """The package's, or vLLM's."""
+        place = _place()
+        return version_of(place, _PLACES[place], place)
 
     def check(self, load: Workload, device: Device) -> None:
         """Key width 576, value width 512, pages of 64 tokens, on Hopper."""
@@ -49,7 +52,7 @@ class FlashMla:
 
     def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:  # noqa: ARG002
         """One call, whose metadata the others take: lengths are the same for all buffers."""
-        library, load = import_module("flash_mla"), given.workload
+        library, load = import_module(_place()), given.workload
         metadata, _ = library.get_mla_metadata()
         q, seen, tables = queries(given), lengths(given), page_tables(given)
 
@@ -67,3 +70,16 @@ class FlashMla:
 
         call(0)
         return call
+
+
+def _place() -> str:
+    """The first of the places that can be imported. Raises what the first one raised."""
+    missing: list[ImportError] = []
+    for place in _PLACES:
+        try:
+            import_module(place)
+        except ImportError as error:
+            missing.append(error)
+        else:
+            return place
+    raise missing[0]

@@ -47,9 +47,11 @@ class FlashinferBatch:
         out = given.torch.empty_like(q)
         lse = given.torch.empty(q.shape[:2], dtype=given.torch.float32, device=q.device)
         starts = page_starts(given).to(q.device)
-        made = []
+        made: list[Any] = []
         for buffer in range(given.buffers):
             one = attention(kv_layout="NHD", device=str(q.device))
+            if made:  # 384 MB of partials, which no two calls have at a time
+                one.float_workspace_buffer = made[0].float_workspace_buffer
             one.plan(
                 query_starts(given),
                 starts,

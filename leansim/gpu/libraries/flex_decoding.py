@@ -17,6 +17,7 @@ from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
 _MODULE = "torch.nn.attention.flex_attention"
+_MOST_SHAPES = 256
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,7 @@ def _attention(where: str, *_head_shape: int) -> Callable[..., Any]:
     plain = import_module(_MODULE).flex_attention
     if where == "cpu":
         return plain  # type: ignore[no-any-return]
+    # All head shapes count together there, and past the limit nothing is compiled.
+    limits = import_module("torch._dynamo").config
+    limits.recompile_limit = max(limits.recompile_limit, _MOST_SHAPES)
     return import_module("torch").compile(plain, dynamic=True)  # type: ignore[no-any-return]

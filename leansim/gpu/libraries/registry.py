@@ -26,7 +26,11 @@ PLUGINS = Plugins(
 
 
 class Library(Protocol):
-    """Calls one kernel of a library. Implementations are frozen dataclasses; nothing is inherited."""
+    """Calls one kernel of a library. Implementations are frozen dataclasses; nothing is inherited.
+
+    One whose kernel rounds more than leansim's own may say so in a class variable `rounding`: how many
+    times their tolerance its output is held to (1.0).
+    """
 
     kernel: ClassVar[str]
     """Which kernel of the catalog it is: what `predict` is to be held against."""

@@ -17,7 +17,7 @@ from leansim.gpu.measuring import Executed
 from leansim.gpu.toolkit import Toolkit
 from leansim.points.point import Resolved
 
-ADAPTER = "adapter"
+ADAPTER, ROUNDING = "adapter", "rounding"
 # What must not be read is a number that would show, and no NaN: servers' caches hold numbers there, and
 # kernels may multiply them by weights of zero.
 UNREAD = 1e3
@@ -60,7 +60,7 @@ class LibraryCall:
     def __init__(self, tools: Toolkit, item: Resolved, library: Library, inputs: Inputs) -> None:
         """Prepare. Raises what the library raises."""
         self.tools, self.inputs, self.schedule = tools, inputs, item.schedule
-        self.call = library.prepare(inputs, item.device)
+        self.call, self.rounding = library.prepare(inputs, item.device), getattr(library, ROUNDING, 1.0)
         self.out: Any = None
 
     def launch(self, buffer: int = 0) -> None:
@@ -82,7 +82,7 @@ class LibraryCall:
         found = self.out.reshape(-1, self.out.shape[-1])
         if found.shape != (wanted := (load.num_query_rows, load.value_dim)):
             raise GpuError(f"found an output of {tuple(self.out.shape)}; wanted {wanted} once reshaped")
-        return checked(self.tools, self.inputs, found, buffer)
+        return checked(self.tools, self.inputs, found, buffer, self.rounding)
 
     def columns(self) -> dict[str, Any]:
         """Nothing that a measurement of leansim's own kernels does not have."""
