@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from leansim.errors import GpuError
-from leansim.gpu.kernel_log import KernelRun, columns_of, contradiction, kernels_of, planned_ctas
+from leansim.gpu.kernel_log import (
+    KernelRun,
+    columns_of,
+    contradiction,
+    kernels_of,
+    merge_start_of,
+    planned_ctas,
+)
 from leansim.points.point import point_from_row, resolve
 from leansim.silicon.own import point_fields
 
@@ -95,6 +102,34 @@ def test_recorded_grids_are_the_planned_ones() -> None:
         if found := contradiction(kernels, schedule):
             wrong.append((row["kernel"], row["shape_id"], found))
     assert not wrong
+
+
+def test_a_prefill_kernel_attends_and_a_fill_does_not() -> None:
+    """FlashInfer's tensor-core decode runs its kernel for prefill."""
+
+    def run(name: str) -> KernelRun:
+        return KernelRun(name, (1, 1, 1), (32, 1, 1), 8, 0, 1.0, None, 1)
+
+    assert run("flashinfer::BatchPrefillWithPagedKVCacheKernel<...>").attends
+    assert not run("at::native::FillFunctor<float>").attends
+    assert not run("fill_kernel").attends
+
+
+def test_a_merge_behind_a_barrier_is_no_kernel_of_its_own() -> None:
+    fields = {"device": "h100_sxm", "kernel": "flashinfer_batch", "batch_size": "2", "head_dim": "128",
+              "context_len": "9000", "num_q_heads": "8", "num_kv_heads": "1"}  # fmt: skip
+    item = resolve(point_from_row(fields, "by hand"))
+    assert item.schedule.combine == "kernel"
+    assert merge_start_of(item.instance) == "grid_sync"
+    alone = KernelRun(
+        "Persistent", (1, planned_ctas(item.schedule), 1), (128, 1, 1), 255, 0, 9.0, None, 1
+    )
+    merge = KernelRun("MergeStates", (1, 1, 1), (32, 1, 1), 8, 0, 1.0, None, 1)
+    assert contradiction([alone], item.schedule, "grid_sync") == ""
+    assert contradiction([alone], item.schedule) == "no kernel that merges, planned one"
+    assert contradiction([alone, merge], item.schedule) == ""
+    said = contradiction([alone, merge], item.schedule, "grid_sync")
+    assert said == "a kernel that merges, planned none"
 
 
 def test_a_grid_that_is_not_planned_is_told() -> None:
