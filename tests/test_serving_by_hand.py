@@ -131,6 +131,17 @@ def test_flashinfers_call_of_xqa_has_no_setup_kernel_and_takes_one_head_of_a_gro
     assert theirs.kernel.limits != ours.kernel.limits
 
 
+def test_pytorch_leaves_ragged_multi_head_attention_in_one() -> None:
+    """Of one length it is split, as is a group of heads that share a tile, of several lengths too."""
+    splits = {
+        (heads, lens): planned("torch_flash", Workload(lens, heads, 1, 128)).num_splits
+        for heads in (1, 4)
+        for lens in ((9000, 9000), (9000, 8999))
+    }
+    assert splits[1, (9000, 8999)] == 1
+    assert splits[1, (9000, 9000)] == splits[4, (9000, 9000)] == splits[4, (9000, 8999)] > 1
+
+
 def test_trtllm_gen_splits_until_one_wave_is_full() -> None:
     """148 SMs over 8 tiles are 18 splits; 4,096 tokens are worth 8 of 512."""
     counts = {
