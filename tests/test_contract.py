@@ -55,6 +55,7 @@ def test_every_kernel_and_every_architecture_is_checked_somewhere() -> None:
         (FlashDecoding(num_splits=7), "fa2", "h100_sxm"),
         (FlashDecoding(num_splits=33), "fa2", "a100_sxm_80gb"),
         (FlashDecoding(sms_factor=1), "fa2", "h100_sxm"),
+        (FlashDecoding(packed_only="ragged"), "fa2", "h100_sxm"),
         (LeanAttention(lengths="longest"), "fa2", "h100_sxm"),
         (LeanAttention(ctas_per_sm=1), "lean", "h100_sxm"),
         (LeanAttention(num_ctas=1), "lean", "h100_sxm"),

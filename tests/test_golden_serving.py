@@ -204,6 +204,7 @@ def test_partitions_must_end_where_kv_tiles_do() -> None:
     [
         (TrtllmXqa(num_splits=5), "trtllm_xqa", "h100_sxm"),
         (TrtllmXqa(tokens_per_block=512), "trtllm_xqa", "l40s"),
+        (TrtllmXqa(rule="flashinfer"), "trtllm_xqa", "a100_sxm_80gb"),
         (TrtllmGen(step_tokens=128, steps_per_cta=1), "trtllm_gen", "b200_sxm"),
         (SglangTriton(max_kv_splits=16), "sglang_triton", "h100_sxm"),
         (SglangTriton(mode="static"), "sglang_triton", "a100_sxm_80gb"),

@@ -11,11 +11,20 @@ from typing import Any
 import pytest
 
 from leansim.errors import GpuError
-from leansim.gpu.kernel_log import KernelRun, columns_of, contradiction, kernels_of, planned_ctas
+from leansim.gpu.kernel_log import (
+    KERNEL_COLUMNS,
+    KernelRun,
+    columns_of,
+    contradiction,
+    kernels_of,
+    merge_start_of,
+    planned_ctas,
+)
 from leansim.points.point import point_from_row, resolve
 from leansim.silicon.own import point_fields
 
-H200 = Path(__file__).resolve().parent.parent / "experiments" / "own_gpus" / "h200"
+OWN_GPUS = Path(__file__).resolve().parent.parent / "experiments" / "own_gpus"
+H200 = OWN_GPUS / "h200"
 
 
 def event(name: str, start: float, duration: float, grid: tuple[int, ...] = (4, 1, 1)) -> dict[str, Any]:
@@ -95,6 +104,78 @@ def test_recorded_grids_are_the_planned_ones() -> None:
         if found := contradiction(kernels, schedule):
             wrong.append((row["kernel"], row["shape_id"], found))
     assert not wrong
+
+
+def logged() -> list[list[dict[str, str]]]:
+    """Rows of the file of kernels of the H100, those of each call together."""
+    calls = defaultdict(list)
+    with (OWN_GPUS / "h100" / "more_kernels_cold.csv").open() as handle:
+        for row in csv.DictReader(handle):
+            calls[tuple(row[key] for key in row if key not in KERNEL_COLUMNS)].append(row)
+    return list(calls.values())
+
+
+LOGGED = logged()
+
+
+@pytest.mark.parametrize("adapter", sorted({rows[0]["adapter"] for rows in LOGGED}))
+def test_a_file_of_kernels_says_what_is_planned(adapter: str) -> None:
+    """The two columns of each row are what its kernel plans; of two adapters a few grids differ."""
+    contradicted = 0
+    calls = [rows for rows in LOGGED if rows[0]["adapter"] == adapter]
+    for rows in calls:
+        point = {key: value for key, value in rows[0].items() if key not in KERNEL_COLUMNS}
+        item = resolve(point_from_row(point_fields(point), "logged"))
+        kernels = [
+            KernelRun(
+                row["name"],
+                tuple(json.loads(row["grid"])),
+                tuple(json.loads(row["block"])),
+                int(row["registers"]),
+                int(row["smem_bytes"]),
+                float(row["duration_us"]),
+                float(row["gap_after_us"]),
+                int(row["calls"]),
+            )
+            for row in rows
+        ]
+        planned = columns_of(kernels, item.schedule, merge_start_of(item.instance))
+        for row, one in zip(rows, planned, strict=True):
+            assert row == row | {key: str(value) for key, value in one.items()}
+        contradicted += bool(planned[0]["contradicts"])
+    known = {"flashinfer_decode": 2, "xformers_split_k": 1}
+    assert (len(calls), contradicted) == (
+        12 if adapter == "flashinfer_batch" else 14,
+        known.get(adapter, 0),
+    )
+
+
+def test_a_prefill_kernel_attends_and_a_fill_does_not() -> None:
+    """FlashInfer's tensor-core decode runs its kernel for prefill."""
+
+    def run(name: str) -> KernelRun:
+        return KernelRun(name, (1, 1, 1), (32, 1, 1), 8, 0, 1.0, None, 1)
+
+    assert run("flashinfer::BatchPrefillWithPagedKVCacheKernel<...>").attends
+    assert not run("at::native::FillFunctor<float>").attends
+    assert not run("fill_kernel").attends
+
+
+def test_a_merge_behind_a_barrier_is_no_kernel_of_its_own() -> None:
+    fields = {"device": "h100_sxm", "kernel": "flashinfer_batch", "batch_size": "2", "head_dim": "128",
+              "context_len": "9000", "num_q_heads": "8", "num_kv_heads": "1"}  # fmt: skip
+    item = resolve(point_from_row(fields, "by hand"))
+    assert item.schedule.combine == "kernel"
+    assert merge_start_of(item.instance) == "grid_sync"
+    alone = KernelRun(
+        "Persistent", (1, planned_ctas(item.schedule), 1), (128, 1, 1), 255, 0, 9.0, None, 1
+    )
+    merge = KernelRun("MergeStates", (1, 1, 1), (32, 1, 1), 8, 0, 1.0, None, 1)
+    assert contradiction([alone], item.schedule, "grid_sync") == ""
+    assert contradiction([alone], item.schedule) == "no kernel that merges, planned one"
+    assert contradiction([alone, merge], item.schedule) == ""
+    said = contradiction([alone, merge], item.schedule, "grid_sync")
+    assert said == "a kernel that merges, planned none"
 
 
 def test_a_grid_that_is_not_planned_is_told() -> None:

@@ -195,7 +195,7 @@ def test_every_kernel_for_this_vendor_and_cache_is_a_rule() -> None:
 def test_rules_go_by_partitioner_or_kernel() -> None:
     resolved = resolve(at("fa2", context_lens=RAGGED))
     assert [rule.used_by for rule in chosen_rules(resolved, ("vllm_fa3",))] == [("vllm_fa3",)]
-    assert len(chosen_rules(resolved, ("flash_decoding",))) == 3, "old, new, and vLLM's"
+    assert len(chosen_rules(resolved, ("flash_decoding",))) == 4, "old, new, vLLM's and PyTorch's"
     assert [rule.used_by for rule in chosen_rules(resolved, ("lean", "lean"))] == [
         ("lean", "lean_prefill", "triton_lean")
     ]

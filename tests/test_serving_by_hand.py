@@ -11,9 +11,15 @@ from leansim.partitioners import registry as partitioners
 from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.partitioners.split_launch import issue_order
 from leansim.partitioners.trtllm_gen import num_ctas_per_kv
-from leansim.partitioners.trtllm_xqa import TrtllmXqa, cta_tile_tokens, multi_block_count
+from leansim.partitioners.trtllm_xqa import (
+    TrtllmXqa,
+    cta_tile_tokens,
+    multi_block_count,
+    one_wave_count,
+)
 from leansim.partitioners.vllm_paged import takes_v1
 from leansim.partitioners.vllm_unified import most_sequences_of_3d
+from leansim.points.point import point_from_row, resolve
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs import catalog
@@ -88,6 +94,52 @@ def test_xqa_counts_by_hand() -> None:
     assert multi_block_count(100, work=1, batch_size=1, num_sms=108) == 1
     assert multi_block_count(8192, work=1, batch_size=1, num_sms=108, tokens_per_block=512) == 11
     assert multi_block_count(2**20, work=1000, batch_size=1000, num_sms=10**6) == 6
+
+
+def test_xqa_fills_one_wave_as_flashinfer_counts() -> None:
+    """132 SMs over 24 tiles are 5.5, over 480 none; 1,000 tokens are 4 CTA tiles of 256.
+
+    With 8-bit KV on Hopper 396 over 8 tiles are 49, a quarter 12.25; over 6 they are 66 and 16.5, up.
+    """
+
+    def count(tokens: int, work: int, *of: str) -> int:
+        return one_wave_count(tokens, work, 132, *(of or ("sm_90", "bfloat16")))
+
+    assert [count(42924, work) for work in (24, 66, 67, 132, 480)] == [5, 2, 1, 1, 1]
+    assert [count(tokens, 1) for tokens in (1, 256, 257, 1000, 10**6)] == [1, 1, 2, 4, 132]
+    assert [count(42924, work, "sm_90", "fp8") for work in (8, 6, 132, 10**6)] == [12, 17, 1, 1]
+    assert count(257, 1, "sm_90", "fp8") == 5
+    assert count(257, 1, "sm_80", "fp8") == 2
+
+
+def test_xqa_counts_tokens_of_whole_pages_under_flashinfers_rule() -> None:
+    """300 tokens are 3 pages of 128 and so 6 CTA tiles of 64, one more than they fill."""
+    load = Workload((300,), 8, 1, 128, kv_dtype="fp8", page_tokens=128)
+    schedule = planned("flashinfer_xqa", load)
+    assert (schedule.num_splits, schedule.num_empty_ctas) == (6, 1)
+
+
+def test_flashinfers_call_of_xqa_has_no_setup_kernel_and_takes_one_head_of_a_group() -> None:
+    call = {"device": "h100_sxm", "batch_size": "24", "context_len": "8192", "num_q_heads": "8",
+            "num_kv_heads": "8", "head_dim": "128"}  # fmt: skip
+    theirs, ours = (
+        resolve(point_from_row(call | {"kernel": name}, "by hand"))
+        for name in ("trtllm_xqa", "flashinfer_xqa")
+    )
+    assert (theirs.instance.ctas.setup_kernels, ours.instance.ctas.setup_kernels) == (1, 0)
+    assert (theirs.schedule.num_splits, ours.schedule.num_splits) == (5, 1)
+    assert theirs.kernel.limits != ours.kernel.limits
+
+
+def test_pytorch_leaves_ragged_multi_head_attention_in_one() -> None:
+    """Of one length it is split, as is a group of heads that share a tile, of several lengths too."""
+    splits = {
+        (heads, lens): planned("torch_flash", Workload(lens, heads, 1, 128)).num_splits
+        for heads in (1, 4)
+        for lens in ((9000, 9000), (9000, 8999))
+    }
+    assert splits[1, (9000, 8999)] == 1
+    assert splits[1, (9000, 9000)] == splits[4, (9000, 9000)] == splits[4, (9000, 8999)] > 1
 
 
 def test_trtllm_gen_splits_until_one_wave_is_full() -> None:

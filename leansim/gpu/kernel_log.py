@@ -19,6 +19,8 @@ from typing import Any
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
 from leansim.schedule.schedule import Schedule
+from leansim.specs.instance import CombineNumbers, Instance
+from leansim.specs.mechanisms import CombineStart
 
 # What stands beside the point in a file of kernels.
 KERNEL_COLUMNS = (
@@ -27,7 +29,9 @@ KERNEL_COLUMNS = (
 )  # fmt: skip
 # Kernels that do not attend, by name: those that merge, and those that prepare or copy.
 _MERGES = re.compile(r"combine|merge|reduce|stage2", re.IGNORECASE)
-_HELPS = re.compile(r"prepare|metadata|copy|elementwise|fill|memset|cast|cat_?array", re.IGNORECASE)
+_HELPS = re.compile(
+    r"prepare|metadata|copy|elementwise|(?<!pre)fill|memset|cast|cat_?array", re.IGNORECASE
+)
 _LONGEST_NAME = 120
 
 
@@ -118,6 +122,11 @@ def _end(event: Mapping[str, Any]) -> float:
     return float(event["ts"]) + float(event["dur"])
 
 
+def merge_start_of(instance: Instance) -> CombineStart:
+    """How what merges partials after all CTAs begins, as the kernel file says; else as a launch."""
+    return instance.combine.start if isinstance(instance.combine, CombineNumbers) else "launch"
+
+
 def planned_ctas(schedule: Schedule) -> int:
     """CTAs that a schedule launches: of a queue as many as are resident, whatever it holds."""
     if schedule.dispatch == "queue":
@@ -125,8 +134,13 @@ def planned_ctas(schedule: Schedule) -> int:
     return schedule.num_ctas
 
 
-def contradiction(kernels: Sequence[KernelRun], schedule: Schedule) -> str:
-    """What in the kernels of a call is not as the schedule of that call plans it, or nothing."""
+def contradiction(
+    kernels: Sequence[KernelRun], schedule: Schedule, merge_start: CombineStart = "launch"
+) -> str:
+    """What in the kernels of a call is not as the schedule of that call plans it, or nothing.
+
+    `merge_start` says how what merges begins: after a `grid_sync` it is no kernel of its own.
+    """
     attending = [kernel for kernel in kernels if kernel.attends]
     if not attending:
         return "no kernel that attends, by its name"
@@ -135,15 +149,18 @@ def contradiction(kernels: Sequence[KernelRun], schedule: Schedule) -> str:
     if found != wanted:
         grid = " x ".join(map(str, longest.grid))
         return f"a grid of {grid} = {found} CTAs, planned {wanted}"
-    merges, planned = any(kernel.merges for kernel in kernels), schedule.combine == "kernel"
+    merges = any(kernel.merges for kernel in kernels)
+    planned = schedule.combine == "kernel" and merge_start != "grid_sync"
     if merges != planned:
         return f"{'a' if merges else 'no'} kernel that merges, planned {'one' if planned else 'none'}"
     return ""
 
 
-def columns_of(kernels: Sequence[KernelRun], schedule: Schedule) -> list[dict[str, Any]]:
-    """Rows of a file of kernels: values of `KERNEL_COLUMNS`."""
-    against = contradiction(kernels, schedule)
+def columns_of(
+    kernels: Sequence[KernelRun], schedule: Schedule, merge_start: CombineStart = "launch"
+) -> list[dict[str, Any]]:
+    """Rows of a file of kernels: values of `KERNEL_COLUMNS`. `merge_start` as in `contradiction`."""
+    against = contradiction(kernels, schedule, merge_start)
     return [
         {
             "order": order,

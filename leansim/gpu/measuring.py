@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from leansim.errors import GpuError, LeansimError
 from leansim.gpu.execution import Execution
 from leansim.gpu.inputs import Inputs, draw, pool_bytes
-from leansim.gpu.kernel_log import columns_of, kernels_of, profiled
+from leansim.gpu.kernel_log import columns_of, kernels_of, merge_start_of, profiled
 from leansim.gpu.machine import Machine, differences
 from leansim.gpu.timing import L2Flush, calls_for, enqueuer, timed
 from leansim.gpu.toolkit import Toolkit
@@ -172,7 +172,8 @@ class Measurer:
         enqueue = enqueuer(
             self.tools, lambda i: execution.launch(i % buffers), calls, item.workload.launch
         )
-        return columns_of(kernels_of(profiled(self.tools, enqueue), calls), item.schedule)
+        found = kernels_of(profiled(self.tools, enqueue), calls)
+        return columns_of(found, item.schedule, merge_start_of(item.instance))
 
     def _plan(self, item: Resolved) -> tuple[int, int]:
         """Calls of a sample, and buffers: one for a warm call, for cold ones enough to evict each."""

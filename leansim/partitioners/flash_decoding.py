@@ -48,12 +48,14 @@ class FlashDecoding:
     the call is told about, so a short request may leave most of its CTAs empty; they are launched
     all the same and write an empty partial. With `packed_only` a call is split only where several
     query heads share a tile: variable-length calls never split multi-head attention, windows or
-    several new tokens (mha_varlen_fwd, "only if seqlenq_ngroups_swapped").
+    several new tokens (mha_varlen_fwd, "only if seqlenq_ngroups_swapped"). With `packed_only: ragged`
+    that holds for contexts of several lengths; a host that takes its batch entry for contexts of one
+    length splits those as ever.
     """
 
     num_splits: Annotated[int, Field(ge=1, le=MAX_SPLITS)] | None = None
     sms_factor: Literal[1, 2] = 2
-    packed_only: bool = False
+    packed_only: bool | Literal["ragged"] = False
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:
         """Cut all output tiles at the same borders."""
@@ -62,7 +64,11 @@ class FlashDecoding:
 
     def split_count(self, grid: TileGrid) -> int:
         """How many splits the host asks for; 1 leaves the call in one."""
-        if self.packed_only and not (grid.packed and grid.workload.group_size > 1):
+        load = grid.workload
+        is_varlen = self.packed_only is True or (
+            self.packed_only == "ragged" and len(set(load.context_lens)) > 1
+        )
+        if is_varlen and not (grid.packed and load.group_size > 1):
             return 1
         if self.num_splits is not None:
             return self.num_splits

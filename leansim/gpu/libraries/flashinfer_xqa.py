@@ -29,7 +29,7 @@ from leansim.specs.workload import Workload
 class FlashinferXqa:
     """Paged; without the kernel that TensorRT-LLM runs before each call to append the new token."""
 
-    kernel: ClassVar[str] = "trtllm_xqa"
+    kernel: ClassVar[str] = "flashinfer_xqa"
     rounding: ClassVar[float] = 2.0  # rows up to 0.7% off were seen, on an H200
 
     def version(self) -> str:

@@ -30,12 +30,12 @@ from leansim.specs.workload import Workload
 
 @dataclass(frozen=True)
 class TorchFlash2:
-    """KV is contiguous; it splits as FlashAttention-2 has done since 2.5.7.
+    """KV is contiguous; it splits as FlashAttention-2 has done since 2.5.7, but ragged MHA not at all.
 
     Of several new tokens the last sees the whole context: the operator aligns causal masks there.
     """
 
-    kernel: ClassVar[str] = "flash_decoding"
+    kernel: ClassVar[str] = "torch_flash"
 
     def version(self) -> str:
         """PyTorch's; an error where this build has no such kernel."""
