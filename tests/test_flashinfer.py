@@ -201,15 +201,19 @@ def compiled(kernel: str) -> list[dict[str, int]]:
 
 
 # Of FlashInfer 0.6.12, by arch, head dim and group, where its compiler took other registers than before.
-REGISTERS = {(90, 128, 1): 72, (90, 128, 4): 59, (90, 128, 8): 56}
+REGISTERS = {
+    (90, 64, 1): 72, (90, 64, 4): 56,
+    (90, 128, 1): 72, (90, 128, 4): 59, (90, 128, 8): 56,
+}  # fmt: skip
+TENSOR_CORE_REGISTERS = {(90, 64): 206, (90, 128): 182}
 
 
 def test_the_decode_kernel_file_describes_every_compiled_instance() -> None:
     """Tile, threads, registers, shared memory and CTAs per SM of each head dim, group and arch.
 
-    Of the three instances that 0.6.12 has other registers for, 36,864 B of shared memory leave room for
-    6 CTAs, and 59 registers, of which a warp has 64 as of 63 before, for 8. With 56 for 64 there is room
-    for 65,536 / (128 * 56) = 9 CTAs.
+    Of the instances that 0.6.12 has other registers for, 36,864 B of shared memory leave room for 6 CTAs,
+    and 59 registers, of which a warp has 64 as of 63 before, for 8. With 56 for 63 or 64 there is room for
+    65,536 / (128 * 56) = 9 CTAs.
     """
     rows = compiled("flashinfer_decode_cudacore_fp16")
     assert len(rows) == 36
@@ -225,7 +229,7 @@ def test_the_decode_kernel_file_describes_every_compiled_instance() -> None:
         instance = (row["arch"], row["head_dim"], row["gqa_group"])
         assert tile.registers_per_thread[device.arch] == REGISTERS.get(instance, row["registers"])
         assert smem_bytes(kernel, tile, workload) == row["smem_bytes"]
-        assert fit.ctas_per_sm == (9 if instance == (90, 128, 8) else row["ctas_per_sm"])
+        assert fit.ctas_per_sm == (9 if REGISTERS.get(instance) == 56 else row["ctas_per_sm"])
 
 
 @pytest.mark.parametrize(("head_dim", "compiled_tokens"), [(64, 256), (128, 128), (256, 64)])
@@ -245,7 +249,8 @@ def test_the_tensor_core_kernel_file_describes_the_compiled_ones(
     fit = tile_occupancy(tile, workload, kernel, device)
     assert (tile.tile_rows, tile.threads) == (row["tile_m"], row["threads"])
     assert tile.tile_tokens == min(compiled_tokens, 128)
-    assert tile.registers_per_thread[device.arch] == row["registers"]
+    registers = TENSOR_CORE_REGISTERS.get((arch, head_dim), row["registers"])
+    assert tile.registers_per_thread[device.arch] == registers
     assert smem_bytes(kernel, tile, workload) == row["smem_bytes"]
     assert fit.ctas_per_sm == row["ctas_per_sm"] == 2
 
