@@ -14,7 +14,7 @@ from leansim.silicon.own import own_rows
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "own_gpus"
 # Files of other measurements: of mechanisms, and of the kernels of a call apart.
-NO_POINTS = ("micro", "kernel_durations_cold")
+NO_POINTS = ("micro", "kernel_durations_cold", "more_kernels_cold", "pace", "timers")
 FILES = [path for path in sorted(FOLDER.glob("h?00/*.csv")) if path.stem not in NO_POINTS]
 LEAN_OVER_FA2 = ("triton_lean", "triton_fa2")
 
