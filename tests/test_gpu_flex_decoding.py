@@ -23,6 +23,7 @@ BATCHES = ((130, 65, 17), (700, 300, 513), (1000, 64, 22), (700,) + (22,) * 7, (
 @pytest.fixture
 def dynamo() -> Iterator[Any]:
     """A compiler that has compiled nothing, with limits that may be changed."""
+    interpreted()  # before dynamo loads Triton as compiled
     import torch._dynamo
 
     limits = {"recompile_limit": 8, "accumulated_recompile_limit": 256}
