@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -253,8 +253,14 @@ class BatchDecode:
 class Batch:
     """`BatchAttention`."""
 
+    made: ClassVar[list[Batch]] = []
+
     def __init__(self, kv_layout: str = "NHD", device: str = "cuda") -> None:
+        import torch
+
         assert (kv_layout, device) == ("NHD", "cpu")
+        self.float_workspace_buffer = torch.empty(2**12, dtype=torch.uint8)  # 384 MB of the real one
+        Batch.made.append(self)
 
     def plan(  # type: ignore[no-untyped-def]
         self, qo_indptr, kv_indptr, kv_indices, kv_len_arr, num_qo_heads, num_kv_heads, head_dim_qk,
@@ -474,6 +480,17 @@ def _install_vllm(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         define_vllm()
 
     monkeypatch.setattr(torch.ops, "load_library", load_library)
+
+
+def move_flash_mla_into_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where only vLLM is installed, which brings a copy."""
+    copy = sys.modules["flash_mla"]
+    monkeypatch.setitem(sys.modules, "flash_mla", None)
+    parts = ("vllm", "third_party", "flashmla")
+    for i in range(len(parts)):
+        name = ".".join(parts[: i + 1])
+        monkeypatch.setitem(sys.modules, name, module(name))
+    monkeypatch.setitem(sys.modules, "vllm.third_party.flashmla.flash_mla_interface", copy)
 
 
 def with_aten(torch: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,13 @@ from gpu_stand_in import CALL_MS, stand_in
 import leansim
 from leansim.errors import ConfigError, GpuError, LeansimError, UnknownNameError
 from leansim.gpu import timing
+from leansim.gpu.execution import TOLERANCE
+from leansim.gpu.inputs import draw
 from leansim.gpu.libraries.registry import Installed, Library, installed, libraries
-from leansim.gpu.libraries.running import LibraryRunner
+from leansim.gpu.libraries.running import ROUNDING, UNREAD, LibraryRunner
 from leansim.gpu.libraries.sheet import sheet
 from leansim.gpu.measuring import Measurer
+from leansim.gpu.rows import Going, measure_rows
 from leansim.points.point import point_from_row, resolve
 from leansim.silicon.own import point_fields
 from leansim.specs import catalog
@@ -134,6 +138,46 @@ def test_a_file_of_batches_is_measured_once_whatever_kernel_it_names(tmp_path: P
     assert row["context_lens"] == RAGGED["context_lens"]
 
 
+def test_batches_need_no_device_and_no_kernel(tmp_path: Path) -> None:
+    points = tmp_path / "batches.csv"
+    with points.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, list(RAGGED))
+        writer.writeheader()
+        writer.writerow(RAGGED)
+    (row,) = sheet("h200_sxm", here("flash_attn_2"), str(points)).rows
+    assert (row["device"], row["kernel"]) == ("h200_sxm", "flash_decoding")
+    assert {key: row[key] for key in RAGGED} == RAGGED
+
+
+def test_refused_points_hold_on_to_nothing(tmp_path: Path) -> None:
+    """Not to what the call that failed had, though the errors are kept to be told at the end."""
+
+    class Tensor: ...
+
+    had: list[weakref.ref[Tensor]] = []
+
+    def launch(tensor: Tensor) -> None:
+        had.append(weakref.ref(tensor))
+        raise RuntimeError("out of memory")
+
+    def measure(_row: dict[str, str], _source: str) -> dict[str, Any]:
+        try:
+            launch(Tensor())
+        except RuntimeError as error:
+            raise GpuError("the device gave up") from error
+        return {}
+
+    told: list[str] = []
+    going = Going(
+        SimpleNamespace(interpreted=True), None, True, None,
+        lambda _done, _total: None, lambda _, error: told.append(str(error)),
+    )  # type: ignore[arg-type] # fmt: skip
+    measurer: Any = SimpleNamespace(measure=measure)
+    found = measure_rows(going, measurer, [row_of("torch_flash_2", {})] * 2, tmp_path / "x.csv", "test")
+    assert [str(error) for _, error in found.refused] == told == ["the device gave up"] * 2
+    assert [one() for one in had] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -235,6 +279,77 @@ def test_a_library_that_computes_something_else_is_found_out() -> None:
         Measurer(tools, 3, runner).measure(row | {"kernel": "fa3"}, "test")
     with pytest.raises(UnknownNameError, match="library"):
         Measurer(tools, 3, runner).measure(row | {"adapter": "wong"}, "test")
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("rounding", "off", "complaint"),
+    [(None, 1.5, r"wanted 0.10%"), (2.0, 1.5, None), (2.0, 2.5, r"a row 0.25% off; wanted 0.20%")],
+)
+def test_an_output_is_held_to_what_its_adapter_says_of_rounding(
+    rounding: float | None, off: float, complaint: str | None
+) -> None:
+    """Rows `off` times leansim's own tolerance away, of float16."""
+
+    class Rounding:
+        kernel = "flash_decoding"
+
+        def version(self) -> str:
+            return "rounding 1"
+
+        def check(self, load: Any, device: Any) -> None: ...
+
+        def prepare(self, given: Any, _device: Any) -> Any:
+            return lambda buffer: given.expected(buffer) * (1.0 + off * TOLERANCE["float16"])
+
+    library = Rounding()
+    if rounding is not None:
+        library.rounding = rounding  # type: ignore[attr-defined]
+    row = {"device": "h100_sxm", "kernel": "flash_decoding", "adapter": "one", **UNIFORM}
+    measurer = Measurer(interpreted(), 3, LibraryRunner({"one": library}))
+    if complaint is None:
+        assert float(measurer.measure(row, "test")["row_error"]) == pytest.approx(off * 1e-3, rel=0.01)
+        return
+    with pytest.raises(GpuError, match=complaint):
+        measurer.measure(row, "test")
+
+
+def test_adapters_that_round_more_say_so() -> None:
+    found = {name: getattr(adapter, ROUNDING, 1.0) for name, adapter in libraries().items()}
+    assert {name for name, times in found.items() if times != 1.0} == {"flashinfer_xqa", "sglang_triton"}
+
+
+@needs_triton
+def test_flash_mla_is_found_in_vllm_where_its_own_package_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library_stand_ins.install(monkeypatch, tmp_path)
+    assert installed(["flash_mla"]).versions == {"flash_mla": "flash-mla 0.1.stand-in"}
+    library_stand_ins.move_flash_mla_into_vllm(monkeypatch)
+    found = installed(["flash_mla"])
+    assert found.versions == {"flash_mla": "vllm 0.24.0"}
+    measurer = Measurer(interpreted(), 3, LibraryRunner(found.libraries))
+    assert float(measurer.measure(row_of("flash_mla", LATENT), "test")["row_error"]) < 5e-3
+
+
+@needs_triton
+def test_buffers_of_batch_attention_share_its_partials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library_stand_ins.install(monkeypatch, tmp_path)
+    made: list[Any] = []
+    monkeypatch.setattr(library_stand_ins.Batch, "made", made)
+    item = resolve(point_from_row(point_fields(row_of("flashinfer_batch", RAGGED)), "test"))
+    torch = interpreted().torch
+    given = draw(torch, item.workload, "cpu", 3, 3, UNREAD)
+    call = libraries()["flashinfer_batch"]().prepare(given, item.device)
+    assert len(made) == given.buffers == 3
+    assert len({id(one.float_workspace_buffer) for one in made}) == 1
+    for buffer in range(3):
+        wanted = given.expected(buffer)
+        torch.testing.assert_close(
+            call(buffer).reshape(wanted.shape).double(), wanted, rtol=0, atol=0.02
+        )
 
 
 class Profile:

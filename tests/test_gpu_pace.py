@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from leansim.errors import GpuError, StoreError
 from leansim.gpu import pace as measuring
+from leansim.gpu.libraries.registry import Installed, libraries
+from leansim.gpu.libraries.running import LibraryRunner
 from leansim.gpu.measuring import Measurer, TritonRunner
 from leansim.points.point import point_from_row, resolve
 from leansim.silicon.own import MACHINE_COLUMNS
@@ -151,6 +153,32 @@ def test_splitting_kernels_have_the_points_that_their_plans_allow() -> None:
     none = measuring.curve(clocks, H200, "flash_mla", {}, (128, 4))
     assert not none.rows
     assert none.refused
+
+
+def test_a_name_that_is_a_kernels_and_an_adapters_is_the_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`flashinfer_decode` is a file of the catalog, and no kernel that leansim runs itself."""
+    both = ["flashinfer_decode", "vllm_flash_3"]
+    assert both[0] in catalog.names("kernel")
+    asked: list[list[str]] = []
+
+    def find(names: list[str]) -> Installed:
+        asked.append(names)
+        return Installed({name: libraries()[name]() for name in names}, {}, {})
+
+    monkeypatch.setattr(measuring, "installed", find)
+    monkeypatch.setattr(measuring, "Measurer", lambda _tools, _seed, runner: runner)
+    monkeypatch.setattr(measuring, "curve", lambda *given: given)
+    tools: Any = SimpleNamespace(interpreted=False)
+    found: list[Any] = list(measuring.curves(tools, H200, [both[0], "triton_fa2", both[1]]))
+    assert asked == [both]
+    said = [(kernel, more, type(runners[measuring.APART])) for runners, _, kernel, more, _ in found[::4]]
+    assert said == [
+        ("flashinfer_decode", {"adapter": "flashinfer_decode"}, LibraryRunner),
+        ("triton_fa2", {}, TritonRunner),
+        ("vllm_fa3", {"adapter": "vllm_flash_3"}, LibraryRunner),
+    ]
 
 
 @needs_triton

@@ -19,6 +19,7 @@ from leansim.specs.timer import Timer
 SHAPE = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
 POINT = leansim.point(device="h200_sxm", kernel="vllm_fa3", batch_size=2, context_len="2k", **SHAPE)
 CALLS = Calls("vllm_fa3", 2, 8, 4, 1, 1)
+MEASURED = Path(__file__).resolve().parent.parent / "experiments/own_gpus/h200/timers.csv"
 TIMERS = ("cuda_events", "do_bench", "eager", "nvbench", "profiler")
 
 
@@ -46,6 +47,23 @@ def test_what_a_timer_shows_by_hand() -> None:
     np.testing.assert_allclose(kernels + timer.harness_s(CALLS, kernels), [10e-6, 10e-6, 22e-6])
     less = timer.model_copy(update={"added_s": 0.0, "omitted_s": 1e-6, "least_s": 0.0})
     np.testing.assert_allclose(kernels + less.harness_s(CALLS, kernels), [0.0, 7e-6, 19e-6], atol=1e-12)
+
+
+def test_measured_timers_add_what_was_measured() -> None:
+    """Beside a graph's calls on an H200: a stream's gap is longer, and small calls evict nothing."""
+    rows = list(csv.DictReader(MEASURED.read_text().splitlines()))
+    added = {(row["timer"], int(row["bytes"])): float(row["added_us"]) * 1e-6 for row in rows}
+    gaps = catalog.device("h200_sxm").kernel_gap_s
+    small = (
+        np.mean([added["do_bench", size] for size in (2**14, 2**20)]) - gaps["stream"] + gaps["graph"]
+    )
+    bench, eager, profiler = (catalog.harness(name) for name in ("do_bench", "eager", "profiler"))
+    assert bench.added_s == pytest.approx(small, abs=1e-7)  # type: ignore[union-attr]
+    assert added["do_bench", 2**27] > added["do_bench", 2**24] > 2 * small
+    # Of one call between two events the host's launch is added to long calls too.
+    assert added["eager", 2**27] > added["cuda_events", 2**14] > eager.added_s  # type: ignore[union-attr]
+    omitted = [-added["profiler", size] for size in (2**14, 2**20, 2**24, 2**27)]
+    assert min(omitted) < profiler.omitted_s < max(omitted)  # type: ignore[union-attr]
 
 
 def test_predict_with_a_timer() -> None:

@@ -51,9 +51,10 @@ def measure(
     Kernels are leansim's own, and every output is checked. `pace` takes `only` too: kernels of
     leansim's own (triton_fa2 by default) or adapters. Of `libraries` they are those of installed
     ones, or `only` of some (names, or text with commas), and `out` is a folder, not a CSV: `batches` is
-    a CSV of points whose batches are measured, `sample` how many shapes, `cache` cold, warm or both with
-    a comma (cold by default), and `kernels` adds a CSV of the kernels of each call. `device` names the
-    GPU in configs/devices (recognised by default; a CSV of points says it in each row). No point is
+    a CSV of points whose batches are measured (without columns device and kernel, if it likes),
+    `sample` how many shapes, `cache` cold, warm or both with a comma (cold by default), and `kernels`
+    adds a CSV of the kernels of each call. `device` names the GPU in configs/devices (recognised by
+    default; a CSV of points says it in each row). No point is
     begun after `budget_s` seconds; with `resume`, rows that `out` holds are kept. `interpret` checks on
     the CPU and times nothing. `input_seed` fixes the inputs. `progress` is told points done and of all,
     `refused` each point that cannot be measured, as it happens. Raises `ConfigError` for what makes no

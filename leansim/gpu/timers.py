@@ -1,7 +1,8 @@
 """Measures what timers add to a call: one reading kernel under each, beside its time in a graph.
 
 The reference is `timing.timed`: calls in a graph, the host hidden. What `configs/timers` says of a timer
-is `added_us` where it does not change with the call, and the least that it shows of short ones.
+is `added_us` where it does not change with the call, less what a stream's gap is longer than a graph's,
+and the least that it shows of short ones.
 """
 
 from __future__ import annotations

@@ -115,9 +115,12 @@ def own_rows(
     return rows
 
 
-def read_measured(file: str | Path) -> CsvPoints:
-    """Read a CSV of points, measured or to be measured, as it stands. Raises `ConfigError`."""
-    return read_points(file, also=_BESIDE)
+def read_measured(file: str | Path, settings: Sequence[str] = ()) -> CsvPoints:
+    """Read a CSV of points, measured or to be measured, as it stands. Raises `ConfigError`.
+
+    `settings` are as in `read_points`.
+    """
+    return read_points(file, also=_BESIDE, settings=settings)
 
 
 def point_fields(row: Mapping[str, str]) -> CsvRow:

@@ -1,7 +1,8 @@
 """What a timer shows of a call beside the call itself: `do_bench`, events around a loop, a profiler, ...
 
 A timer is a harness: `harness: do_bench` adds to what is predicted what `do_bench` adds to what it
-measures. Files live in `configs/timers`. Not modelled: lines that clearing L2 by writing leaves dirty.
+measures. Files live in `configs/timers`. Not modelled: lines that clearing L2 by writing leaves dirty,
+whose eviction a call waits for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Timer(SourcedSpec):
     """A way to time calls.
 
     It shows `added_s` more and `omitted_s` less than the kernels of a call and the gap to the next, and
-    never less than `least_s`, the host's time for a call where the device waits for it. `launch` and
+    never less than `least_s`, the host's time for a call where the device waits for it. `added_s` is
+    beside calls launched as `launch` says: a stream's gap is longer than a graph's. `launch` and
     `cache` say how it launches and what is in L2 then: what a point should say that is held against it.
     """
 

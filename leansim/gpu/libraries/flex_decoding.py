@@ -1,6 +1,10 @@
-"""PyTorch's FlexDecoding: compiled once for each head shape, or uncompiled on a CPU.
+"""PyTorch's FlexDecoding: compiled once for each batch size and head shape, or uncompiled on a CPU.
 
 Signatures: torch 2.10 to 2.13, `nn.attention.flex_attention.flex_attention` and `create_block_mask`.
+
+Inductor counts splits from batch size and heads, and takes FlexDecoding only where both are plain
+numbers (`_use_flex_decoding`). With a symbolic batch it takes FlexAttention's general kernel, one CTA
+for each query head: some 300 GB/s on a card, at every batch above 1. So only lengths are symbolic here.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
 _MODULE = "torch.nn.attention.flex_attention"
-_MOST_SHAPES = 256
+_MOST_SHAPES = 1024
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class FlexDecoding:
         plain_decode("FlexDecoding", load, query_lens=False)
 
     def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:  # noqa: ARG002
-        """Copy KV out of its pages, and compile where this head shape has not been."""
+        """Copy KV out of its pages, and compile where this batch size and head shape have not been."""
         load, seen, longest = given.workload, lengths(given), max(given.workload.context_lens)
         where = given.q.device.type
 
@@ -46,12 +50,18 @@ class FlexDecoding:
         mask = import_module(_MODULE).create_block_mask(
             inside, load.batch_size, None, 1, longest, device=where
         )
-        call = _attention(where, load.num_q_heads, load.num_kv_heads, load.head_dim)
+        call = _attention(where)
         q = given.q.view(load.batch_size, 1, load.num_q_heads, load.head_dim).transpose(1, 2)
         kv = [
             tuple(x.transpose(1, 2) for x in contiguous(given, buffer))
             for buffer in range(given.buffers)
         ]
+        _static(given.torch, q, (0, 1, 2, 3))
+        for x in (x for pair in kv for x in pair):
+            _static(given.torch, x, (0, 1, 3))
+        for x in (seen, *mask.as_tuple()):
+            if isinstance(x, given.torch.Tensor):
+                _static(given.torch, x, (0,))
         return lambda buffer: call(
             q,
             *kv[buffer],
@@ -61,13 +71,20 @@ class FlexDecoding:
         ).transpose(1, 2)
 
 
+def _static(torch: Any, x: Any, dims: tuple[int, ...]) -> None:
+    """Have sizes of these dimensions compiled in."""
+    for dim in dims:
+        torch._dynamo.mark_static(x, dim)
+
+
 @cache
-def _attention(where: str, *_head_shape: int) -> Callable[..., Any]:
-    """FlexAttention, compiled for lengths and batches of any size; kept for each head shape."""
+def _attention(where: str) -> Callable[..., Any]:
+    """FlexAttention, compiled for any lengths; an error where it cannot be compiled."""
     plain = import_module(_MODULE).flex_attention
     if where == "cpu":
         return plain  # type: ignore[no-any-return]
-    # All head shapes count together there, and past the limit nothing is compiled.
+    # All batch sizes and head shapes count together.
     limits = import_module("torch._dynamo").config
-    limits.recompile_limit = max(limits.recompile_limit, _MOST_SHAPES)
-    return import_module("torch").compile(plain, dynamic=True)  # type: ignore[no-any-return]
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(limits, name, max(getattr(limits, name), _MOST_SHAPES))
+    return import_module("torch").compile(plain, dynamic=True, fullgraph=True)  # type: ignore[no-any-return]

@@ -25,6 +25,8 @@ LIBRARY = "library"
 _LATENT_HEADS = (128, 16)
 _LATENT_BATCHES, _LATENT_CONTEXTS = (1, 8, 32, 128), (1024, 4096, 16384)
 _PAGE_TOKENS, _LATENT_PAGE_TOKENS = "16", "64"
+# Columns that points have and batches need not.
+_ANY = ("device=any", "kernel=any")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def sheet(
 ) -> Sheet:
     """Lay out a campaign on a device. Raises `ConfigError` for a file that makes no sense.
 
-    `batches` is a CSV of points whose kernel and device do not count; `sample` takes the first shapes.
+    `batches` is a CSV of points whose kernel and device, if it has them, do not count; `sample` takes
+    the first shapes.
     """
     chosen = _read(batches) if batches is not None else list(_campaign(rehearsal))
     if sample is not None:
@@ -107,7 +110,7 @@ def _texts(shape: Mapping[str, Any]) -> CsvRow:
 
 def _read(file: str) -> list[CsvRow]:
     """Shapes of a CSV of points, each once."""
-    rows = [point_fields(row) for row in read_measured(file).records]
+    rows = [point_fields(row) for row in read_measured(file, _ANY).records]
     plain = [{k: v for k, v in row.items() if k not in ("device", "kernel", "cache")} for row in rows]
     shapes = list({tuple(row.items()): row for row in plain}.values())
     if not shapes:
