@@ -211,9 +211,9 @@ TENSOR_CORE_REGISTERS = {(90, 64): 206, (90, 128): 182}
 def test_the_decode_kernel_file_describes_every_compiled_instance() -> None:
     """Tile, threads, registers, shared memory and CTAs per SM of each head dim, group and arch.
 
-    Of the instances that 0.6.12 has other registers for, 36,864 B of shared memory leave room for 6 CTAs,
-    and 59 registers, of which a warp has 64 as of 63 before, for 8. With 56 for 63 or 64 there is room for
-    65,536 / (128 * 56) = 9 CTAs.
+    Of the instances that 0.6.12 has other registers for, 36,864 B of shared memory leave room for 6
+    CTAs, and 59 registers, of which a warp has 64 as of 63 before, for 8. With 56 for 63 or 64 there is
+    room for 65,536 / (128 * 56) = 9 CTAs.
     """
     rows = compiled("flashinfer_decode_cudacore_fp16")
     assert len(rows) == 36

@@ -44,10 +44,13 @@ def split_k(
 class XformersSplitK:
     """Equal splits of the call's longest context in whole KV tiles, merged by a second kernel.
 
-    Splits past a request's end write an empty partial, and the merge reads it.
+    Splits past a request's end write an empty partial, and the merge reads it. `expanded` says that
+    the heads of a group are one KV head expanded without a copy: then xFormers swaps them into rows of
+    queries, and its rule sees one head (`mqa_swap_seqlen_head`).
     """
 
     num_splits: Annotated[int, Field(ge=1)] | None = None
+    expanded: bool = False
 
     def __call__(self, grid: TileGrid, device: Device) -> Schedule:  # noqa: ARG002
         """Cut all output tiles at the same borders."""
@@ -57,7 +60,7 @@ class XformersSplitK:
         splits = self.num_splits or split_k(
             grid.batch_size,
             load.num_kv_heads,
-            load.group_size,
+            1 if self.expanded else load.group_size,
             load.call_context_len,
             load.query_len,
         )

@@ -1,7 +1,8 @@
 """SGLang's Triton decode attention.
 
 Signature: sgl-project/sglang 03cd2ec (0.5.x),
-`layers.attention.triton_ops.decode_attention.decode_attention_fwd`.
+`layers.attention.triton_ops.decode_attention.decode_attention_fwd`. As the server of 0.5.12 has it, the
+second kernel begins early where the GPU can do so (`use_pdl`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
     context_starts,
     flat_queries,
+    parameters_of,
     plain_decode,
     scale_of,
     version_of,
@@ -61,6 +63,9 @@ class SglangTriton:
         k, v = given.k.flatten(0, 1), given.v.flatten(0, 1)
         starts = context_starts(given)
         places = [_tokens(given, buffer) for buffer in range(given.buffers)]
+        early = (
+            {"use_pdl": not device.arch.startswith("sm_8")} if "use_pdl" in parameters_of(call) else {}
+        )
 
         def enqueue(buffer: int) -> Any:
             call(
@@ -77,6 +82,7 @@ class SglangTriton:
                 scale_of(load),
                 1.0,  # k_scale
                 1.0,  # v_scale
+                **early,
             )
             return out
 

@@ -22,7 +22,7 @@ from leansim.specs.workload import Workload
 class XformersSplitK:
     """Query heads of a KV head are a dimension of their own, over which KV is expanded, not copied."""
 
-    kernel: ClassVar[str] = "xformers_split_k"
+    kernel: ClassVar[str] = "xformers_gqa"
 
     def version(self) -> str:
         """xFormers'; an error where it has no such operator."""
