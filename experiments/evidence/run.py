@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rings import rings
-from sources import FITTED_CARD, OWN, Error, joined, kinds, own, witnesses
+from sources import FITTED_CARD, OWN, Error, blind, joined, kinds, own, witnesses
 
 from leansim.answers import Row, render
 from leansim.checkout.scripts import parser_of, write_part
@@ -130,11 +130,19 @@ def unfitted() -> Iterator[Error]:
     yield from witnesses()
 
 
+def unseen() -> Iterator[tuple[str, Error]]:
+    """Errors that no constant was fitted to, with the class: as it is, or as it was said blindly."""
+    for error in unfitted():
+        yield origin(error.kernel.partition("+")[0]), error
+    for (card, adapter, evidence), mine in blind().groupby(["card", "adapter", "evidence"]):
+        yield str(evidence), joined(mine, str(adapter), f"{card}, blind")
+
+
 def class_rows() -> Iterator[Row]:
     """The error to expect of each class, the mean over kernels and sources, each counting alike."""
-    found = list(unfitted())
+    found = list(unseen())
     for evidence in ("carried", "counted", "assumed"):
-        mine = [error for error in found if origin(error.kernel.partition("+")[0]) == evidence]
+        mine = [error for of, error in found if of == evidence]
         mean, within = (sum(error[at] for error in mine) / len(mine) for at in (3, 4))
         errors = _errors(sum(error.rows for error in mine), mean, within)
         yield {"evidence": evidence, "sources": len(mine), **errors}

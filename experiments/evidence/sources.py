@@ -58,6 +58,14 @@ def own() -> pd.DataFrame:
     return pd.read_csv(OWN / "errors_by_file.csv")
 
 
+def blind() -> pd.DataFrame:
+    """What was said of rows of our own cards before anybody had seen them: by card, adapter and `evidence`.
+
+    Of the catalogue as it was then (commit e22130d); since then constants were fitted to half of the H200's.
+    """
+    return pd.read_csv(OWN / "blind.csv")
+
+
 def witnesses() -> Iterator[Error]:
     """Errors on other people's measurements."""
     table = pd.read_csv(EXPERIMENTS / "witnesses" / "summary.csv")
