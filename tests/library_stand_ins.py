@@ -333,7 +333,9 @@ def xqa(  # type: ignore[no-untyped-def]
 def decode_attention_fwd(  # type: ignore[no-untyped-def]
     q, k_buffer, v_buffer, o, kv_indptr, kv_indices, attn_logits, attn_lse, num_kv_splits,
     max_kv_splits, sm_scale, k_scale, v_scale, logit_cap=0.0, sinks=None, xai_temperature_len=-1,
+    has_mla=False, use_pdl=False,
 ) -> None:  # fmt: skip
+    assert use_pdl  # as the server has it on Hopper, which rehearsals are as on
     assert max_kv_splits == attn_logits.shape[2]
     assert attn_lse.shape == attn_logits.shape[:3]
     is_int32(kv_indptr, num_kv_splits)

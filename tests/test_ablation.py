@@ -42,7 +42,7 @@ def test_a_mechanism_is_taken_out_of_the_kernels_that_have_it(found: Any) -> Non
     kernels = found.groupby("mechanism")["kernel"].unique()
     assert list(kernels["masks of windows everywhere"]) == ["vllm_fa2"]
     chain = found[found["mechanism"] == "chain of pipelined loops"]
-    assert set(chain["kernel"]) == {"trtllm_decode"}
+    assert set(chain["kernel"]) == {"trtllm_decode", "vllm_fa3"}
     assert (chain["touched"] <= chain["rows"]).all()
 
 

@@ -77,7 +77,7 @@ def test_what_was_timed_is_measured(fields: dict[str, Any]) -> None:
         ({**CALL, "overrides": {"device.num_sms": 100}}, "carried", "changed numbers"),
         ({**CALL, "kernel": "vllm_fa2+lean_attention"}, "carried", "another schedule"),
         ({**CALL, "kernel": "lean"}, "carried", "never timed"),
-        ({**CALL, "kernel": "flashinfer_batch"}, "counted", "never timed"),
+        ({**CALL, "kernel": "lean_aiter"}, "counted", "never timed"),
         ({**CALL, "kernel": "vllm_paged_v1", "page_tokens": 16}, "assumed", "never timed"),
         ({**CALL, "batch_size": 4096}, "measured", "batch above the range"),
         ({**CALL, "batch_size": 1, "context_len": 200_000}, "measured", "context above the range"),

@@ -279,7 +279,8 @@ def test_most_numbers_of_compiled_kernels_are_counted() -> None:
     for name in ("fa2", "trtllm_xqa", "vllm_fa3", "sglang_triton", "flashinfer_decode"):
         counts = catalog.kernel(name).source_counts()
         assert counts["counted"] > sum(counts.values()) / 2, name
-        assert counts["measured"] == 0, f"{name}: nobody held a clock to it"
+        measured = [t for t in catalog.kernel(name).sources.values() if t.startswith("measured: ")]
+        assert all("leansim measure" in text for text in measured), f"{name}: who held a clock to it?"
 
 
 # What is shown
