@@ -107,6 +107,8 @@ def test_list_and_show() -> None:
         "partitioners": "lean_attention",
         "models": "llama_3_70b",
         "traces": "mooncake_conversation",
+        "timers": "do_bench",
+        "libraries": "flashinfer_xqa",
     }
     for thing, name in some.items():
         listed = leansim("list", thing)

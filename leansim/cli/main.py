@@ -243,10 +243,18 @@ def plot(
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="devices, nodes, kernels, loops, partitioners, models or traces")
+        str,
+        typer.Argument(
+            help="devices, nodes, kernels, loops, partitioners, models, traces, timers or libraries"
+        ),
     ],
 ) -> None:
     """List what there is."""
+    if what == "libraries":
+        from leansim.gpu.libraries.registry import told
+
+        say(told())
+        return
     from leansim.report.show import listed
 
     say(listed(what))  # type: ignore[arg-type]

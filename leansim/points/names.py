@@ -1,4 +1,4 @@
-"""What a point may name: devices, nodes, kernels, tile loops, partitioners, models and traces."""
+"""What a point may name: devices, nodes, kernels, loops, partitioners, models, traces and timers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from leansim.specs.node import Node
 from leansim.specs.traces import builtin_traces
 from leansim.timing.loops.registry import loops
 
-Things = Literal["devices", "nodes", "kernels", "loops", "partitioners", "models", "traces"]
+Things = Literal[
+    "devices", "nodes", "kernels", "loops", "partitioners", "models", "traces", "timers"
+]  # fmt: skip
 THINGS: tuple[str, ...] = get_args(Things)
 
 

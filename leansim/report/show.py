@@ -30,7 +30,7 @@ def _about(what: Things, name: str) -> str:
         return f"{len(trace.input_len):,} requests; {trace.source.splitlines()[0]}"
     if what == "partitioners":  # some have the name of their kernel
         return _first_line(partitioners()[name])
-    thing = show(name)
+    thing = catalog.harness(name) if what == "timers" else show(name)
     return _first_line(thing) if isinstance(thing, type) else thing.description
 
 

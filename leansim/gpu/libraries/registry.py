@@ -67,6 +67,15 @@ def libraries() -> Mapping[str, type[Any]]:
     return PLUGINS.found()
 
 
+def told() -> str:
+    """Name every adapter, a line each with the kernel that it calls; nothing is looked for."""
+    lines = (
+        f"{name:24s} {library.kernel}: {(library.__doc__ or '').splitlines()[0]}"
+        for name, library in libraries().items()
+    )
+    return "\n".join(lines)
+
+
 def installed(only: Sequence[str] = ()) -> Installed:
     """Look for the libraries of all adapters, or of those named. Raises `UnknownNameError`."""
     known = libraries()
