@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,26 @@ AVAILABLE = all(importlib.util.find_spec(name) is not None for name in ("torch",
 needs_triton = pytest.mark.skipif(
     not AVAILABLE and not os.environ.get(REQUIRED), reason="needs torch and triton (extra gpu)"
 )
+
+
+class Profile:
+    """`torch.profiler.profile` on a stand-in for a GPU: launches are kernels of `us`, one `every` us."""
+
+    def __init__(self, cuda: Any, name: str, grid: int, us: float, every: float) -> None:
+        args = {"grid": [grid, 1, 1], "block": [128, 1, 1]}
+        self.cuda, self.every = cuda, every
+        self.event = {"cat": "kernel", "name": name, "dur": us, "args": args}
+
+    def __enter__(self) -> Profile:
+        self.before = self.cuda.launches
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.count = self.cuda.launches - self.before
+
+    def export_chrome_trace(self, path: str) -> None:
+        events = [self.event | {"ts": self.every * i} for i in range(self.count)]
+        Path(path).write_text(json.dumps({"traceEvents": events}))
 
 
 def interpreted() -> Toolkit:

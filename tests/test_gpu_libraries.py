@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import library_stand_ins
 import pytest
-from gpu_kit import interpreted, needs_triton
+from gpu_kit import Profile, interpreted, needs_triton
 from gpu_stand_in import CALL_MS, stand_in
 
 import leansim
@@ -352,28 +351,6 @@ def test_buffers_of_batch_attention_share_its_partials(
         )
 
 
-class Profile:
-    """`torch.profiler.profile` on the stand-in for a GPU: launches are kernels of 4 us, 1 us apart."""
-
-    def __init__(self, cuda: Any, grid: int) -> None:
-        self.cuda, self.grid = cuda, grid
-
-    def __enter__(self) -> Profile:
-        self.before = self.cuda.launches
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.count = self.cuda.launches - self.before
-
-    def export_chrome_trace(self, path: str) -> None:
-        args = {"grid": [self.grid, 1, 1], "block": [128, 1, 1]}
-        events = [
-            {"cat": "kernel", "name": "attention", "ts": 5.0 * i, "dur": 4.0, "args": args}
-            for i in range(self.count)
-        ]
-        Path(path).write_text(json.dumps({"traceEvents": events}))
-
-
 @needs_triton
 @pytest.mark.parametrize(
     ("grid", "contradicts"), [(8, ""), (9, "a grid of 9 x 1 x 1 = 9 CTAs, planned 8")]
@@ -390,7 +367,8 @@ def test_a_call_is_timed_and_its_kernels_are_looked_at(
     tools = stand_in()
     cuda = tools.torch.cuda
     tools.torch.profiler = SimpleNamespace(
-        profile=lambda **_: Profile(cuda, grid), ProfilerActivity=SimpleNamespace(CUDA="cuda")
+        profile=lambda **_: Profile(cuda, "attention", grid, 4.0, 5.0),
+        ProfilerActivity=SimpleNamespace(CUDA="cuda"),
     )
 
     class OnTheStandIn:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gpu_kit import interpreted, needs_triton
+from gpu_kit import Profile, interpreted, needs_triton
 from gpu_stand_in import CALL_MS, stand_in
 
 from leansim.errors import GpuError
@@ -33,33 +31,14 @@ class Read:
         return launch
 
 
-class Profile:
-    """Each launch is a kernel that is 3 us shorter than the time to the next."""
-
-    def __init__(self, cuda: Any) -> None:
-        self.cuda = cuda
-
-    def __enter__(self) -> Profile:
-        self.before = self.cuda.launches
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.count = self.cuda.launches - self.before
-
-    def export_chrome_trace(self, path: str) -> None:
-        args = {"grid": [1, 1, 1], "block": [128, 1, 1]}
-        event = {"cat": "kernel", "name": "read", "dur": CALL_US - 3.0, "args": args}
-        events = [event | {"ts": CALL_US * i} for i in range(self.count)]
-        Path(path).write_text(json.dumps({"traceEvents": events}))
-
-
 @needs_triton
 def test_what_timers_add_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """`do_bench` shows 4 us more, the profiler 3 less, events around loops nothing."""
     tools = stand_in()
     cuda = tools.torch.cuda
     tools.torch.profiler = SimpleNamespace(
-        profile=lambda **_: Profile(cuda), ProfilerActivity=SimpleNamespace(CUDA="cuda")
+        profile=lambda **_: Profile(cuda, "read", 1, CALL_US - 3.0, CALL_US),
+        ProfilerActivity=SimpleNamespace(CUDA="cuda"),
     )
     testing = SimpleNamespace(do_bench=lambda _: CALL_MS + 4e-3)
     object.__setattr__(tools, "triton", SimpleNamespace(testing=testing, __version__="0"))

@@ -23,11 +23,10 @@ from pydantic import Field, field_validator, model_validator
 from leansim.answers import render
 from leansim.checkout.scripts import parser_of, write_part
 from leansim.errors import UnknownNameError
-from leansim.files.csv import read_csv
 from leansim.files.strict_yaml import read
 from leansim.files.writing import write_whole
 from leansim.points.point import Point, Resolved, resolve
-from leansim.silicon.own import MEASURED, own_rows
+from leansim.silicon.own import holds_points, own_rows
 from leansim.silicon.published import table_rows
 from leansim.silicon.rows import ROW_COLUMNS, Harnesses, together
 from leansim.silicon.validate import KINDS, kinds_of, validate
@@ -104,7 +103,7 @@ def own_cards() -> Iterator[pd.DataFrame]:
     """Rows of kernels timed alone on our own cards, a table each, without those that fit constants."""
     for card in ("h200", "h100"):
         for file in sorted((OWN / card).glob("*.csv")):
-            if MEASURED in read_csv(str(file))[0]:  # others hold mechanisms, or kernels of calls
+            if holds_points(file):
                 rows = own_rows(file)
                 tests = rows if card != FITTED_ON else rows[~rows["fit"].astype(bool)]
                 yield tests[list(ROW_COLUMNS)].assign(table=f"own_{card}").reset_index(drop=True)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from leansim.errors import StoreError
-from leansim.files.csv import read_csv
 from leansim.points.point import Point, resolve
-from leansim.silicon.own import MEASURED, own_rows
+from leansim.silicon.own import MEASURED, holds_points, own_rows
 from leansim.silicon.rows import digest
 from leansim.silicon.validate import validate
 
@@ -42,14 +41,10 @@ ORDER = list(dict.fromkeys(name for bands in (*_TILES.values(), _BYTES, _SPLITS)
 
 def files_of(folder: Path) -> list[Path]:
     """CSVs of points with a time in the folders of the cards; those of other measurements have none."""
-    found = [path for path in sorted(folder.glob("*/*.csv")) if _has_points(path)]
+    found = [path for path in sorted(folder.glob("*/*.csv")) if holds_points(path)]
     if not found:
         raise StoreError(f"{folder}: found no measurements; wanted CARD/FILE.csv with {MEASURED}")
     return found
-
-
-def _has_points(path: Path) -> bool:
-    return {"device", MEASURED} <= set(read_csv(str(path))[0])
 
 
 def simulated(

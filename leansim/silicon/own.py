@@ -115,6 +115,11 @@ def own_rows(
     return rows
 
 
+def holds_points(file: str | Path) -> bool:
+    """Whether a CSV is of measured points: others hold mechanisms, or the kernels of calls."""
+    return {"device", MEASURED} <= set(read_csv(str(file))[0])
+
+
 def read_measured(file: str | Path, settings: Sequence[str] = ()) -> CsvPoints:
     """Read a CSV of points, measured or to be measured, as it stands. Raises `ConfigError`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -60,11 +59,6 @@ def for_arch(who: str, device: Device, *archs: str) -> None:
     """Refuse a device for which a library has no kernel. Raises `GpuError`."""
     if not device.arch.startswith(archs):
         raise GpuError(f"{who} runs on {' and '.join(archs)}; found {device.arch}")
-
-
-def parameters_of(call: Any) -> frozenset[str]:
-    """Names of a function's parameters: what a version of a library takes."""
-    return frozenset(signature(call).parameters)
 
 
 def scale_of(load: Workload) -> float:

@@ -19,8 +19,8 @@ from leansim.gpu.libraries.calls import (
     plain_decode,
     query_starts,
     scale_of,
-    version_of,
 )
+from leansim.gpu.libraries.flashinfer_wrapper import flashinfer_version
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
@@ -34,7 +34,7 @@ class FlashinferBatch:
     def version(self) -> str:
         """FlashInfer's; an error where it has no BatchAttention."""
         assert import_module("flashinfer").BatchAttention is not None
-        return version_of("flashinfer", "flashinfer", "flashinfer-python")
+        return flashinfer_version()
 
     def check(self, load: Workload, device: Device) -> None:  # noqa: ARG002
         """Sixteen-bit KV of its own."""

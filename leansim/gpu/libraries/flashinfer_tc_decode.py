@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import plain_decode, version_of
-from leansim.gpu.libraries.flashinfer_wrapper import planned_decode
+from leansim.gpu.libraries.calls import plain_decode
+from leansim.gpu.libraries.flashinfer_wrapper import flashinfer_version, planned_decode
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
@@ -25,7 +25,7 @@ class FlashinferTcDecode:
 
     def version(self) -> str:
         """FlashInfer's."""
-        return version_of("flashinfer", "flashinfer", "flashinfer-python")
+        return flashinfer_version()
 
     def check(self, load: Workload, device: Device) -> None:  # noqa: ARG002
         """Sixteen-bit KV of its own, one new token."""

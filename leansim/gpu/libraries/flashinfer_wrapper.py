@@ -17,9 +17,15 @@ from leansim.gpu.libraries.calls import (
     pages_of,
     scale_of,
     tail_lengths,
+    version_of,
 )
 
 WORKSPACE_BYTES = 256 * 2**20
+
+
+def flashinfer_version() -> str:
+    """FlashInfer's; raises what its import raises."""
+    return version_of("flashinfer", "flashinfer", "flashinfer-python")
 
 
 def workspace(given: Inputs, size: int = WORKSPACE_BYTES) -> Any:

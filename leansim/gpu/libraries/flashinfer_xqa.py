@@ -18,9 +18,8 @@ from leansim.gpu.libraries.calls import (
     page_tables,
     plain_decode,
     scale_of,
-    version_of,
 )
-from leansim.gpu.libraries.flashinfer_wrapper import workspace
+from leansim.gpu.libraries.flashinfer_wrapper import flashinfer_version, workspace
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
@@ -35,7 +34,7 @@ class FlashinferXqa:
     def version(self) -> str:
         """FlashInfer's; an error where it has no XQA."""
         assert import_module("flashinfer.decode").xqa_batch_decode_with_kv_cache is not None
-        return version_of("flashinfer", "flashinfer", "flashinfer-python")
+        return flashinfer_version()
 
     def check(self, load: Workload, device: Device) -> None:
         """Sixteen-bit KV of its own, one new token."""

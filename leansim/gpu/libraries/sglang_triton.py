@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,6 @@ from leansim.gpu.inputs import Inputs
 from leansim.gpu.libraries.calls import (
     context_starts,
     flat_queries,
-    parameters_of,
     plain_decode,
     scale_of,
     version_of,
@@ -63,9 +63,9 @@ class SglangTriton:
         k, v = given.k.flatten(0, 1), given.v.flatten(0, 1)
         starts = context_starts(given)
         places = [_tokens(given, buffer) for buffer in range(given.buffers)]
-        early = (
-            {"use_pdl": not device.arch.startswith("sm_8")} if "use_pdl" in parameters_of(call) else {}
-        )
+        early = {}
+        if "use_pdl" in signature(call).parameters:
+            early["use_pdl"] = not device.arch.startswith("sm_8")
 
         def enqueue(buffer: int) -> Any:
             call(

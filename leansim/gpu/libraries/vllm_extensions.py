@@ -14,6 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from leansim.gpu.inputs import Inputs
+from leansim.gpu.libraries.calls import (
+    empty_like_queries,
+    flat_queries,
+    lengths,
+    query_starts,
+    scale_of,
+    window_of,
+)
+
 # What an argument that nobody gave is, by the kind of its type.
 _PLAIN = {"bool": False, "int": 0, "float": 0.0}
 # Counts of which one is plain: context parallelism over a single rank.
@@ -37,6 +47,25 @@ def operators(name: str) -> Any:
 def vllm_version() -> str:
     """As its distribution says."""
     return f"vllm {version('vllm')}"
+
+
+def call_of(given: Inputs) -> dict[str, Any]:
+    """What vLLM's operators take of a call, by the names that they have in common: `called` picks."""
+    load, (left, right) = given.workload, window_of(given.workload)
+    return {
+        "q": flat_queries(given),
+        "k": given.k,
+        "v": given.v,
+        "out": empty_like_queries(given).flatten(0, 1),
+        "cu_seqlens_q": query_starts(given),
+        "seqused_k": lengths(given),
+        "max_seqlen_q": load.query_len,
+        "max_seqlen_k": max(load.context_lens),
+        "softmax_scale": scale_of(load),
+        "is_causal": True,
+        "window_size_left": left,
+        "window_size_right": right,
+    }
 
 
 def called(operator: Any, given: Mapping[str, Any]) -> Any:

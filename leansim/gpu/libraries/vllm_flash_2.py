@@ -10,18 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import (
-    empty_like_queries,
-    flat_queries,
-    for_arch,
-    lengths,
-    page_tables,
-    plain_decode,
-    query_starts,
-    scale_of,
-    window_of,
-)
-from leansim.gpu.libraries.vllm_extensions import called, operators, vllm_version
+from leansim.gpu.libraries.calls import for_arch, page_tables, plain_decode
+from leansim.gpu.libraries.vllm_extensions import call_of, called, operators, vllm_version
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
@@ -44,22 +34,7 @@ class VllmFlash2:
 
     def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:  # noqa: ARG002
         """Pages as they are."""
-        module, load = operators("_vllm_fa2_C"), given.workload
-        starts, (left, right) = query_starts(given), window_of(load)
-        how = {
-            "q": flat_queries(given),
-            "k": given.k,
-            "v": given.v,
-            "out": empty_like_queries(given).flatten(0, 1),
-            "cu_seqlens_q": starts,
-            "cu_seqlens_k": given.torch.zeros_like(starts),  # not read where `seqused_k` is there
-            "seqused_k": lengths(given),
-            "max_seqlen_q": load.query_len,
-            "max_seqlen_k": max(load.context_lens),
-            "softmax_scale": scale_of(load),
-            "is_causal": True,
-            "window_size_left": left,
-            "window_size_right": right,
-        }
+        module, how = operators("_vllm_fa2_C"), call_of(given)
+        how["cu_seqlens_k"] = given.torch.zeros_like(how["cu_seqlens_q"])  # not read beside `seqused_k`
         tables = page_tables(given)
         return lambda buffer: called(module.varlen_fwd, {**how, "block_table": tables[buffer]})[0]

@@ -11,18 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from leansim.gpu.inputs import Inputs
-from leansim.gpu.libraries.calls import (
-    empty_like_queries,
-    flat_queries,
-    for_arch,
-    lengths,
-    page_tables,
-    plain_decode,
-    query_starts,
-    scale_of,
-    window_of,
-)
-from leansim.gpu.libraries.vllm_extensions import called, operators, vllm_version
+from leansim.gpu.libraries.calls import for_arch, page_tables, plain_decode
+from leansim.gpu.libraries.vllm_extensions import call_of, called, operators, vllm_version
 from leansim.specs.device import Device
 from leansim.specs.workload import Workload
 
@@ -48,39 +38,16 @@ class VllmFlash3:
     def prepare(self, given: Inputs, device: Device) -> Callable[[int], Any]:  # noqa: ARG002
         """Make the scheduler's metadata."""
         module, load = operators("_vllm_fa3_C"), given.workload
-        left, right = window_of(load)
-        shared = {
-            "max_seqlen_q": load.query_len,
-            "max_seqlen_k": max(load.context_lens),
-            "seqused_k": lengths(given),
-            "cu_seqlens_q": query_starts(given),
-            "is_causal": True,
-            "window_size_left": left,
-            "window_size_right": right,
-            "num_splits": MOST_SPLITS,
+        how = {**call_of(given), "num_splits": MOST_SPLITS, "is_rotary_interleaved": True}
+        shape = {
+            "batch_size": load.batch_size,
+            "num_heads": load.num_q_heads,
+            "num_heads_k": load.num_kv_heads,
+            "headdim": load.head_dim,
+            "headdim_v": load.value_dim,
+            "qkv_dtype": given.q.dtype,
+            "page_size": load.page_tokens,
         }
-        metadata = called(
-            module.get_scheduler_metadata,
-            {
-                "batch_size": load.batch_size,
-                "num_heads": load.num_q_heads,
-                "num_heads_k": load.num_kv_heads,
-                "headdim": load.head_dim,
-                "headdim_v": load.value_dim,
-                "qkv_dtype": given.q.dtype,
-                "page_size": load.page_tokens,
-                **shared,
-            },
-        )
-        how = {
-            "q": flat_queries(given),
-            "k": given.k,
-            "v": given.v,
-            "out": empty_like_queries(given).flatten(0, 1),
-            "softmax_scale": scale_of(load),
-            "is_rotary_interleaved": True,
-            "scheduler_metadata": metadata,
-            **shared,
-        }
+        how["scheduler_metadata"] = called(module.get_scheduler_metadata, {**how, **shape})
         tables = page_tables(given)
         return lambda buffer: called(module.fwd, {**how, "page_table": tables[buffer]})[0]
