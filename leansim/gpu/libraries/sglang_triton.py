@@ -36,8 +36,8 @@ class SglangTriton:
     """Pages of one token. Split counts are set outside the calls, by the rule of the server's kernel."""
 
     kernel: ClassVar[str] = "sglang_triton"
-    # Without groups it multiplies Q and K in sixteen bits: rows up to 2.1% off were seen, on an H200.
-    rounding: ClassVar[float] = 6.0
+    # Without groups it multiplies Q and K in sixteen bits: a row 3.01% off was seen, on an H100.
+    rounding: ClassVar[float] = 8.0
 
     def version(self) -> str:
         """SGLang's; an error where its kernels do not load."""
