@@ -238,7 +238,8 @@ def test_the_gpu_is_recognised_by_architecture_sms_and_memory() -> None:
     torch = stand_in().torch
     assert recognised(torch) == "h200_sxm"
     properties = torch.cuda.get_device_properties()
-    assert differences(catalog.device("h100_sxm"), properties) == ""
+    assert differences(catalog.device("h100_sxm"), properties) == "150 GB, not 86"
+    assert differences(catalog.device("h200_sxm"), properties) == ""
     torch.cuda.get_device_properties = lambda: type(properties)(
         **{**vars(properties), "total_memory": 10**10}
     )

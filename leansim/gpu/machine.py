@@ -141,7 +141,7 @@ def recognised(torch: Any) -> str:
     alike = [device for device in devices if not differences(device, properties)]
     apart = {device.name: abs(properties.total_memory / device.dram_bytes - 1.0) for device in alike}
     nearest = min(apart, key=lambda name: apart[name], default="")
-    if not nearest or apart[nearest] > _MEMORY_APART:
+    if not nearest:
         raise GpuError(
             f"found {properties.name} ({properties.multi_processor_count} SMs, "
             f"{properties.total_memory / 1e9:.0f} GB); wanted a device of configs/devices like it: "
@@ -158,4 +158,6 @@ def differences(device: Device, properties: Any) -> str:
         found.append(f"{arch}, not {device.arch}")
     if properties.multi_processor_count != device.num_sms:
         found.append(f"{properties.multi_processor_count} SMs, not {device.num_sms}")
+    if abs(properties.total_memory / device.dram_bytes - 1.0) > _MEMORY_APART:
+        found.append(f"{properties.total_memory / 1e9:.0f} GB, not {device.dram_bytes / 1e9:.0f}")
     return " and ".join(found)

@@ -109,7 +109,7 @@ def _flows(
     that it adds up: of a segment beside others that is the mean, its time alone is its own.
     """
     grid, work, tile = schedule.grid, prices.work, prices.tile
-    worked = costs.tiles * work.tile_bytes
+    taken, worked = costs.tiles * work.tile_bytes, float(costs.worked_bytes.sum())
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
     first_bytes = read * costs.total_first_bytes(schedule.num_segments, tile.ahead)
@@ -119,7 +119,7 @@ def _flows(
     kv = FlowKind(
         "kv",
         max_bytes_per_ps=work.tile_bytes / tile.tile_s / PS_PER_S,
-        sm_ps_per_byte=min(costs.busy_s / worked, alone) * PS_PER_S,
+        sm_ps_per_byte=min(costs.busy_s / taken, alone) * PS_PER_S,
         dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
         offered_bytes_per_ps=tile.offered_bytes_per_s / filled / PS_PER_S,

@@ -16,6 +16,7 @@ class Pipelined(Paced):
         n tiles take bytes of one at the pace of loads, n * tile, and fill
         load = latency + bytes / load rate
         fill = latency + what its own stalls are longer
+        last = max(compute, chain)
 
     compute, load, latency and `chain_s` in s; the latency of a gathered tile begins with its lookup. A
     segment works on its first tile when all of it is there. Source: the circular buffers of
@@ -30,7 +31,8 @@ class Pipelined(Paced):
         load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
         offered = self.stages * work.tile_bytes / latency_s
-        return self.paced(work, tile_s, offered, work.tile_bytes, self.stages)
+        last_s = max(work.compute_s, self.chain_s)
+        return self.paced(work, tile_s, offered, work.tile_bytes, last_s, self.stages)
 
     def fill_s(self, work: TileWork, _loaded: Floats) -> Floats:
         """The latency of the first load, and the stalls of the first tile."""

@@ -53,7 +53,8 @@ class TileCost:
 
     `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
     less of `read_s`. A segment works on its first tile when `first_bytes` of its KV are there, of
-    `ahead` times as much that it asks for at once. Its SM has `sm_s` for nothing else, of which
+    `ahead` times as much that it asks for at once, and when its last load is there `last_s` of its last
+    tile are left to do. Its SM has `sm_s` for nothing else, of which
     computing is `compute_s`. Its loads in flight would bring `offered_bytes_per_s` from an unloaded
     memory (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such
     as its schedulers. `tiles_at_once` are computed together, masked ones too.
@@ -65,6 +66,7 @@ class TileCost:
     offered_bytes_per_s: float
     first_bytes: int = 0
     ahead: int = 1
+    last_s: float = 0.0
     read_s: float = 0.0
     busy_s: tuple[float, ...] = ()
     tiles_at_once: int = 1
@@ -88,6 +90,7 @@ class Paced:
         tile_s: float,
         offered_bytes_per_s: float,
         first_bytes: int,
+        last_s: float,
         ahead: int = 1,
     ) -> TileCost:
         """The price of a tile that would take `tile_s` by its loads and by what is computed."""
@@ -98,6 +101,7 @@ class Paced:
             offered_bytes_per_s=offered_bytes_per_s,
             first_bytes=first_bytes,
             ahead=ahead,
+            last_s=last_s,
             busy_s=(self.busy_s,) if self.busy_s else (),
         )
 
