@@ -19,6 +19,7 @@ from leansim.partitioners.flash_decoding import FlashDecoding, num_splits_heuris
 from leansim.partitioners.lean_attention import LeanAttention
 from leansim.schedule.schedule import Schedule
 from leansim.specs import catalog
+from leansim.timing.launches import FIRST, KV
 
 # -- the paper's toy: schedules --------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ def test_a_short_tile_computes_as_long_as_a_whole_one_but_loads_less() -> None:
     program = result.program
     assert program.bytes_of(Phase.STREAM) == 65_536
     assert program.bytes_of(Phase.RAMP) == 128
-    kv, *_, first = program.flows
+    kv, first = program.flows[KV], program.flows[FIRST]
     assert kv.l2_share * 65_536 == kv.dram_share * 65_536 == 128
     assert first.l2_share == first.dram_share == 1.0
     assert program.dram_bytes == 256

@@ -20,10 +20,10 @@ from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.points.point import Resolved, resolve
 from leansim.schedule.schedule import Schedule
 from leansim.specs import catalog
-from leansim.specs.instance import LoopNumbers
+from leansim.specs.instance import CombineNumbers, LoopNumbers
 from leansim.study.bench import Bench
 from leansim.timing.lowering import lower
-from leansim.timing.merges import combine_latency_s
+from leansim.timing.merges import combine_gap_s, combine_latency_s
 
 # -- the first loads ------------------------------------------------------------------------------
 
@@ -86,6 +86,34 @@ def test_what_all_ask_for_at_once_comes_before_any_goes_on() -> None:
     one_tile = grid_of((256,) * 2, 1).with_slots(2, 1)
     result = run(FlashAttention2()(one_tile, device), device, toy_instance(pipelined(2)))
     assert ramps(result) == pytest.approx(np.array([1638.4, 1638.4]), abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("drained", "slow_ns", "fast_ns"), [(1, 2688.0, 4 * 2688.0), (2, 5376.0, 4 * 2688.0)]
+)
+def test_the_last_tiles_are_left_when_all_loads_are_there(
+    drained: int, slow_ns: float, fast_ns: float
+) -> None:
+    """Four tiles of 2688 and 65,536 B in two stages, the first two of which are asked for at once.
+
+    DRAM of 8 B/ns takes 32,768 for all of them, whatever is computed meanwhile, and what is left of the
+    last comes on top. One of 64 takes 2048 for the first two, and hides the others.
+    """
+    instance = toy_instance(LoopNumbers("pipelined", (("stages", 2), ("drained", drained))))
+    for pace, first_ns, left_ns in ((8, 32_768, slow_ns), (64, 2048, fast_ns)):
+        device = toy(dram_bandwidth_bytes_per_s=pace / NS)
+        result = run(FlashAttention2()(grid_of((1024,), 1), device), device, instance)
+        assert result.makespan_ps / 1000 == pytest.approx(988 + first_ns + left_ns + 4, abs=0.005)
+        assert result.program.dram_bytes == pytest.approx(4 * 65_536)
+
+
+def test_ctas_share_their_sm_for_the_last_tile_too() -> None:
+    """Two CTAs of two tiles on one SM, which has time for one: 2 * 2 * 2688 behind 1024 and 1024."""
+    device, instance = toy(1), toy_instance(pipelined(2))
+    grid = grid_of((512,) * 2, 1).with_slots(1, 2)
+    result = run(FlashAttention2()(grid, device), device, instance)
+    wanted = 988 + 2 * 1024 + 4 * 2688 + 4
+    assert result.cta_end / 1000 == pytest.approx(np.full(2, wanted), abs=0.005)
 
 
 def test_few_bytes_in_flight_wait_for_their_latency_once() -> None:
@@ -184,6 +212,16 @@ def test_a_combine_kernel_takes_its_rounds() -> None:
     )  # fmt: skip
     result = run(schedule, instance=toy_instance(combine={"rows_per_cta": 1, "round_s": 350 * NS}))
     assert ns((result.cta_end - result.cta_begin)[2]) == 1010.125
+
+
+def test_kernels_before_the_last_merge_maxima() -> None:
+    """Each takes 200 + 150 + 100 and a gap; from three splits on there is one before the last."""
+    numbers = {"overhead_s": 150 * NS, "launches": ((1, 1), (3, 2))}
+    combine = toy_instance(combine=numbers).combine
+    assert isinstance(combine, CombineNumbers)
+    assert [combine.launches_for(splits) for splits in (0, 1, 2, 3, 9)] == [1, 1, 1, 2, 2]
+    gap, two = (combine_gap_s(toy(), "graph", combine, launches) for launches in (1, 2))
+    assert two - gap == pytest.approx(450 * NS + gap)
 
 
 def test_a_cta_pays_once_before_its_first_segment() -> None:

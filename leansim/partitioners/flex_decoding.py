@@ -1,6 +1,9 @@
 """PyTorch FlexDecoding: a split count fixed at compile time from batch, KV heads and SMs alone.
 
-Ignores score modifiers and sparse masks other than a window.
+Ignores score modifiers and sparse masks other than a window. With fewer than 128 new tokens no block of
+`create_block_mask` is whole (its 128 rows are padded with masked ones), so that all KV is in one list of
+blocks, in order, and a mask is computed for each tile. Not modelled: the second tile of a block that a
+context ends in the first of is gone through too.
 """
 
 from __future__ import annotations

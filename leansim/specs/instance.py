@@ -147,6 +147,11 @@ class CombineNumbers:
     start: CombineStart
     overhead_s: float
     round_s: float
+    launches: tuple[tuple[int, int], ...] = ((1, 1),)
+
+    def launches_for(self, splits: int) -> int:
+        """Kernels that merging so many splits takes: entry of the largest number up to it, else 1."""
+        return max([(0, 1), *(entry for entry in self.launches if entry[0] <= max(splits, 1))])[1]
 
 
 @dataclass(frozen=True)
@@ -341,6 +346,7 @@ def _combine(chosen: _Chosen, value_dim: int) -> CombineNumbers | NoCombine:
         rows_per_cta=spec.rows_for(value_dim),
         splits_in_flight=spec.splits_in_flight,
         start=spec.start,
+        launches=tuple(sorted(spec.launches.items())),
         **chosen.numbers(spec, "overhead_s", "round_s"),
     )
 

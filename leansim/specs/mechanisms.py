@@ -136,7 +136,9 @@ class Combine(Spec):
     keeps `splits_in_flight` partial loads outstanding: 1 is a serial loop over the splits. With so many
     it takes `round_s` at least, however near they are, and `overhead_s` once. `start`
     says how it begins: as a `launch` of its own, as one that programmatic dependent launch (`pdl`)
-    lets begin early where the device has it, or in the same kernel after a `grid_sync`.
+    lets begin early where the device has it, or in the same kernel after a `grid_sync`. `launches` says
+    how many kernels it takes, by the fewest splits from which on: those before the last have maxima and
+    sums, and no partials.
     """
 
     threads: Count
@@ -145,6 +147,7 @@ class Combine(Spec):
     rows_per_cta: dict[Whole, Count]
     splits_in_flight: Count
     start: CombineStart = "launch"
+    launches: dict[Whole, Count] = Field(default_factory=lambda: {1: 1})
     overhead_s: ByArch[NotNegative] = 0.0
     round_s: ByArch[NotNegative] = 0.0
 

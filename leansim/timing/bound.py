@@ -166,7 +166,8 @@ def _packed_ps(least: _Least, grid: TileGrid, instance: Instance, device: Device
 
     ways.append(_deadline(least, in_launch_ps, 0.0))
     if not isinstance(combine := instance.combine, NoCombine):
-        gap_s = merges.combine_gap_s(device, grid.workload.launch, combine.start)
+        fewest = min(count for _, count in combine.launches)
+        gap_s = merges.combine_gap_s(device, grid.workload.launch, combine, fewest)
 
         def kernel_ps(segments: IntArray) -> FloatArray:
             taken_s = merges.combine_latency_s(device, combine, segments)

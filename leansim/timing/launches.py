@@ -14,7 +14,7 @@ from leansim.engine.longest import check_countable
 from leansim.engine.program import PS_PER_S, Launch, Phase, Program, picoseconds
 from leansim.specs.device import Device
 
-KV, ON_CHIP, ROWS, FIRST, AT_ONCE, STORE = 0, 1, 2, 3, 4, -1
+KV, ON_CHIP, ROWS, FIRST, AT_ONCE, LAST, STORE = 0, 1, 2, 3, 4, 5, -1
 NONE = -1
 # Columns of phases and what each holds where nothing is put: as narrow as they can be, there are many.
 _COLUMNS: dict[str, tuple[type[np.signedinteger[Any]], int]] = {

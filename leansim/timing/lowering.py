@@ -21,6 +21,7 @@ from leansim.timing.launches import (
     AT_ONCE,
     FIRST,
     KV,
+    LAST,
     NONE,
     ON_CHIP,
     ROWS,
@@ -109,11 +110,11 @@ def _flows(
     that it adds up: of a segment beside others that is the mean, its time alone is its own.
     """
     grid, work, tile = schedule.grid, prices.work, prices.tile
-    taken, worked = costs.tiles * work.tile_bytes, float(costs.worked_bytes.sum())
+    taken, moving = costs.tiles * work.tile_bytes, float(costs.worked_bytes.sum())
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
     first_bytes = read * costs.total_first_bytes(schedule.num_segments, tile.ahead)
-    loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - first_bytes) / worked
+    loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - first_bytes) / moving
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
     queued_s = paces_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else ()
     kv = FlowKind(
@@ -123,7 +124,7 @@ def _flows(
         dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
         offered_bytes_per_ps=tile.offered_bytes_per_s / filled / PS_PER_S,
-        tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / worked,
+        tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / taken,
         waits_ps_per_byte=tuple(wait_s * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s),
         carries_kv=True,
     )
@@ -133,6 +134,7 @@ def _flows(
         kv,
         *plain,
         *_first_flows(work.load_bytes_per_s, dram_share, read, kv.offered_bytes_per_ps, tile.ahead),
+        replace(kv, name="last", dram_share=0.0, l2_share=0.0, carries_kv=False),
     )
 
 
@@ -172,8 +174,11 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 def _main_launch(
     schedule: Schedule, instance: Instance, device: Device, costs: SegmentCosts, gap_ps: int
 ) -> Unfilled:
-    """LAUNCH per CTA; RAMP, STREAM, MERGE for a waiting host, and WRITE per segment."""
-    places = _Places.of(schedule)
+    """LAUNCH per CTA; RAMP, STREAM, MERGE for a waiting host, and WRITE per segment.
+
+    STREAM is two phases where the last of its work is behind all loads.
+    """
+    places = _Places.of(schedule, 1 if costs.last_bytes is None else 2)
 
     def fill(columns: Columns) -> None:
         def put(at: IntArray | slice, kind: Phase, **values: IntArray | int) -> None:
@@ -189,6 +194,8 @@ def _main_launch(
         flow = where(costs.at_once, AT_ONCE, FIRST)
         put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.first_bytes, flow=flow)
         put(places.stream, Phase.STREAM, bytes=costs.worked_bytes, flow=KV)
+        if costs.last_bytes is not None:
+            put(places.last, Phase.STREAM, bytes=costs.last_bytes, flow=LAST)
         idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
@@ -257,26 +264,30 @@ class _Places:
     launch: IntArray | slice
     ramp: IntArray | slice
     stream: IntArray | slice
+    last: IntArray | slice
     merge: IntArray
     write: IntArray | slice
     border: IntArray
 
     @classmethod
-    def of(cls, schedule: Schedule) -> _Places:
-        """Three phases per segment, four where it merges, and one before them per CTA."""
+    def of(cls, schedule: Schedule, streams: int) -> _Places:
+        """Two phases per segment and its `streams`, one more where it merges, and one before per CTA."""
         merges: BoolArray = schedule.merges
         one_each = schedule.num_segments == schedule.num_ctas and not schedule.num_empty_ctas
         if one_each and not np.count_nonzero(merges):
-            border = np.arange(0, 4 * schedule.num_ctas + 1, 4)
-            launch, ramp, stream, write = (slice(first, None, 4) for first in range(4))
-            return cls(launch, ramp, stream, border[:0], write, border)
-        per_segment = 3 + merges.astype(np.int64)
+            phases = 3 + streams
+            border = np.arange(0, phases * schedule.num_ctas + 1, phases)
+            steps = (0, 1, 2, 1 + streams, 2 + streams)
+            launch, ramp, stream, last, write = (slice(first, None, phases) for first in steps)
+            return cls(launch, ramp, stream, last, border[:0], write, border)
+        per_segment = 2 + streams + merges.astype(np.int64)
         edges = np.zeros(schedule.num_segments + 1, dtype=np.int64)
         np.cumsum(per_segment, out=edges[1:])
         at = edges[:-1] + schedule.cta + 1
         launch_at = edges[schedule.segments_of_cta[:-1]] + np.arange(schedule.num_ctas)
         border = np.append(launch_at, edges[-1] + schedule.num_ctas)
-        return cls(launch_at, at, at + 1, at[merges] + 2, at + per_segment - 1, border)
+        through = at + streams
+        return cls(launch_at, at, at + 1, through, through[merges] + 1, at + per_segment - 1, border)
 
 
 def _setup_launch(device: Device, gap_ps: int) -> Unfilled:
@@ -299,7 +310,8 @@ def _combine_launch(
             f"kernel {instance.kernel!r} has no combine kernel, and the schedule needs one: "
             "use a partitioner whose host CTAs merge, or a kernel such as fa2"
         )
-    gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine.start))
+    launches = combine.launches_for(int(states_of_rows.max()))
+    gap_ps = picoseconds(merges.combine_gap_s(device, workload.launch, combine, launches))
     num_ctas = -(-workload.num_query_rows // combine.rows_per_cta)
     fill = partial(_fill_combine, states_of_rows, workload, instance, combine, device)
     return Unfilled("combine", combine.ctas_per_sm, gap_ps, np.arange(num_ctas + 1) * 3, fill)

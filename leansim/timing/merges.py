@@ -31,18 +31,23 @@ def kernel_gap_s(device: Device, launch: str) -> float:
     return gaps[launch]
 
 
-def combine_gap_s(device: Device, launch: str, start: str) -> float:
-    """Time between the last partial written and the first CTA of the combine step, s.
+def combine_gap_s(device: Device, launch: str, combine: CombineNumbers, launches: int = 1) -> float:
+    """Time between the last partial written and the first CTA of the (last) combine kernel, s.
 
-        kernel_gap_s of the launch mode, or of `pdl`; fence + atomic + flag behind a `grid_sync`
+        gap + (launches - 1) * (launch + overhead + L2 latency + gap)
+        gap = kernel_gap_s of the launch mode, or of `pdl`; fence + atomic + flag behind a `grid_sync`
 
     A barrier of the grid costs each CTA a release and the sight of a flag; programmatic dependent
-    launch falls back to the call's own launch mode on devices without it.
+    launch falls back to the call's own launch mode on devices without it. Of `launches` kernels those
+    before the last read log-sum-exps, and no partials.
     """
-    if start == "grid_sync":
-        return release_s(device) + device.flag_latency_s
-    has_pdl = start == "pdl" and "pdl" in device.kernel_gap_s
-    return kernel_gap_s(device, "pdl" if has_pdl else launch)
+    if combine.start == "grid_sync":
+        gap_s = release_s(device) + device.flag_latency_s
+    else:
+        has_pdl = combine.start == "pdl" and "pdl" in device.kernel_gap_s
+        gap_s = kernel_gap_s(device, "pdl" if has_pdl else launch)
+    small_s = device.cta_launch_s + combine.overhead_s + l2_latency_s(device)
+    return gap_s + (launches - 1) * (small_s + gap_s)
 
 
 def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray) -> FloatArray:

@@ -17,7 +17,7 @@ from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance
-from leansim.timing.prices import Prices, paces_s, prologue_s, queueing_s
+from leansim.timing.prices import Prices, prologue_s, queueing_s
 
 DRIFT_CLASSES = 8
 _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
@@ -25,17 +25,17 @@ _DISTANCES = (np.arange(DRIFT_CLASSES) + 0.5) / DRIFT_CLASSES
 
 @dataclass(frozen=True, eq=False)
 class SegmentCosts:
-    """What segments take: `ramp_ps` and `first_bytes` of KV before the loop runs, then `worked_bytes`.
+    """What segments take: `ramp_ps`, `first_bytes`, then `worked_bytes` in their loop, and `last_bytes`.
 
         once   = prologue - loading + split + fill
-        ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed + last + waits
+        ramp   = max(0, once) (1 - latency_spread) + queueing + masked tiles computed
         first  = first bytes of a full tile * min(1, tiles)
-        worked = tile bytes * (tiles + (loading + min(0, once) - last) / tile)
-        tiles  = KV tiles + (edges * edge - masked * read) / tile
+        worked = tile bytes * (tiles + (loading + min(0, once) + edges * edge - masked * read) / tile)
+        last   = tile bytes * last of a full tile / tile, no longer in worked
 
-    With the first bytes of segments that ask `at_once` comes all that their loop asks for. While a
-    segment does what is left of its `last` tile when the loads are there, it loads nothing. That is a
-    time beside its bytes; it stands before them, so that hosts look at their peers behind it.
+    With the first bytes of segments that ask `at_once` comes all that their loop asks for. What is left
+    to do when all of a segment's loads are there, its last bytes, is work that moves nothing; where its
+    first are not waited for, others load meanwhile.
 
     Times in s. Worked bytes are those of as many full tiles as a segment's tiles take the time of. All
     together, what is left of the last ones too, are of `tiles` full tiles' time, in which SMs are busy
@@ -46,6 +46,7 @@ class SegmentCosts:
     first_bytes: Ints
     at_once: BoolArray | bool
     worked_bytes: IntArray
+    last_bytes: IntArray | None
     tiles: float
     busy_s: float
 
@@ -71,12 +72,12 @@ class SegmentCosts:
         read = _tiles_read(schedule, tile.ahead)
         first_bytes = _first_bytes(schedule, instance, prices, read)
         at_once = _asks_at_once(schedule, tile.ahead, read)
+        last = None
         if tile.last_s and np.count_nonzero(first_bytes):
-            waited = np.not_equal(first_bytes, 0)
-            last_bytes = round(tile.last_s / tile.tile_s * prices.work.tile_bytes)
-            worked = np.asarray(np.maximum(1, worked - last_bytes * waited))
-            ramp_ps = ramp_ps + waited * _last_ps(schedule, instance, prices)
-        return cls(ramp_ps, first_bytes, at_once, worked, tiles, busy_s)
+            most = round(tile.last_s / tile.tile_s * prices.work.tile_bytes)
+            last = np.minimum(most, worked - 1) * np.not_equal(first_bytes, 0)
+            worked = worked - last
+        return cls(ramp_ps, first_bytes, at_once, worked, last, tiles, busy_s)
 
 
 class _Starts:
@@ -159,21 +160,6 @@ def _ramp_ps(
         return picoseconds(ramp_s)
     ramp_ps: IntArray = of_segments(schedule, rounded_ps(ramp_s))
     return ramp_ps
-
-
-def _last_ps(schedule: Schedule, instance: Instance, prices: Prices) -> IntArray | int:
-    """What is left of each segment's last tile when its loads are there, beside others of its SM.
-
-        left(n) = max(last (1 + wait(n) / tile), n min(last, sm))
-    """
-    tile, most = prices.tile, schedule.grid.ctas_per_sm
-    if most == 1:
-        return picoseconds(tile.last_s)
-    waits_s = paces_s(tile.tile_s, tile.busy_s, most) if tile.busy_s else (0.0,)
-    in_turn_s = min(tile.last_s, tile.sm_s) * np.arange(1, most + 1)
-    left_s = np.maximum(tile.last_s * (1.0 + np.array(waits_s) / tile.tile_s), in_turn_s)
-    left_ps: IntArray = rounded_ps(left_s)[_beside(schedule, instance)]
-    return left_ps
 
 
 def _queued_s(

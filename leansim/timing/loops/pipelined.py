@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from leansim.arrays import Floats
 from leansim.timing.loops.tile import Paced, TileCost, TileWork
@@ -16,14 +16,16 @@ class Pipelined(Paced):
         n tiles take bytes of one at the pace of loads, n * tile, and fill
         load = latency + bytes / load rate
         fill = latency + what its own stalls are longer
-        last = max(compute, chain)
+        last = drained * max(compute, chain)
 
     compute, load, latency and `chain_s` in s; the latency of a gathered tile begins with its lookup. A
-    segment works on its first tile when all of it is there. Source: the circular buffers of
+    segment works on its first tile when all of it is there. When its last load is, `drained` tiles are
+    left, those worked on together. Source: the circular buffers of
     flash-attention hopper/mainloop_fwd_sm90_tma_gmma_ws.hpp and of Triton's software pipelining.
     """
 
     stages: int
+    drained: int = field(default=1, kw_only=True)
 
     def price(self, work: TileWork) -> TileCost:
         """Price a full KV tile; all stages are in flight."""
@@ -31,8 +33,8 @@ class Pipelined(Paced):
         load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
         offered = self.stages * work.tile_bytes / latency_s
-        last_s = max(work.compute_s, self.chain_s)
-        return self.paced(work, tile_s, offered, work.tile_bytes, last_s, self.stages)
+        last_s = self.drained * max(work.compute_s, self.chain_s)
+        return self.paced(work, tile_s, offered, work.tile_bytes, self.stages, last_s)
 
     def fill_s(self, work: TileWork, _loaded: Floats) -> Floats:
         """The latency of the first load, and the stalls of the first tile."""

@@ -16,7 +16,6 @@ class SingleBuffered(Paced):
         n tiles take K bytes at the pace of loads, n * tile, and fill
         load X = latency + X bytes / load rate
         fill   = latency - max(0, load K - softmax - PV)
-        last   = softmax + PV
 
     Where tokens are gathered, K waits for their lookup first; V is found by the same entries.
 
@@ -32,7 +31,7 @@ class SingleBuffered(Paced):
         v_s = latency_s + work.v_bytes / work.load_bytes_per_s if work.v_bytes else 0.0
         tile_s = max(v_s, work.qk_s) + max(self._load_k_s(work), work.softmax_s + work.pv_s)
         offered = max(work.k_bytes, work.v_bytes) / latency_s
-        return self.paced(work, tile_s, offered, work.k_bytes, work.softmax_s + work.pv_s)
+        return self.paced(work, tile_s, offered, work.k_bytes)
 
     def fill_s(self, work: TileWork, _loaded: Floats) -> Floats:
         """The latency of the first K, less what the last tile does not wait for the next."""

@@ -90,8 +90,8 @@ class Paced:
         tile_s: float,
         offered_bytes_per_s: float,
         first_bytes: int,
-        last_s: float,
         ahead: int = 1,
+        last_s: float = 0.0,
     ) -> TileCost:
         """The price of a tile that would take `tile_s` by its loads and by what is computed."""
         return TileCost(
