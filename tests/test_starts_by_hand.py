@@ -107,6 +107,23 @@ def test_the_last_tiles_are_left_when_all_loads_are_there(
         assert result.program.dram_bytes == pytest.approx(4 * 65_536)
 
 
+def test_reads_behind_another_segment_wait_in_the_queue_of_dram() -> None:
+    """Two CTAs with two tiles each in flight, 262,144 B, take DRAM 16,384 at 16 B/ns; 2688 are computed.
+
+    The rest, 13,696, is what one read of the second segment of CTA 0 waits; at 1e4 B/ns there is none.
+    """
+    schedule = Schedule(
+        grid_of((512, 512, 512), 1), np.array([0, 0, 1]), np.arange(3), np.zeros(3), np.full(3, 2),
+        num_ctas=2,
+    )  # fmt: skip
+    for bytes_per_ns, waits in ((16.0, 13_696), (10_000.0, 0)):
+        device = toy(dram_bandwidth_bytes_per_s=bytes_per_ns / NS)
+        for reads in (0, 1, 2):
+            program = priced(schedule, toy_instance(pipelined(2), start={"queued_reads": reads}), device)
+            ramp_ns = program.latency_ps[program.is_kind(Phase.RAMP)] / 1000
+            assert ramp_ns == pytest.approx([788, 788 + reads * waits, 788])
+
+
 def test_ctas_share_their_sm_for_the_last_tile_too() -> None:
     """Two CTAs of two tiles on one SM, which has time for one: 2 * 2 * 2688 behind 1024 and 1024."""
     device, instance = toy(1), toy_instance(pipelined(2))

@@ -61,7 +61,7 @@ def own() -> pd.DataFrame:
 def blind() -> pd.DataFrame:
     """What was said of rows of our own cards before anybody had seen them, by card and adapter.
 
-    With the `evidence` that the catalogue gave then (commit e22130d); since then constants were fitted
+    With the `evidence` that the catalogue gave then (at its `commit`); since then constants were fitted
     to half of the H200's.
     """
     return pd.read_csv(OWN / "blind.csv")

@@ -95,6 +95,7 @@ class StartNumbers:
     loading_s: float = 0.0
     split_clk: float = 0.0
     issue_clk: float = 0.0
+    queued_reads: int = 0
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,9 @@ def _start(chosen: _Chosen) -> StartNumbers:
     if spec.query is not None:
         query = QueryInParts(spec.query.rows, **chosen.numbers(spec.query, "clk", "beside_clk"))
     numbers = chosen.numbers(spec, "overhead_s", "loading_s", "split_clk", "issue_clk")
-    return StartNumbers(query=query, q_tile_copies=spec.q_tile_copies, **numbers)
+    return StartNumbers(
+        query=query, q_tile_copies=spec.q_tile_copies, queued_reads=spec.queued_reads, **numbers
+    )
 
 
 def _ctas(chosen: _Chosen) -> CtaNumbers:

@@ -73,7 +73,8 @@ class Start(Spec):
     `query` in parts; the whole Q or O tile, masked rows too, passes through shared memory
     `q_tile_copies` times. Of that the first loads of KV are under way for `loading_s`. An instance built
     for splits issues for `split_clk` more. The SM's schedulers are busy for `issue_clk` clocks of it,
-    for which CTAs that share the SM queue.
+    for which CTAs that share the SM queue. `queued_reads` of a segment behind another one of its CTA
+    come from DRAM, one after the other, behind the KV that all CTAs have asked for.
     """
 
     overhead_s: ByArch[NotNegative] = 0.0
@@ -83,6 +84,7 @@ class Start(Spec):
     loading_s: ByArch[NotNegative] = 0.0
     split_clk: ByArch[NotNegative] = 0.0
     issue_clk: ByArch[NotNegative] = 0.0
+    queued_reads: WholeNumber = 0
 
 
 class Ctas(Spec):

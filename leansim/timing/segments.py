@@ -156,10 +156,25 @@ def _ramp_ps(
     if tile.tiles_at_once > 1:
         masked = (schedule.start - schedule.stop) % tile.tiles_at_once
         ramp_s = of_segments(schedule, ramp_s) + masked * tile.compute_s
+    if behind_s := instance.start.queued_reads * _dram_queue_s(schedule, device, prices):
+        ramp_s = of_segments(schedule, ramp_s) + behind_s * ~changes(schedule.cta)
     if isinstance(ramp_s, float):
         return picoseconds(ramp_s)
     ramp_ps: IntArray = of_segments(schedule, rounded_ps(ramp_s))
     return ramp_ps
+
+
+def _dram_queue_s(schedule: Schedule, device: Device, prices: Prices) -> float:
+    """What a read waits for the KV that all CTAs have asked DRAM for before it, s.
+
+        max(0, CTAs * ahead * tile bytes * (1 - hit) / DRAM bandwidth - tile)
+
+    Where DRAM decides the pace, `ahead` tiles of each CTA take that long, of which they are computed for
+    a tile and wait in DRAM's queue for the rest. Where it does not there is no queue.
+    """
+    ctas = min(schedule.grid.slots, int(np.count_nonzero(changes(schedule.cta))))
+    asked = ctas * prices.tile.ahead * prices.work.tile_bytes * (1.0 - prices.hit_share)
+    return max(0.0, asked / device.achievable_dram_bytes_per_s - prices.tile.tile_s)
 
 
 def _queued_s(
