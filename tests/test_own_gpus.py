@@ -14,7 +14,15 @@ from leansim.silicon.own import own_rows
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "own_gpus"
 # Files of other measurements: of mechanisms, and of the kernels of a call apart.
-NO_POINTS = ("micro", "kernel_durations_cold", "more_kernels_cold", "pace", "timers")
+NO_POINTS = (
+    "micro",
+    "sm_paces",
+    "cta_ends",
+    "kernel_durations_cold",
+    "more_kernels_cold",
+    "pace",
+    "timers",
+)
 FILES = [path for path in sorted(FOLDER.glob("h?00/*.csv")) if path.stem not in NO_POINTS]
 LEAN_OVER_FA2 = ("triton_lean", "triton_fa2")
 
@@ -37,7 +45,8 @@ def test_every_row_is_read(file: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def sample(folder: Path, most: int) -> None:
     """The first rows of every file, of all kernels alike, and the micro-measurements as they are."""
-    for file in [*FILES, FOLDER / "h200" / "micro.csv"]:
+    others = [FOLDER / "h200" / f"{name}.csv" for name in ("micro", "cta_ends")]
+    for file in [*FILES, *others]:
         lines = file.read_text().splitlines(keepends=True)
         few = folder / file.parent.name / file.name
         few.parent.mkdir(exist_ok=True)
@@ -72,6 +81,8 @@ def test_the_report_of_a_sample(tmp_path: Path) -> None:
         assert float(found["measured"]) == pytest.approx(wanted, rel=1e-3)
     text = (tmp_path / "RESULTS.md").read_text()
     assert "Not compared: " in text
+    assert "- h200: the last CTA of 12 calls ends " in text
+    assert len(read(tmp_path / "timelines.csv")) == 12
     assert {path.name for path in tmp_path.glob("*.png")} == {"times.png", "speedups.png"}
 
 

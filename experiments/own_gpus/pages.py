@@ -32,6 +32,7 @@ class Found:
     interpolated: pd.DataFrame
     # Why nothing was interpolated, or nothing.
     not_interpolated: str
+    timelines: pd.DataFrame
 
 
 def results(found: Found) -> str:
@@ -51,6 +52,7 @@ def results(found: Found) -> str:
         *_winners(found.winners),
         "## Beside interpolation\n",
         *_interpolation(found),
+        *_timelines(found.timelines),
     ]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -276,6 +278,44 @@ def _interpolation(found: Found) -> Iterator[str]:
             for by, part in mine.groupby("by", sort=False)
         ]
         yield f"- {card}, mean error over all that was tested: {', '.join(means)}."
+
+
+def _timelines(timelines: pd.DataFrame) -> Iterator[str]:
+    if timelines.empty:
+        return
+    yield (
+        "\n## When CTAs end\n\nTime from the first CTA's first instruction to the ends of CTAs of the "
+        "attention kernel: after 10, 50 and 90% of them, and the last; measured, and simulated in "
+        "brackets. A copy of leansim's Triton kernel that notes the time in each CTA was measured, "
+        "cold. On the GPU SMs go at different paces where DRAM is full; here they do not.\n"
+    )
+    rows = []
+    for row in timelines.to_dict("records"):
+        heads = f"{row['num_q_heads']}/{row['num_kv_heads']}"
+        ends = {
+            name.removesuffix("_us"): f"{row[name]:.1f} ({row[f'simulated_{name}']:.1f})"
+            for name in ("p10_us", "p50_us", "p90_us", "last_us")
+        }
+        rows.append(
+            {
+                "card": row["card"],
+                "kernel": f"`{row['kernel']}`",
+                "heads": heads,
+                "head dim": row["head_dim"],
+                "requests": row["batch_size"],
+                "context": row["context_len"] or row["trace"],
+                "CTAs": row["ctas"],
+                **ends,
+            }
+        )
+    yield f"{_md(rows)}\n"
+    for card, mine in timelines.groupby("card"):
+        apart = mine["simulated_last_us"] / mine["last_us"] - 1.0
+        yield (
+            f"- {card}: the last CTA of {len(mine)} calls ends {apart.abs().mean():.1%} apart in the "
+            f"mean, {apart.mean():+.1%} with its sign, the median one "
+            f"{(mine['simulated_p50_us'] / mine['p50_us'] - 1.0).abs().mean():.1%}."
+        )
 
 
 def _ticked(key: str, value: Any) -> Any:

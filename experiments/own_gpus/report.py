@@ -18,6 +18,7 @@ import interpolation
 import pandas as pd
 from measured import files_of, simulated
 from pages import Found, results
+from timelines import timelines
 
 from leansim.checkout.scripts import parser_of
 from leansim.errors import LeansimError
@@ -35,11 +36,12 @@ _CSVS = {
     "bands": "speedups_by_band",
     "winners": "winners",
     "interpolated": "interpolation",
+    "timelines": "timelines",
 }
 
 
-def found_in(rows: pd.DataFrame) -> Found:
-    """All that a report says of rows that were measured and simulated."""
+def found_in(rows: pd.DataFrame, folder: Path) -> Found:
+    """All that a report says of rows that were measured and simulated, and of a folder's timelines."""
     pairs = comparisons.speedups(rows)
     interpolated, why_not = _interpolated(rows)
     return Found(
@@ -53,6 +55,7 @@ def found_in(rows: pd.DataFrame) -> Found:
         winners=comparisons.winners(rows),
         interpolated=interpolated,
         not_interpolated=why_not,
+        timelines=timelines(folder),
     )
 
 
@@ -95,7 +98,7 @@ def main() -> int:
     except LeansimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    files = written(found_in(rows), out)
+    files = written(found_in(rows, folder), out)
     write_together(files)
     for name in _CSVS.values():  # none of an earlier report stays beside this one
         if (path := out / f"{name}.csv") not in files:

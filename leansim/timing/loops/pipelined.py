@@ -17,6 +17,7 @@ class Pipelined(Paced):
         load = latency + bytes / load rate
         fill = latency + what its own stalls are longer
         last = drained * max(compute, chain)
+        offered = (bytes in flight, or stages * bytes) / latency
 
     compute, load, latency and `chain_s` in s; the latency of a gathered tile begins with its lookup. A
     segment works on its first tile when all of it is there. When its last load is, `drained` tiles are
@@ -26,13 +27,14 @@ class Pipelined(Paced):
 
     stages: int
     drained: int = field(default=1, kw_only=True)
+    in_flight_bytes: float = field(default=0.0, kw_only=True)
 
     def price(self, work: TileWork) -> TileCost:
-        """Price a full KV tile; all stages are in flight."""
+        """Price a full KV tile; all stages are in flight, or as many bytes as the loop says."""
         latency_s = work.lookup_s + work.reads.kv_s
         load_s = latency_s + work.transfer_s
         tile_s = max(work.compute_s, load_s / self.stages, work.transfer_s)
-        offered = self.stages * work.tile_bytes / latency_s
+        offered = (self.in_flight_bytes or self.stages * work.tile_bytes) / latency_s
         last_s = self.drained * max(work.compute_s, self.chain_s)
         return self.paced(work, tile_s, offered, work.tile_bytes, self.stages, last_s)
 
