@@ -93,6 +93,12 @@ def silicon(folder: Path, steps: tuple[int, ...] = (15, 255, 1023, 4095, 16383))
     return folder
 
 
+def test_a_shipped_calibration_goes_by_its_name() -> None:
+    assert read_calibration("own_fa3").config.name == "own_fa3"
+    with pytest.raises(ConfigError, match="did you mean 'own_fa3'"):
+        read_calibration("own_fa33")
+
+
 def test_a_fit_finds_known_constants_and_writes_only_them(tmp_path: Path, configs: Path) -> None:
     data = silicon(tmp_path / "data")
     made = calibration(tmp_path, BOUNDS)

@@ -80,7 +80,7 @@ def validate(
 
 
 def calibrate(
-    config: Annotated[str, typer.Argument(help="a file of configs/calibrations")],
+    config: Annotated[str, typer.Argument(help="a name in configs/calibrations, or a file")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print what was fitted and write nothing")
     ] = False,

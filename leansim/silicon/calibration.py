@@ -99,8 +99,11 @@ class Calibration:
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """Read a calibration file. Raises `ConfigError` naming everything wrong with it."""
-    document = read(catalog.find_config(str(path)))
+    """Read a calibration file, or the shipped one of a name.
+
+    Raises `ConfigError` naming everything wrong with it.
+    """
+    document = read(catalog.find_config(str(path), "calibrations"))
     config = catalog.validate(CalibrationConfig, document)
     problems: list[Problem] = []
     tables = tuple(None if rows.table is None else catalog.table(rows.table) for rows in config.rows)

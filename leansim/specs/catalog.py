@@ -105,16 +105,22 @@ def spec_path(kind: Kind, name: str) -> Path:
     raise UnknownNameError(kind, name, names(kind), hint(kind, name))
 
 
-def find_config(path: str) -> Path:
-    """Resolve a run or sweep file: as given, else among the shipped configs (`configs/runs/x.yaml`)."""
+def find_config(path: str, among: str = "") -> Path:
+    """Resolve a run or sweep file: as given, else among the shipped configs (`configs/runs/x.yaml`).
+
+    A bare name is that of a shipped file in the folder `among`, where that is given.
+    """
     given = Path(path)
     if exists(given):
         return given
-    parts = given.parts[1:] if given.parts[:1] == ("configs",) else given.parts
+    named = bool(among) and len(given.parts) == 1 and not given.suffix
+    parts = (among, f"{path}.yaml") if named else given.parts
+    parts = parts[1:] if parts[:1] == ("configs",) else parts
     for folder in config_folders():
         if is_file(candidate := folder.joinpath(*parts)):
             return candidate
-    known = [f"configs/{p.parent.name}/{p.name}" for f in config_folders() for p in f.glob("*s/*.yaml")]
+    found = [p for f in config_folders() for p in f.glob(f"{among}/*.yaml" if named else "*s/*.yaml")]
+    known = [p.stem if named else f"configs/{p.parent.name}/{p.name}" for p in found]
     hint = suggestion(path, known)
     raise ConfigError(path, [Problem("file", "nothing", f"wanted a YAML file{hint}")])
 
