@@ -52,12 +52,16 @@ def test_a_ring_is_at_least_six_times_slower_than_a_tree(modules: Any) -> None:
 
 
 def test_dividing_contexts_loses_short_and_gains_long_as_reported(modules: Any) -> None:
-    """ROCm/ATOM#847: 0.78 with 1k in and out, 1.18 with 8k and 1k, 1.50 with 8k and 8k."""
+    """ROCm/ATOM#847: 0.78 with 1k in and out, 1.18 with 8k and 1k, 1.50 with 8k and 8k.
+
+    Here 0.74, 1.15 and 1.33: the last is 11% less, which a cure has to be noticed of.
+    """
     latent = modules["latent"]
     steps = modules["calls"].steps(call for call in latent.calls() if call.batch_size == 256)
     found = [latent.speedup(steps, 256, context) for context in (1536, 8704, 12_288)]
     assert found == sorted(found)
     assert found == pytest.approx([0.78, 1.18, 1.50], rel=0.12)
+    assert found == pytest.approx([0.744, 1.155, 1.334], abs=0.005)
 
 
 # -- prefill in the orders of ring attention -------------------------------------------------------

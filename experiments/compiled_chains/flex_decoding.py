@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -49,13 +48,14 @@ def compiled(name: str, text: str, arch: int) -> Any:
     meta = eval(re.sub(r"DeviceProperties\([^)]*\)", "None", found[1]))
     plain = re.sub(r"@triton_heuristics\..*?\n\)\n@triton.jit", "@triton.jit", text, flags=re.S)
     plain = plain.replace("triton_helpers.set_driver_to_gpu()", "")
-    with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(plain)
-    spec = importlib.util.spec_from_file_location(name, file.name)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+        file.flush()
+        spec = importlib.util.spec_from_file_location(name, file.name)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     asked = ASTSource(
         fn=getattr(module, name), signature=meta["signature"], constexprs={}, attrs=meta["configs"][0]
     )
@@ -87,26 +87,15 @@ def clocks(loop: list[run.Instruction], kv: float) -> float:
     return ends[-1] - ends[-2]
 
 
-def printed(*command: str | Path) -> str:
-    """What a command prints."""
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def main(files: list[str]) -> None:
     """Print the instance of each file and architecture as the kernel file has it."""
-    import triton
-
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     for path in files:
         for name, text in TEMPLATE.findall(Path(path).read_text()):
             options = {what: re.search(rf"'{what}': (\d+)", text) for what in ("BLOCK_M", "QK_HEAD_DIM")}
             sizes = " ".join(f"{what} {found[1]}" for what, found in options.items() if found)
             for arch in run.ARCHS:
                 kernel = compiled(name, text, arch)
-                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                    Path(file.name).write_bytes(kernel.asm["cubin"])
-                    assembler = printed(tools / "nvdisasm", "-c", file.name)
-                    usage = printed(tools / "cuobjdump", "-res-usage", file.name)
+                assembler, usage = run.disassembled(kernel)
                 loop = masked_loop(assembler)
                 used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
                 assert used is not None

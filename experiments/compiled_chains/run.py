@@ -239,11 +239,22 @@ def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: f
     return ends[-1] - ends[-2]
 
 
-def main(path: Path) -> None:
-    """Print every chain as the kernel file has it."""
+def disassembled(kernel: Any) -> tuple[str, str]:
+    """What Triton's own tools print of a compiled kernel: its instructions, and what it uses."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(kernel.asm["cubin"])
+        assembler, usage = (
+            subprocess.run([tools / name, how, file.name], capture_output=True, text=True, check=True)
+            for name, how in (("nvdisasm", "-c"), ("cuobjdump", "-res-usage"))
+        )
+    return assembler.stdout, usage.stdout
+
+
+def main(path: Path) -> None:
+    """Print every chain as the kernel file has it."""
     kernels = source(path)
     cases = [
         (a, d, g, f) for a in ARCHS for d in HEAD_DIMS for g in (True, False) for f in (False, True)
@@ -252,12 +263,7 @@ def main(path: Path) -> None:
         if fp8 and arch == 80:
             continue  # Triton has no e4m3 there
         kernel = compiled(kernels, arch, head_dim, grouped, fp8)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            Path(file.name).write_bytes(kernel.asm["cubin"])
-            command = [tools / "nvdisasm", "-c", file.name]
-            assembler = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            usage = [tools / "cuobjdump", "-res-usage", file.name]
-            used = subprocess.run(usage, capture_output=True, text=True, check=True).stdout
+        assembler, used = disassembled(kernel)
         instructions, labels = parsed(assembler)
         loop = loop_of(instructions, labels)
         tokens = GROUPED_TOKENS if grouped else PLAIN_TOKENS

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from comparisons import LEAN, SETTING
 from measured import FITTED_ON, in_order
+from timelines import PERCENTILES
 
 from leansim.answers import render
 
@@ -294,7 +295,7 @@ def _timelines(timelines: pd.DataFrame) -> Iterator[str]:
         heads = f"{row['num_q_heads']}/{row['num_kv_heads']}"
         ends = {
             name.removesuffix("_us"): f"{row[name]:.1f} ({row[f'simulated_{name}']:.1f})"
-            for name in ("p10_us", "p50_us", "p90_us", "last_us")
+            for name in PERCENTILES
         }
         rows.append(
             {

@@ -55,28 +55,20 @@ def ragged(
     random: np.random.Generator, heads_of: tuple[tuple[int, int], ...]
 ) -> Iterator[dict[str, Any]]:
     """Requests in flight in the built-in traces; without end."""
-    traces = list(builtin_traces())
     while True:
         heads, dim = heads_of[random.integers(len(heads_of))], (128, 128, 64)[random.integers(3)]
-        yield _shape(
-            heads,
-            dim,
-            batch_size=RAGGED_BATCHES[random.integers(len(RAGGED_BATCHES))],
-            trace=traces[random.integers(len(traces))],
-            seed=int(random.integers(100, 1000)),
-        )
+        batch = RAGGED_BATCHES[random.integers(len(RAGGED_BATCHES))]
+        yield _shape(heads, dim, batch_size=batch, **_in_flight(random))
 
 
 def latent(random: np.random.Generator, traces: bool) -> Iterator[dict[str, Any]]:
     """Batches of a latent cache, uniform or of requests in flight; without end."""
-    names = list(builtin_traces())
     same = {"head_dim_v": 512, "latent_kv": "true", "kernel": "flash_mla", "page_tokens": 64}
     while True:
         heads = (LATENT_HEADS[random.integers(len(LATENT_HEADS))], 1)
         if traces:
             batch = RAGGED_BATCHES[random.integers(len(RAGGED_BATCHES))]
-            trace, seed = names[random.integers(len(names))], int(random.integers(100, 1000))
-            yield _shape(heads, 576, batch_size=batch, trace=trace, seed=seed, **same)
+            yield _shape(heads, 576, batch_size=batch, **_in_flight(random), **same)
         else:
             batch = UNIFORM_BATCHES[random.integers(len(UNIFORM_BATCHES))]
             context = _log_uniform(random, *LATENT_CONTEXTS)
@@ -85,7 +77,6 @@ def latent(random: np.random.Generator, traces: bool) -> Iterator[dict[str, Any]
 
 def few(random: np.random.Generator, traces: bool) -> Iterator[dict[str, Any]]:
     """Uniform or ragged batches of few batch sizes and head shapes, in turn; without end."""
-    names = list(builtin_traces())
     while True:
         for batch, heads in FEW:
             for dim in (64, 128):
@@ -93,8 +84,7 @@ def few(random: np.random.Generator, traces: bool) -> Iterator[dict[str, Any]]:
                     context = _log_uniform(random, SHORTEST, LONGEST)
                     yield _shape(heads, dim, batch_size=batch, context_len=context)
                 elif batch > 1:
-                    trace, seed = names[random.integers(len(names))], int(random.integers(100, 1000))
-                    yield _shape(heads, dim, batch_size=batch, trace=trace, seed=seed)
+                    yield _shape(heads, dim, batch_size=batch, **_in_flight(random))
 
 
 def waves() -> Iterator[dict[str, Any]]:
@@ -119,6 +109,12 @@ def small_enough(shape: dict[str, Any]) -> bool:
 def little(shape: dict[str, Any]) -> bool:
     """Whether partials of its KV fit a workspace of some hundred MB."""
     return kv_bytes(shape) <= LITTLE_KV_BYTES
+
+
+def _in_flight(random: np.random.Generator) -> dict[str, Any]:
+    """A trace and a seed, by which requests in flight are drawn."""
+    traces = list(builtin_traces())
+    return {"trace": traces[random.integers(len(traces))], "seed": int(random.integers(100, 1000))}
 
 
 def _log_uniform(random: np.random.Generator, least: int, most: int) -> int:

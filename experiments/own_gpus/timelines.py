@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leansim.engine.execute import execute
+import leansim
 from leansim.engine.program import Phase
 from leansim.files.csv import read_csv
-from leansim.points.point import point_from_row, resolve
-from leansim.timing.lowering import lower
+from leansim.points.point import point_from_row
 
 PERCENTILES = {"p10_us": 10, "p50_us": 50, "p90_us": 90, "last_us": 100}
 # Columns of a file that describe no point.
@@ -27,8 +26,7 @@ _SHAPE = ("num_q_heads", "num_kv_heads", "head_dim", "batch_size", "context_len"
 def ends_us(row: dict[str, str], source: str) -> np.ndarray:
     """When each CTA of a row's attention kernel ends in the simulator, us, `[CTAs]`."""
     point = {name: value for name, value in row.items() if name not in _MEASURED}
-    item = resolve(point_from_row(point, source))
-    result = execute(lower(item.schedule, item.instance, item.device))
+    result = leansim.simulate(point_from_row(point, source)).result
     program, launch = result.program, result.program.attention
     ctas = slice(launch.first_cta, launch.last_cta)
     launched = program.phase_of_cta[ctas]
@@ -41,8 +39,8 @@ def timelines(folder: Path) -> pd.DataFrame:
     """A row for each call of all cards: the percentiles that were measured, and those simulated."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*/cta_ends.csv")):
-        for at, (_, row) in enumerate(read_csv(str(path))[1]):
-            ends = ends_us(row, f"{path}, row {at + 1}")
+        for line, row in read_csv(str(path))[1]:
+            ends = ends_us(row, f"{path}:{line}")
             shape = {name: row[name] for name in ("kernel", *_SHAPE)}
             found: dict[str, Any] = {"card": path.parent.name, **shape, "ctas": int(row["ctas"])}
             for name, percent in PERCENTILES.items():

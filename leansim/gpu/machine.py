@@ -139,7 +139,7 @@ def recognised(torch: Any) -> str:
     properties = torch.cuda.get_device_properties()
     devices = [catalog.device(name) for name in catalog.names("device")]
     alike = [device for device in devices if not differences(device, properties)]
-    apart = {device.name: abs(properties.total_memory / device.dram_bytes - 1.0) for device in alike}
+    apart = {device.name: _memory_apart(device, properties) for device in alike}
     nearest = min(apart, key=lambda name: apart[name], default="")
     if not nearest:
         raise GpuError(
@@ -150,6 +150,11 @@ def recognised(torch: Any) -> str:
     return nearest
 
 
+def _memory_apart(device: Device, properties: Any) -> float:
+    """Share by which the GPU's memory is more or less than a device's."""
+    return abs(float(properties.total_memory) / device.dram_bytes - 1.0)
+
+
 def differences(device: Device, properties: Any) -> str:
     """What tells a device of the catalog from the GPU at hand, or nothing."""
     arch = f"sm_{properties.major}{properties.minor}"
@@ -158,6 +163,6 @@ def differences(device: Device, properties: Any) -> str:
         found.append(f"{arch}, not {device.arch}")
     if properties.multi_processor_count != device.num_sms:
         found.append(f"{properties.multi_processor_count} SMs, not {device.num_sms}")
-    if abs(properties.total_memory / device.dram_bytes - 1.0) > _MEMORY_APART:
+    if _memory_apart(device, properties) > _MEMORY_APART:
         found.append(f"{properties.total_memory / 1e9:.0f} GB, not {device.dram_bytes / 1e9:.0f}")
     return " and ".join(found)

@@ -72,12 +72,10 @@ class SegmentCosts:
         read = _tiles_read(schedule, tile.ahead)
         first_bytes = _first_bytes(schedule, instance, prices, read)
         at_once = _asks_at_once(schedule, tile.ahead, read)
-        last = None
-        if tile.last_s and np.count_nonzero(first_bytes):
-            most = round(tile.last_s / tile.tile_s * prices.work.tile_bytes)
-            last = np.minimum(most, worked - 1) * np.not_equal(first_bytes, 0)
-            worked = worked - last
-        return cls(ramp_ps, first_bytes, at_once, worked, last, tiles, busy_s)
+        last_bytes = _last_bytes(prices, first_bytes, worked)
+        if last_bytes is not None:
+            worked = worked - last_bytes
+        return cls(ramp_ps, first_bytes, at_once, worked, last_bytes, tiles, busy_s)
 
 
 class _Starts:
@@ -156,7 +154,8 @@ def _ramp_ps(
     if tile.tiles_at_once > 1:
         masked = (schedule.start - schedule.stop) % tile.tiles_at_once
         ramp_s = of_segments(schedule, ramp_s) + masked * tile.compute_s
-    if behind_s := instance.start.queued_reads * _dram_queue_s(schedule, device, prices):
+    if reads := instance.start.queued_reads:
+        behind_s = reads * _dram_queue_s(schedule, device, prices)
         ramp_s = of_segments(schedule, ramp_s) + behind_s * ~changes(schedule.cta)
     if isinstance(ramp_s, float):
         return picoseconds(ramp_s)
@@ -273,6 +272,16 @@ def _first_bytes(
     if queued:
         first[schedule.cta >= schedule.grid.slots] = 0
     return first
+
+
+def _last_bytes(prices: Prices, first_bytes: Ints, worked: IntArray) -> IntArray | None:
+    """What of each segment's worked bytes is left when its loads are there; None where nothing is."""
+    tile = prices.tile
+    if not (tile.last_s and np.count_nonzero(first_bytes)):
+        return None
+    most = round(tile.last_s / tile.tile_s * prices.work.tile_bytes)
+    last: IntArray = np.minimum(most, worked - 1) * np.not_equal(first_bytes, 0)
+    return last
 
 
 def _is_whole(schedule: Schedule) -> bool:

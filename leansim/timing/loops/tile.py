@@ -54,10 +54,10 @@ class TileCost:
     `tile_s` is the time per tile in a long segment; of a tile with masked tokens, reading takes so much
     less of `read_s`. A segment works on its first tile when `first_bytes` of its KV are there, of
     `ahead` times as much that it asks for at once, and when its last load is there `last_s` of its last
-    tile are left to do. Its SM has `sm_s` for nothing else, of which
-    computing is `compute_s`. Its loads in flight would bring `offered_bytes_per_s` from an unloaded
-    memory (Little's law). `busy_s` is how long a tile keeps units of the SM for which CTAs queue, such
-    as its schedulers. `tiles_at_once` are computed together, masked ones too.
+    tiles are left to do. Its SM has `sm_s` for nothing else, of which computing is `compute_s`. What it
+    has in flight would bring `offered_bytes_per_s` from an unloaded memory (Little's law). `busy_s` is
+    how long a tile keeps units of the SM for which CTAs queue, such as its schedulers. `tiles_at_once`
+    are computed together, masked ones too.
     """
 
     tile_s: float
