@@ -219,7 +219,7 @@ def test_a_broken_result_fails_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def faster(program: Any) -> Any:
         result = execute(program)
-        times = {name: getattr(result, name) // 9 for name in ("begin", "ready", "moving", "end")}
+        times = {name: getattr(result, name) // 9 for name in ("cta_begin", "reached", "end")}
         ends = {name: tuple(t // 9 for t in getattr(result, name)) for name in LAUNCH_TIMES}
         return dataclasses.replace(result, **times, **ends)
 
@@ -227,7 +227,7 @@ def test_a_broken_result_fails_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def drifting(program: Any) -> Any:
         result = execute(program)
-        return dataclasses.replace(result, moving=result.moving + next(runs) % 2)
+        return dataclasses.replace(result, end=result.end + next(runs) % 2)
 
     def stacked(program: Any) -> Any:
         result = execute(program)

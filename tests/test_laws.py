@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import STORE, Sketch, Step, flow_kinds, kv, program_of, sketches
 
-from leansim.engine.program import FlowKind, Phase, Program
+from leansim.engine.program import FlowKind, Program
 from leansim.engine.result import Result
 from leansim.engine.sharing import sm_limits
 from leansim.engine.simpy_engine import execute
@@ -204,14 +204,6 @@ def limits_of(program: Program) -> np.ndarray:
     return of_flow(program, alone, math.inf)
 
 
-def drift_of(result: Result) -> np.ndarray:
-    """What its SM adds to each phase in which a segment starts."""
-    program = result.program
-    drift = np.zeros(program.num_sms, np.int64) if program.drift_ps is None else program.drift_ps
-    sm = result.slot[result.cta_of_phase] % program.num_sms
-    return np.where(program.kind == Phase.RAMP, drift[sm], 0)
-
-
 def issued(program: Program, launch: int, durations: list[int], now: int) -> list[tuple[int, int]]:
     """(begin, slot) of CTAs of known durations.
 
@@ -238,7 +230,6 @@ def assert_lawful(program: Program, result: Result) -> None:
     """The laws of every run, whatever the program."""
     # Phases in order, each CTA without a hole.
     assert (result.begin <= result.ready).all()
-    assert np.array_equal(result.ready + program.latency_ps + drift_of(result), result.moving)
     assert (result.moving <= result.end).all()
     inside = np.setdiff1d(np.arange(1, program.num_phases), program.phase_of_cta)
     assert np.array_equal(result.begin[inside], result.end[inside - 1])

@@ -1,7 +1,7 @@
 """Transfers in progress on the SimPy clock: who shares with whom, and who finishes next.
 
-Transfers of one kind on SMs that carry the same load get the same rate, so they form a pool whose
-service is counted once: a transfer ends when its pool has served it its bytes. Work per event is
+Transfers that may take as much and cost the memories the same get the same rate, so they form a pool
+whose service is counted once: a transfer ends when its pool has served it its bytes. Work per event is
 O(log transfers + pools).
 """
 
@@ -15,23 +15,22 @@ from typing import Any
 import simpy
 from simpy.events import NORMAL, EventPriority
 
-from leansim.engine.program import FlowKind, Program, out_of_range
-from leansim.engine.sharing import Demand, shared_rates, sm_limits, wait_ps
+from leansim.engine.program import Program, out_of_range
+from leansim.engine.sharing import RESIDUE, Demand, pool_table, shared_rates, wait_ps
 
 # After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
 PLACE = EventPriority(2)
 SETTLE = EventPriority(3)
-# Bytes below which a transfer is done; wake-ups are rounded up to a picosecond, so what is left at
-# one is floating-point residue.
-RESIDUE = 1e-3
 
 
 @dataclass(eq=False)
 class _Pool:
-    """Transfers of one kind under one load of an SM: `served` bytes for each since the beginning."""
+    """Transfers that share a rate: `served` bytes for each since the beginning."""
 
     limit: float
-    flow: FlowKind
+    dram_share: float
+    l2_share: float
+    offered: float
     served: float = 0.0
     rate: float = 0.0
     count: int = 0
@@ -39,8 +38,7 @@ class _Pool:
 
     def demand(self) -> Demand:
         """What the pool asks of the memory system."""
-        flow = self.flow
-        return Demand(self.count, self.limit, flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps)
+        return Demand(self.count, self.limit, self.dram_share, self.l2_share, self.offered)
 
     def next_end(self) -> float | None:
         """Service at which the next transfer ends; forgets those that left for another pool."""
@@ -91,10 +89,10 @@ class Memory:
         """Start idle."""
         self.env = env
         self.program = program
-        self.limits, self.power = sm_limits(program.flows, program.max_ctas_per_sm)
+        self.table = pool_table(program.flows, program.max_ctas_per_sm)
         self.on_sm: list[list[_Transfer]] = [[] for _ in range(program.num_sms)]
         self.changed: set[int] = set()
-        self.pools: dict[tuple[int, int], _Pool] = {}
+        self.pools: dict[int, _Pool] = {}
         self.clock = 0
         self.settling = False
         self.tickets = 0
@@ -156,14 +154,13 @@ class Memory:
     def _regroup(self, sm: int) -> None:
         """Move an SM's transfers to the pools of its new load."""
         transfers = self.on_sm[sm]
-        code = int(sum(self.power[transfer.kind] for transfer in transfers))
+        table = self.table
+        code = sum(table.power[transfer.kind] for transfer in transfers)
         for transfer in transfers:
-            pool = self.pools.get((code, transfer.kind))
+            number = int(table.of[code, transfer.kind])
+            pool = self.pools.get(number)
             if pool is None:
-                kind = self.program.flows[transfer.kind]
-                limit = float(self.limits[code, transfer.kind])
-                pool = _Pool(limit, kind)
-                self.pools[code, transfer.kind] = pool
+                pool = self.pools[number] = _Pool(*table.demands[:, number].tolist())
             if pool is not transfer.pool:
                 self._move(transfer, pool)
 

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leansim.engine.heaps import jit, sort
-from leansim.engine.memory import RESIDUE
 from leansim.engine.numba_memory import (
-    CACHED,
     NEVER,
     Memory,
     begin_transfer,
     end_transfers,
     is_settled,
+    known_capacities,
     memory_system,
     serve,
     settle,
@@ -28,7 +27,7 @@ from leansim.engine.numba_memory import (
 from leansim.engine.numba_slots import DUE, IDLE, RUN, Slots, clear, due_at, run_due, slots_in
 from leansim.engine.program import Phase, Program, out_of_range
 from leansim.engine.result import Result
-from leansim.engine.sharing import sm_limits
+from leansim.engine.sharing import RESIDUE, pool_table
 
 _WAITING, _LATENCY, _MOVING, _DONE = 0, 1, 2, 3  # stages of a phase
 # Phases and slots are counted without sign, where none is missing: the compiled code then need not
@@ -52,12 +51,11 @@ class _Phases(NamedTuple):
 
 
 class _Records(NamedTuple):
-    """What happened: per phase, and the slot of each CTA."""
+    """What happened: as in `Result`."""
 
-    begin: Any
-    ready: Any
-    moving: Any
     end: Any
+    reached: Any
+    cta_begin: Any
     slot_of: Any
 
 
@@ -128,20 +126,21 @@ def _begin_latency(
     """
     at = slots.phase[slot]
     drift = phases.drift[memory.flows.sm[slot]]
-    records.ready[at] = now
+    has_counters = len(counters.value) > 0
+    if has_counters:
+        records.reached[at] = now
     slots.stage[slot] = _LATENCY
     delay = phases.latency[at] + drift * phases.streams[at]
     if not delay:
         return False
     then = now + delay
     while at + _ONE < slots.last[slot] and (phases.flow[at] < 0 or phases.size[at] == 0):
-        if len(counters.value) and (
-            phases.signal_counter[at] >= 0 or phases.wait_counter[at + _ONE] >= 0
-        ):
-            break
-        records.moving[at] = records.end[at] = then
+        if has_counters:
+            if phases.signal_counter[at] >= 0 or phases.wait_counter[at + _ONE] >= 0:
+                break
+            records.reached[at + _ONE] = then
+        records.end[at] = then
         at += _ONE
-        records.begin[at] = records.ready[at] = then
         then += phases.latency[at] + drift * phases.streams[at]
     slots.phase[slot] = at
     due_at(then, slot, slots)
@@ -162,7 +161,6 @@ def _advance(
             if _begin_latency(now, slot, phases, records, slots, counters, memory):
                 return
         if slots.stage[slot] == _LATENCY:
-            records.moving[at] = now
             slots.stage[slot] = _MOVING
             if phases.flow[at] >= 0 and phases.size[at]:
                 begin_transfer(slot, phases.flow[at], phases.size[at], memory)
@@ -175,7 +173,6 @@ def _advance(
             slots.idle[slots.n[IDLE]] = slot
             slots.n[IDLE] += 1
             return
-        records.begin[at + _ONE] = now
         slots.stage[slot] = _WAITING
 
 
@@ -188,11 +185,9 @@ def _place(
     sort(slots.idle, n[IDLE])
     for j in range(count):
         slot, cta = slots.idle[j], next_cta + j
-        first = phases.border[cta]
-        slots.phase[slot], slots.last[slot] = first, phases.border[cta + 1]
+        slots.phase[slot], slots.last[slot] = phases.border[cta], phases.border[cta + 1]
         slots.stage[slot] = _WAITING
-        records.begin[first] = start
-        records.slot_of[cta] = slot
+        records.cta_begin[cta], records.slot_of[cta] = start, slot
         if start > now:
             due_at(start, slot, slots)
         else:
@@ -281,19 +276,17 @@ def _execute(
     records: _Records,
     counters: _Counters,
     numbers: Any,  # [20, slots], zero at first
-    memory: tuple[Any, ...],  # arguments of `memory_system` and `start_idle`
+    memory: tuple[Any, ...],  # arguments of `memory_system` behind the first
 ) -> bool:
     """Run launches on, writing into the arrays of results; returns whether all are over.
 
     They are not if that takes more moments than are given: then this is to be called again.
     """
-    num_sms, limits, power, kinds, paces, slot_bytes, pool_numbers, pool_rates, known = memory
-    system = memory_system(
-        num_sms, power, paces, numbers[:10], slot_bytes, pool_numbers, pool_rates, known
-    )
+    num_sms = memory[0]
+    system = memory_system(numbers[:10], *memory)
     slots = slots_in(numbers[10:])
     if stand[_LAUNCH] < 0:
-        start_idle(limits, kinds, system)
+        start_idle(system)
         clear(slots)
         stand[_LAUNCH] = 0
     while stand[_LAUNCH] < len(launches):
@@ -315,15 +308,16 @@ def _execute(
 
 def execute(program: Program) -> Result:
     """Execute a program and return what happened."""
-    times = np.empty((4, program.num_phases), np.int64)
-    slot = np.empty(program.num_ctas, np.int64)
+    end = np.empty(program.num_phases, np.int64)
+    reached = np.empty(program.num_phases if program.num_counters else 0, np.int64)
+    cta_begin, slot = np.empty((2, program.num_ctas), np.int64)
     launches = np.array(
         [(one.first_cta, one.last_cta, one.ctas_per_sm, one.gap_ps) for one in program.launches],
         np.int64,
     )
     launch_times = np.empty((len(launches), 2), np.int64)
-    limits, power = sm_limits(program.flows, program.max_ctas_per_sm)
-    kinds = [(flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps) for flow in program.flows]
+    pools = pool_table(program.flows, program.max_ctas_per_sm)
+    num_pools = pools.demands.shape[1]
     num_slots = max(8, program.num_sms * program.max_ctas_per_sm)
     drift = program.drift_ps
     arguments = (
@@ -341,14 +335,12 @@ def execute(program: Program) -> Result:
             program.wait_target,
             program.signal_counter,
         ),
-        _Records(times[0], times[1], times[2], times[3], slot),
+        _Records(end, reached, cta_begin, slot),
         _Counters(np.zeros(program.num_counters, np.int64), np.full(program.num_counters, -1, np.int64)),
         np.zeros((20, num_slots), np.int64),
         (
             program.num_sms,
-            limits,
-            power,
-            np.array(kinds, np.float64).reshape(-1, 3).T.copy(),
+            (pools.of, pools.power, pools.demands),
             (
                 program.dram_bytes_per_ps,
                 program.dram_saturation_exponent,
@@ -356,9 +348,9 @@ def execute(program: Program) -> Result:
                 RESIDUE,
             ),
             np.zeros((2, num_slots)),
-            np.zeros((3, limits.size), np.int64),
-            np.zeros((11, limits.size)),
-            np.full((2, CACHED), -1.0),
+            np.zeros((3, num_pools), np.int64),
+            np.zeros((7, num_pools)),
+            known_capacities(program.dram_bytes_per_ps, program.dram_saturation_exponent),
         ),
     )
     stand = np.array([-1, *(0 for _ in range(_MOVED))], np.int64)
@@ -369,10 +361,9 @@ def execute(program: Program) -> Result:
         raise out_of_range() from None
     return Result(
         program=program,
-        begin=times[0],
-        ready=times[1],
-        moving=times[2],
-        end=times[3],
+        cta_begin=cta_begin,
+        end=end,
+        reached=reached,
         slot=slot,
         launch_begin=tuple(launch_times[:, 0].tolist()),
         launch_end=tuple(launch_times[:, 1].tolist()),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from leansim.arrays import FloatArray
 from leansim.engine.heaps import Nodes, jit, meld, remove, take_reached
 from leansim.engine.sharing import fill_rates, loaded_capacity, wait_ps
 
@@ -13,8 +15,17 @@ _fill_rates = jit(fill_rates)
 _loaded_capacity = jit(loaded_capacity)
 _wait_ps = jit(wait_ps)
 NEVER: Any = np.int64(2**62)
-CACHED = 256  # capacities remembered
+_CACHED = 4096  # capacities remembered
 _MOST_OFFERED = 2.0**40  # of which a place among them is worked out
+
+
+@lru_cache(maxsize=16)
+def known_capacities(*_of_dram: float) -> FloatArray:
+    """Offers to a DRAM of such a peak and exponent, and its bandwidth under them: see `_capacity`.
+
+    They are kept from one run to the next.
+    """
+    return np.full((2, _CACHED), -1.0)
 
 
 class Flows(NamedTuple):
@@ -30,11 +41,12 @@ class Flows(NamedTuple):
 
 
 class Pools(NamedTuple):
-    """Transfers that share a rate, by load of their SM and kind: number = load * kinds + kind.
+    """Transfers that share a rate; which they are is `of[load of their SM, kind]`, as in `PoolTable`.
 
-    The first four are what one of its transfers may take; `a_*` are columns of the active pools.
+    The next four are what one of its transfers may take; `a_*` are columns of the active pools.
     """
 
+    of: Any
     limit: Any
     share: Any
     l2_share: Any
@@ -62,7 +74,7 @@ class Memory(NamedTuple):
     dram_exponent: float
     l2_peak: float
     residue: float
-    known: Any  # [2, CACHED] offers to DRAM and its capacity under them
+    known: Any  # [2, 4096] offers to DRAM and its capacity under them
     n: Any  # how much of `changed` and `active` is in use
 
 
@@ -146,14 +158,14 @@ def _activate(pool: int, memory: Memory) -> None:
 def _regroup(resident: int, memory: Memory) -> None:
     """Move the transfers of SMs whose load has changed to the pools they belong in now."""
     flows, pools, nodes = memory.flows, memory.pools, memory.nodes
-    num_sms, num_kinds = len(flows.load), len(memory.power)
+    num_sms = len(flows.load)
     for c in range(memory.n[_CHANGED]):
         sm = flows.changed[c]
         flows.is_changed[sm] = False
         for slot in range(sm, resident, num_sms):
             if flows.kind[slot] < 0:
                 continue
-            pool = flows.load[sm] * num_kinds + flows.kind[slot]
+            pool = pools.of[flows.load[sm], flows.kind[slot]]
             old = flows.pool[slot]
             if pool == old:
                 continue
@@ -177,7 +189,7 @@ def _capacity(offered: float, memory: Memory) -> float:
     The same loads come back, and two powers are slow.
     """
     peak, exponent, known = memory.dram_peak, memory.dram_exponent, memory.known
-    line = np.int64(min(offered, _MOST_OFFERED) * 65536.0) & (CACHED - 1)
+    line = np.int64(min(offered, _MOST_OFFERED) * 65536.0) & (_CACHED - 1)
     if known[0, line] != offered:
         known[0, line] = offered
         known[1, line] = _loaded_capacity(offered, peak, exponent)
@@ -224,10 +236,10 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
 
 @jit
 def memory_system(
-    num_sms: int,
-    power: Any,
-    paces: tuple[float, float, float, float],
     slot_numbers: Any,
+    num_sms: int,
+    pools: tuple[Any, Any, Any],
+    paces: tuple[float, float, float, float],
     slot_bytes: Any,
     pool_numbers: Any,
     pool_rates: Any,
@@ -235,35 +247,28 @@ def memory_system(
 ) -> Memory:
     """A memory system in arrays given for it; where they are new it is to `start_idle`.
 
-    `paces` are DRAM's peak and exponent, L2's peak, and the residue.
+    `pools` are the arrays of a `PoolTable`; `paces` are DRAM's peak and exponent, L2's peak, and the
+    residue.
     """
     s, p = slot_numbers, pool_rates
+    of, power, d = pools
     flows = Flows(s[0].view(np.uint64), s[1], s[2], slot_bytes[0], s[3][:num_sms], s[4], s[5])
     nodes = Nodes(slot_bytes[1], s[6], s[7], s[8])
-    pools = Pools(
-        p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10],
+    shared = Pools(
+        of, d[0], d[1], d[2], d[3], p[0], p[1], p[2], p[3], p[4], p[5], p[6],
         pool_numbers[0], pool_numbers[1], pool_numbers[2],
     )  # fmt: skip
     dram_peak, exponent, l2_peak, residue = paces
-    return Memory(flows, pools, nodes, power, dram_peak, exponent, l2_peak, residue, known, s[9])
+    return Memory(flows, shared, nodes, power, dram_peak, exponent, l2_peak, residue, known, s[9])
 
 
 @jit
-def start_idle(limits: Any, kinds: Any, memory: Memory) -> None:
-    """Make a memory system of zeros one in which nothing moves.
-
-    `limits` is `[loads, kinds]` as in `sharing.sm_limits`; `kinds` is `[3, kinds]`: shares that pass
-    DRAM and L2, and what is offered.
-    """
+def start_idle(memory: Memory) -> None:
+    """Make a memory system of zeros one in which nothing moves."""
     flows, pools, nodes = memory.flows, memory.pools, memory.nodes
     for slot in range(len(flows.sm)):
         flows.sm[slot] = slot % len(flows.load)
         flows.kind[slot] = flows.pool[slot] = -1
         nodes.child[slot] = nodes.after[slot] = nodes.before[slot] = -1
-    num_kinds = limits.shape[1]
-    for pool in range(limits.size):
-        kind = pool % num_kinds
+    for pool in range(len(pools.root)):
         pools.root[pool] = -1
-        pools.limit[pool] = limits[pool // num_kinds, kind]
-        pools.share[pool], pools.l2_share[pool] = kinds[0, kind], kinds[1, kind]
-        pools.offer[pool] = kinds[2, kind]

@@ -18,17 +18,16 @@ _PHASES = tuple(phase.name.lower() for phase in Phase)
 class Result:
     """Times in picoseconds since the first launch reached the device.
 
-    `begin`, `ready` (its wait over), `moving` (its latency over) and `end` are per phase, in the
-    program's phase order; `slot` is per CTA. Slot `j` of a launch is on SM `j % num_sms`.
-    `launch_begin` and `launch_end` are per launch, the gap before it included. `bytes_served` counts
-    what transfers moved.
+    Per phase, in the program's phase order: its `end`, and when its wait was over, `reached`, which is
+    empty where the program has no counters. Per CTA: `cta_begin`, when it was placed, and its `slot`;
+    slot `j` of a launch is on SM `j % num_sms`. `launch_begin` and `launch_end` are per launch, the gap
+    before it included. `bytes_served` counts what transfers moved.
     """
 
     program: Program
-    begin: IntArray
-    ready: IntArray
-    moving: IntArray
+    cta_begin: IntArray
     end: IntArray
+    reached: IntArray
     slot: IntArray
     launch_begin: tuple[int, ...]
     launch_end: tuple[int, ...]
@@ -55,9 +54,27 @@ class Result:
         return np.repeat(np.arange(self.program.num_ctas), np.diff(self.program.phase_of_cta))
 
     @cached_property
-    def cta_begin(self) -> IntArray:
-        """When each CTA was placed."""
-        return self.begin[self.program.phase_of_cta[:-1]]
+    def begin(self) -> IntArray:
+        """When each phase began: with its CTA, or as the phase before it ended."""
+        begin = np.empty_like(self.end)
+        begin[1:] = self.end[:-1]
+        begin[self.program.phase_of_cta[:-1]] = self.cta_begin
+        return begin
+
+    @property
+    def ready(self) -> IntArray:
+        """When the wait of each phase was over."""
+        return self.reached if self.program.num_counters else self.begin
+
+    @cached_property
+    def moving(self) -> IntArray:
+        """When the latency of each phase was over, with what its SM adds to that of a RAMP."""
+        program = self.program
+        moving: IntArray = self.ready + program.latency_ps
+        if program.drift_ps is not None:
+            drift = program.drift_ps[self.slot % program.num_sms][self.cta_of_phase]
+            moving += np.where(program.is_kind(Phase.RAMP), drift, 0)
+        return moving
 
     @cached_property
     def cta_end(self) -> IntArray:

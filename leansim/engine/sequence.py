@@ -40,7 +40,7 @@ def _behind(first: Result, later: Result) -> Result:
     ]
     columns: dict[str, Any] = {
         "kind": (a.kind, b.kind),
-        "latency_ps": (a.latency_ps, b.latency_ps),
+        "latency_ps": (first.moving - first.ready, later.moving - later.ready),  # with their SMs' drift
         "bytes": (a.bytes, b.bytes),
         "flow": (a.flow, np.where(b.flow < 0, b.flow, b.flow + len(a.flows)).astype(a.flow.dtype)),
         "wait_counter": (a.wait_counter, _moved(b.wait_counter, a.num_counters)),
@@ -59,8 +59,10 @@ def _behind(first: Result, later: Result) -> Result:
     )
     times: dict[str, Any] = {
         name: np.concatenate([getattr(first, name), getattr(later, name) + begun])
-        for name in ("begin", "ready", "moving", "end")
+        for name in ("cta_begin", "end", "reached")
     }
+    if program.num_counters:
+        times["reached"] = np.concatenate([first.ready, later.ready + begun])
     begins = (first.makespan_ps, *(time + begun for time in later.launch_begin[1:]))
     return Result(
         program=program,

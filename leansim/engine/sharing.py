@@ -12,15 +12,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from leansim.arrays import FloatArray, IntArray
 from leansim.engine.program import MOST_PS, FlowKind
 
+# Bytes below which a transfer is done: ends are rounded up to a picosecond, so what is left at one is
+# floating-point residue.
+RESIDUE = 1e-3
 _MOST_LOG = 700.0  # of the largest float, a little less
 _MOST_WAIT_PS = float(MOST_PS)
+_Demand: TypeAlias = tuple[float, float, tuple[float, ...]]  # pace, work and waits of a kind
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,64 @@ def sm_limits(flows: tuple[FlowKind, ...], max_ctas: int) -> tuple[FloatArray, I
     cannot tell apart (same pace, same work, same waits) count together. A kind is held to the pace that
     it has beside so many of its own, and to the level at which its SM is full.
     """
-    return _sm_limits(
-        tuple((flow.max_bytes_per_ps, flow.sm_ps_per_byte, flow.waits_ps_per_byte) for flow in flows),
-        max_ctas,
-    )
+    return _sm_limits(tuple([_of_sm(flow) for flow in flows]), max_ctas)
+
+
+def _of_sm(flow: FlowKind) -> _Demand:
+    """What an SM can tell of a kind."""
+    return flow.max_bytes_per_ps, flow.sm_ps_per_byte, flow.waits_ps_per_byte
+
+
+@dataclass(frozen=True)
+class PoolTable:
+    """Which transfers share a rate: those that may take as much and cost the memories the same.
+
+    `of[code, kind]` is the pool of a transfer of a kind on an SM that runs what the code says, and
+    `power[kind]` what it adds to the code. `demands` are, `[4, pools]`, what a `Demand` says after its
+    count.
+    """
+
+    of: IntArray
+    power: IntArray
+    demands: FloatArray
+
+
+def pool_table(flows: tuple[FlowKind, ...], max_ctas: int) -> PoolTable:
+    """Number the pools of transfers of such kinds, a pool for each limit that a kind can have."""
+    costs = [(flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps) for flow in flows]
+    demands = tuple([_of_sm(flow) for flow in flows])
+    first = {both: kind for kind, both in reversed([*enumerate(zip(demands, costs, strict=True))])}
+    like = tuple([first[both] for both in zip(demands, costs, strict=True)])
+    of, power, limit, kind_of = _pools(demands, like, max_ctas)
+    shares = np.array(costs, np.float64).reshape(-1, 3).T
+    return PoolTable(of, power, np.vstack([limit, shares[:, kind_of]]))
 
 
 @lru_cache(maxsize=1024)
-def _sm_limits(
-    demands: tuple[tuple[float, float, tuple[float, ...]], ...], max_ctas: int
-) -> tuple[FloatArray, IntArray]:
+def _pools(
+    demands: tuple[_Demand, ...], like: tuple[int, ...], max_ctas: int
+) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
+    """What of a `PoolTable` is the same whatever the memories are, and the limit and kind of each pool.
+
+    A kind is `like` itself or one before it.
+    """
+    table, power = _sm_limits(demands, max_ctas)
+    of, limits, kinds = np.zeros(table.shape, np.int64), [np.zeros(0)], [np.zeros(0, np.int64)]
+    num_pools = 0
+    for kind, one in enumerate(like):
+        if one < kind:
+            of[:, kind] = of[:, one]
+            continue
+        distinct, place = np.unique(table[:, kind], return_inverse=True)
+        of[:, kind] = num_pools + place
+        num_pools += len(distinct)
+        limits.append(distinct)
+        kinds.append(np.full(len(distinct), kind))
+    return of, power, np.concatenate(limits), np.concatenate(kinds)
+
+
+@lru_cache(maxsize=1024)
+def _sm_limits(demands: tuple[_Demand, ...], max_ctas: int) -> tuple[FloatArray, IntArray]:
     radix = max_ctas + 1
     unlike = list(dict.fromkeys(demands))
     kind_of = [unlike.index(demand) for demand in demands]
@@ -125,9 +177,18 @@ def fill_rates(
     """Write into `rate[:n]` the bytes/ps of one transfer of each of `n` groups.
 
     Progressive filling: the common level rises to the next limit, or to where DRAM or L2 is full and
-    the groups that use it stop. Plain loops over plain arrays, so that a compiled
-    engine can compile this very function. Sums run in the order of the groups.
+    the groups that use it stop; where neither would be full, each has its limit. Plain loops over plain
+    arrays, so that a compiled engine can compile this very function. Sums run in the order of the
+    groups.
     """
+    dram_wanted, l2_wanted = 0.0, 0.0
+    for i in range(n):
+        wanted = count[i] * limit[i]
+        dram_wanted += wanted * share[i]
+        l2_wanted += wanted * l2_share[i]
+        rate[i] = limit[i]
+    if dram_wanted <= dram_free and l2_wanted <= l2_free:
+        return
     for i in range(n):
         rate[i] = -1.0
     height = 0.0

@@ -34,8 +34,9 @@ class _Run:
         self.idle: list[tuple[int, simpy.Event]] = []
         self.placing = False
         self.next_dispatch = 0
-        times = ("begin", "ready", "moving", "end")
-        self.times = {name: [0] * program.num_phases for name in times}
+        self.end = [0] * program.num_phases
+        self.ready = [0] * program.num_phases
+        self.cta_begin = [0] * program.num_ctas
         self.slot = [0] * program.num_ctas
         self.launch_begin: list[int] = []
         self.launch_end: list[int] = []
@@ -81,7 +82,7 @@ class _Run:
                 return
             if start > self.env.now:
                 yield self.env.timeout(start - self.env.now)
-            self.slot[cta] = slot
+            self.slot[cta], self.cta_begin[cta] = slot, self.env.now
             yield from self.cta_phases(cta, sm)
 
     def place(self, _: Any) -> None:
@@ -99,21 +100,19 @@ class _Run:
             placed.succeed((self.queue.popleft() if self.queue else None, start))
 
     def cta_phases(self, cta: int, sm: int) -> Process:
-        """Execute the phases of a CTA, recording each."""
-        env, times = self.env, self.times
+        """Execute the phases of a CTA, recording when each is ready and ends."""
+        env = self.env
         for phase in range(self.border[cta], self.border[cta + 1]):
-            times["begin"][phase] = env.now
             counter = self.wait_counter[phase]
             if counter >= 0 and self.counters[counter] < self.wait_target[phase]:
                 yield self.reached(counter, self.wait_target[phase])
-            times["ready"][phase] = env.now
+            self.ready[phase] = env.now
             delay = self.latency[phase] + (self.drift[sm] if self.ramps[phase] else 0)
             if delay:
                 yield env.timeout(delay)
-            times["moving"][phase] = env.now
             if self.flow[phase] >= 0 and self.bytes[phase]:
                 yield self.memory.transfer(sm, self.flow[phase], self.bytes[phase])
-            times["end"][phase] = env.now
+            self.end[phase] = env.now
             if self.signal_counter[phase] >= 0:
                 self.signal(self.signal_counter[phase])
 
@@ -137,7 +136,9 @@ def execute(program: Program) -> Result:
     run.env.run(until=run.env.process(run.launches()))
     return Result(
         program=program,
-        **{name: np.array(values, dtype=np.int64) for name, values in run.times.items()},
+        cta_begin=np.array(run.cta_begin, dtype=np.int64),
+        end=np.array(run.end, dtype=np.int64),
+        reached=np.array(run.ready if program.num_counters else [], dtype=np.int64),
         slot=np.array(run.slot, dtype=np.int64),
         launch_begin=tuple(run.launch_begin),
         launch_end=tuple(run.launch_end),

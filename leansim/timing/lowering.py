@@ -10,6 +10,7 @@ import numpy as np
 
 from leansim.arrays import BoolArray, IntArray, Ints, where
 from leansim.engine.program import PS_PER_S, FlowKind, Phase, Program, picoseconds, rounded_ps
+from leansim.engine.sharing import sm_limits
 from leansim.errors import PairingError
 from leansim.schedule.schedule import IN_LAUNCH, Schedule
 from leansim.schedule.tiling import TileGrid
@@ -58,7 +59,8 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
     if grid.asked.index_bytes:
         planned.append(select_launch(grid, device, gap_ps))
     costs = SegmentCosts.of(schedule, instance, device, prices)
-    planned.append(_main_launch(schedule, instance, device, costs, gap_ps))
+    flows = _flows(schedule, device, prices, costs)
+    planned.append(_main_launch(schedule, instance, device, costs, flows[LAST], gap_ps))
     if schedule.states is not None:
         of_rows = grid.states_of_rows(schedule.states)
         planned.append(_combine_launch(of_rows, grid.asked, instance, device))
@@ -67,7 +69,7 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
         device,
         num_sms=grid.num_sms,
         launch_ps=gap_ps,
-        flows=_flows(schedule, device, prices, costs),
+        flows=flows,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
         drift_ps=segments.drift_ps(grid, instance, device, prices),
     )
@@ -111,6 +113,7 @@ def _flows(
     """
     grid, work, tile = schedule.grid, prices.work, prices.tile
     taken, moving = costs.tiles * work.tile_bytes, float(costs.worked_bytes.sum())
+    shared = taken if grid.ctas_per_sm > 1 else moving
     filled = grid.total_kv_tiles / costs.tiles  # full tiles in the time of one
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
     first_bytes = read * costs.total_first_bytes(schedule.num_segments, tile.ahead)
@@ -124,7 +127,7 @@ def _flows(
         dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
         offered_bytes_per_ps=tile.offered_bytes_per_s / filled / PS_PER_S,
-        tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / taken,
+        tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / shared,
         waits_ps_per_byte=tuple(wait_s * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s),
         carries_kv=True,
     )
@@ -172,7 +175,12 @@ def _plain_flows(bytes_per_s: float, rows_dram_share: float) -> tuple[FlowKind, 
 
 
 def _main_launch(
-    schedule: Schedule, instance: Instance, device: Device, costs: SegmentCosts, gap_ps: int
+    schedule: Schedule,
+    instance: Instance,
+    device: Device,
+    costs: SegmentCosts,
+    last: FlowKind,
+    gap_ps: int,
 ) -> Unfilled:
     """LAUNCH per CTA; RAMP, STREAM, MERGE for a waiting host, and WRITE per segment.
 
@@ -195,7 +203,11 @@ def _main_launch(
         put(places.ramp, Phase.RAMP, latency_ps=costs.ramp_ps, bytes=costs.first_bytes, flow=flow)
         put(places.stream, Phase.STREAM, bytes=costs.worked_bytes, flow=KV)
         if costs.last_bytes is not None:
-            put(places.last, Phase.STREAM, bytes=costs.last_bytes, flow=LAST)
+            put(
+                places.last,
+                Phase.STREAM,
+                **_last_work(costs.last_bytes, last, schedule.grid.ctas_per_sm),
+            )
         idle = ctas.idle_partials(schedule, instance)
         if len(places.merge):
             put(places.merge, Phase.MERGE, **_merges(schedule, instance, device, idle))
@@ -203,6 +215,14 @@ def _main_launch(
 
     name = "prefix" if schedule.grid.level == "prefix" else "attention"
     return Unfilled(name, schedule.grid.ctas_per_sm, gap_ps, places.border, fill)
+
+
+def _last_work(worked_bytes: IntArray, last: FlowKind, ctas_per_sm: int) -> dict[str, IntArray | int]:
+    """What is left to do behind all loads: a fixed time where a CTA has its SM to itself."""
+    if ctas_per_sm > 1:
+        return {"bytes": worked_bytes, "flow": LAST}
+    limits, _ = sm_limits((last,), 1)
+    return {"latency_ps": np.ceil(worked_bytes / limits[1, 0]).astype(np.int64)}
 
 
 def _merges(
