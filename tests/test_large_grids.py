@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import leansim
-from leansim.errors import ConfigError
+from leansim.errors import ConfigError, StoreError
 from leansim.files.strict_yaml import parse
 from leansim.points.grid import MOST_ON_A_CURVE, MOST_POINTS, PointGrid, build
-from leansim.sweeps.sweep import Shard, sweep
+from leansim.sweeps.store import Store
+from leansim.sweeps.sweep import Shard, manifest, sweep
 
 BASE = "name: x\ndevice: h100_sxm\nkernel: [fa2, lean]\nnum_q_heads: 8\nnum_kv_heads: 8\nhead_dim: 64\n"
 THOUSAND = list(range(1, 1001))
@@ -54,6 +56,17 @@ def test_a_sweep_refuses_it_and_leaves_nothing(tmp_path: Any) -> None:
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="leansim sweep"):
         leansim.run(huge())
+
+
+def test_a_merge_refuses_it_and_says_where_results_are(tmp_path: Path) -> None:
+    """Shards of such a sweep have tables of their own; only one of all points is refused."""
+    shard = tmp_path / "shard-1-of-2"
+    with Store(shard) as store:
+        store.describe(manifest(huge()))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreError, match=f"1,600,000,000 points; wanted at most {MOST_POINTS:,} .*own"):
+        leansim.merge(tmp_path, partial=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_parts_are_the_whole_in_order() -> None:

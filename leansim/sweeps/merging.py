@@ -10,7 +10,7 @@ from typing import Any
 from leansim import __version__
 from leansim.errors import StoreError
 from leansim.files.strict_yaml import Document
-from leansim.points.grid import GridFile, PointGrid
+from leansim.points.grid import MOST_POINTS, GridFile, PointGrid
 from leansim.points.point import Point
 from leansim.points.results_table import results_table
 from leansim.specs import catalog
@@ -26,8 +26,8 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
 
     The results are those of a sweep that was never divided. Nothing is written unless every point
     is there, or `partial` asks for what there is; merging again, with more folders, goes on. Raises
-    `StoreError` for points that are missing, and for stores of other sweeps, versions or plug-ins
-    than the first one's and this installation's.
+    `StoreError` for points that are missing, or more than one table can have, and for stores of other
+    sweeps, versions or plug-ins than the first one's and this installation's.
     """
     target = Path(out)
     sources = [Path(folder) for folder in folders] or sorted(target.glob("shard-*-of-*"))
@@ -36,6 +36,9 @@ def merge(out: str | Path, folders: Sequence[str | Path] = (), partial: bool = F
     with ExitStack() as stack:
         stores = [stack.enter_context(Store(folder, create=False)) for folder in sources]
         grid = _common_grid(stores, target)
+        if grid.size > MOST_POINTS:
+            wanted = f"wanted at most {MOST_POINTS:,} in one table: each shard's folder has its own"
+            raise StoreError(f"{target}: found {grid.size:,} points; {wanted}")
         points = grid.points()
         keys, grounds = keyed_all(points)
         present = set[str]().union(*(store.keys() for store in stores))
