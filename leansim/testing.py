@@ -31,6 +31,7 @@ from leansim.specs.instance import NoCombine, instance_of
 from leansim.specs.kernel import Kernel
 from leansim.specs.kv_lists import RandomBlocks, Shard, TopK, WindowSink
 from leansim.specs.prefixes import Prefix, Prefixes
+from leansim.specs.query_blocks import QueryBlocks
 from leansim.specs.workload import Workload
 from leansim.timing.lowering import lower
 from leansim.timing.roofline import roofline
@@ -42,6 +43,7 @@ _REPLAYED_WIDTH = 16
 _PREFIX = Prefixes((Prefix(0, 320, (0, 1, 2)),))
 _TREE = Prefixes((Prefix(0, 300, (0, 1, 2, 3)), Prefix(300, 1500, (0, 2))))
 _UNLIKE = RandomBlocks(0.3, 64, pruned_heads=0.5)
+_OF_TOKENS = QueryBlocks(RandomBlocks(0.3, 64), 1)
 _MANY = Prefixes((Prefix(0, 256, tuple(range(40))),))
 
 
@@ -120,6 +122,7 @@ def awkward_workloads() -> list[tuple[str, Workload]]:
             "a window and a sink, four new tokens",
             gqa((5000, 300), reads=WindowSink(512, 4), query_len=4),
         ),
+        ("a list for each new token", gqa((5000, 300), reads=_OF_TOKENS, query_len=4)),
         ("every third token", gqa((1000, 2, 401), reads=Shard(1, 3))),
         ("latent cache, ragged", mla((1, 64, 65, 4097, 333), num_q_heads=16)),
         ("latent cache, two new tokens", mla((2, 130, 3000), num_q_heads=128, query_len=2)),

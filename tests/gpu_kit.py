@@ -31,6 +31,7 @@ from leansim.specs.kv_lists import (
     WindowSink,
 )
 from leansim.specs.prefixes import Prefix, Prefixes
+from leansim.specs.query_blocks import QueryBlocks
 from leansim.specs.workload import Workload
 
 # Set where these tests must run: CI installs torch and triton for them, and a skip would hide it if it
@@ -101,6 +102,8 @@ LISTS: tuple[KvList, ...] = (
     TopK(50, 16),
     TopK(40, 16, 9),
     VerticalSlash(12, 20),
+    QueryBlocks(WindowSink(20, 3), 1),
+    QueryBlocks(RandomBlocks(0.5, 8), 2),
     Shard(0, 3),
     Shard(4, 5, interleaved=False),  # nothing of a short context
 )

@@ -28,6 +28,7 @@ from leansim.timing.loops.single_buffered import SingleBuffered
 
 DEVICE = catalog.device("h100_sxm")
 QUEST = "top_k(budget=1024, page=16, selector=quest)"
+NSA = "top_k(budget=1024, page=64, window=512, selector=nsa)"
 DSA = "top_k(budget=2048, page=1, selector=dsa)"
 
 
@@ -76,6 +77,16 @@ def test_dsa_reads_132_bytes_of_a_token_for_all_heads() -> None:
     assert not np.array_equal(quest.kept(4000, 0, 0), quest.kept(4000, 0, 1))
 
 
+@pytest.mark.parametrize(
+    ("context", "read"), [(8192, 2048), (16384, 2560), (32768, 3584), (65536, 5632)]
+)
+def test_nsa_reads_what_its_authors_count(context: int, read: int) -> None:
+    """A sixteenth of the context, 16 blocks of 64, a window of 512: their tokens (arXiv:2502.11089)."""
+    load = of(NSA, (context,))
+    dense = Workload((context,), 8, 2, 128).kv_bytes
+    assert load.index_bytes + load.kv_bytes == dense * read // context
+
+
 def test_what_is_read_follows_the_context_and_not_the_budget() -> None:
     for budget in (64, 1024, 2048):
         mask = f"top_k(budget={budget}, selector=quest)"
@@ -100,7 +111,7 @@ def test_lists_that_are_known_before_are_not_chosen(mask: str | None) -> None:
 
 
 def test_a_selector_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="top_k: selector: wanted 'none', 'quest' or 'dsa'"):
+    with pytest.raises(ConfigError, match="top_k: selector: wanted 'none', 'quest', 'dsa' or 'nsa'"):
         asked("top_k(budget=64, selector=qwest)")
 
 

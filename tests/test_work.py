@@ -192,6 +192,55 @@ def test_every_generator_is_tried() -> None:
     assert {kv_list(text).__class__ for text in MASKS} | {CsrFile} == {*GENERATORS.values()}
 
 
+# -- lists by query block, by hand -----------------------------------------------------------------
+
+
+def test_each_query_block_keeps_what_its_newest_token_would() -> None:
+    """Six new tokens of ten in blocks of four: up to tokens 7 and 9, with two tokens and the first."""
+    mask = kv_list("window_sink(window=2, sink=1, queries=4)")
+    load = Workload((10,), 2, 1, 128, query_len=6, reads=mask)
+    assert [*map(list, load.query_blocks)] == [[0, 1, 2, 3], [4, 5]]
+    assert [load.kept(0, 0, block).tolist() for block in (0, 1)] == [[0, 6, 7], [0, 8, 9]]
+    assert load.block_lens.tolist() == [[[3, 3]]]
+    assert load.kept_lens.tolist() == [6]
+    assert load.flop == 2 * 256 * 2 * (3 * 4 + 3 * 2)
+    work = grid_of(load).work
+    assert work is not None
+    assert work.end.tolist() == [8, 10]
+    assert work.lens.tolist() == [3, 3]
+    assert work.rows.tolist() == [4, 2]
+    assert work.distinct_share == 1.0
+
+
+def test_a_block_of_all_new_tokens_is_no_other_list() -> None:
+    text = "random(density=0.3, block=16, pruned_heads=0.5{})"
+    shape: dict[str, Any] = {"num_q_heads": 8, "num_kv_heads": 4, "head_dim": 128, "query_len": 3}
+    one, many = (
+        Workload((500, 80), **shape, reads=kv_list(text.format(more))) for more in ("", ", queries=3")
+    )
+    assert one.flop == many.flop
+    assert one.kv_bytes == many.kv_bytes
+    first, second = grid_of(one).work, grid_of(many).work
+    assert first is not None
+    assert second is not None
+    for name in ("source", "head", "begin", "end", "lens", "row"):
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_a_file_has_a_row_for_each_query_block(tmp_path: Path) -> None:
+    """Two requests, two heads, two blocks of one new token each; blocks of 16 tokens."""
+    rows = [[0], [0, 1], [1], [0, 3], [2], [1, 2], [0], [3]]
+    path = tmp_path / "rows.npz"
+    np.savez(path, indptr=np.cumsum([0, *map(len, rows)]), indices=np.concatenate(rows))
+    mask = kv_list(f"csr(path={path}, block=16, heads=2, queries=1)")
+    load = Workload((64, 60), 2, 2, 128, query_len=2, reads=mask)
+    assert load.block_lens.tolist() == [[[16, 32], [16, 32]], [[16, 32], [16, 12]]]
+    assert load.kept(0, 1, 1).tolist() == [*range(16), *range(48, 64)]
+    assert load.kept(1, 1, 1).tolist() == [*range(48, 60)]
+    with pytest.raises(WorkloadError, match=r"8 rows, .* each of 2 query blocks of 3 requests"):
+        _ = Workload((64, 60, 60), 2, 2, 128, query_len=2, reads=mask).block_lens
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 5, 6, 7, 100])
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_ranks_hold_each_token_once(tokens: int, interleaved: bool) -> None:
@@ -209,6 +258,9 @@ def test_ranks_hold_each_token_once(tokens: int, interleaved: bool) -> None:
         ("top_k", "budget"),
         ("top_k(budget=0)", "budget"),
         ("top_k(budget)", "wanted option=value"),
+        ("top_k(budget=3, queries=0)", "queries"),
+        ("top_k(budget=3, querys=4)", "did you mean 'queries'"),
+        ("top_k(budget=3, selector=dsa, queries=4)", "wanted no selector"),
         ("random(density=2)", "density"),
         ("random(density=nan)", "density"),
         ("csr(path=nowhere.npz)", "not an .npz file"),
@@ -287,12 +339,13 @@ def test_ranks_merge_to_the_whole(order: Any, interleaved: bool, precision: Any)
 def workloads(draw: st.DrawFn) -> Workload:
     """Trees of prefixes, or lists, over a few requests."""
     group, kv_heads = draw(st.sampled_from([1, 4, 8])), draw(st.integers(1, 2))
-    query_len = draw(st.sampled_from([1, 1, 3]))
+    query_len = draw(st.sampled_from([1, 1, 3, 70]))
     batch = draw(st.integers(1, 5))
     lens = draw(st.lists(st.integers(query_len, 900), min_size=batch, max_size=batch))
     shape: dict[str, Any] = {"num_q_heads": group * kv_heads, "num_kv_heads": kv_heads, "head_dim": 128}
     if draw(st.booleans()):
-        mask = kv_list(draw(st.sampled_from(MASKS)))
+        queries = draw(st.sampled_from(["", ", queries=1", ", queries=2", ", queries=32"]))
+        mask = kv_list(draw(st.sampled_from(MASKS)).replace(")", queries + ")"))
         return Workload(tuple(lens), **shape, query_len=query_len, reads=mask)
     prefixes: list[Prefix] = []
     members, begin = list(range(batch)), 0

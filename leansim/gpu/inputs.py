@@ -15,7 +15,7 @@ import numpy as np
 
 from leansim.arrays import BoolArray, IntArray
 from leansim.errors import GpuError, PairingError
-from leansim.numerics.reference import kept_of
+from leansim.numerics.reference import lists_of
 from leansim.specs.kv_lists import Shard
 from leansim.specs.workload import Workload
 
@@ -199,9 +199,10 @@ def _hidden(load: Workload, request: int, heads: range) -> BoolArray:
     hidden = key > position
     if load.window is not None:
         hidden |= key <= position - load.window
-    lists = [kept for head in heads if (kept := kept_of(load, request, head)) is not None]
-    if not lists:
+    if load.mask is None:
         return hidden[None]
-    left_out = np.stack([np.isin(key, kept, invert=True) for kept in lists])
-    unseen: BoolArray = hidden | left_out[:, None, :]
+    unseen = np.stack([hidden] * len(heads))
+    for row, head in zip(unseen, heads, strict=True):
+        for tokens, kept in lists_of(load, request, head):
+            row[tokens.start : tokens.stop] |= np.isin(key, kept, invert=True)
     return unseen

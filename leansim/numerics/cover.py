@@ -104,7 +104,7 @@ def _row_problems(grid: TileGrid) -> Iterator[str]:
         if grid.rows.sum() != asked.num_query_rows:
             yield f"output tiles have {grid.rows.sum()} query rows in all"
         return
-    kept = np.broadcast_to(asked.kept_lens.T, (asked.num_kv_heads, asked.batch_size)).T
+    kept = np.broadcast_to(asked.block_lens[:, :, -1], (asked.batch_size, asked.num_kv_heads))
     wanted = np.repeat(kept, asked.group_size, axis=1)
     found = np.zeros((asked.batch_size, asked.query_len, asked.num_q_heads), dtype=np.int64)
     for tile, tokens in enumerate((grid.kv_end - grid.kv_begin).tolist()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from leansim.errors import OutOfRangeError
 from leansim.numerics.attention import FloatArray
 from leansim.specs.workload import Workload
 
+Lists: TypeAlias = Sequence[tuple[range, IntArray]]  # new tokens, and the tokens that they keep
 SCORES_AT_ONCE = 2**22  # of the heads that share a reference: 32 MB in float64
 MOST_ELEMENTS = 2**28  # of the keys of a head: 2 GB in float64
 
@@ -20,14 +22,14 @@ def reference_heads(
     k: FloatArray,
     v: FloatArray,
     window: int | None = None,
-    kept: IntArray | None = None,
+    lists: Lists = (),
     wanted: IntArray | None = None,
 ) -> FloatArray:
     """Softmax attention of query heads over the whole context of their KV head at once, in float64.
 
     `q [query_len, heads, head_dim]` are the last tokens of the context `k [context_len, head_dim]`,
     `v [context_len, value_dim]`; token at position p sees keys in `(p - window, p]`, of which others
-    than those `kept` are hidden. Returns `[query_len, heads, value_dim]`, 0 where all is hidden; of
+    than those in its list are hidden. Returns `[query_len, heads, value_dim]`, 0 where all is hidden; of
     some new tokens alone if they are `wanted`.
     """
     tokens = np.arange(len(q)) if wanted is None else wanted
@@ -36,8 +38,9 @@ def reference_heads(
     hidden = key > position
     if window is not None:
         hidden |= key <= position - window
-    if kept is not None:
-        hidden |= np.isin(key, kept, invert=True)
+    for of, kept in lists:
+        mine = (tokens >= of.start) & (tokens < of.stop)
+        hidden[mine] |= np.isin(key, kept, invert=True)
     out = np.empty((*q.shape[:2], v.shape[1]))
     at_once = max(1, SCORES_AT_ONCE // hidden.size)
     for first in range(0, q.shape[1], at_once):
@@ -65,21 +68,19 @@ def reference(
         for kv_head in range(workload.num_kv_heads):
             heads = slice(kv_head * workload.group_size, (kv_head + 1) * workload.group_size)
             keys, values = k[request][:, kv_head], v[request][:, kv_head]
-            kept = kept_of(workload, request, kv_head)
+            lists = lists_of(workload, request, kv_head)
             out[request, :, heads] = reference_heads(
-                q[request, :, heads], keys, values, workload.window, kept
+                q[request, :, heads], keys, values, workload.window, lists
             )
     return out
 
 
-def kept_of(workload: Workload, request: int, kv_head: int) -> IntArray | None:
-    """The tokens that a request's mask keeps for a KV head; None without one."""
+def lists_of(workload: Workload, request: int, kv_head: int) -> Lists:
+    """Which new tokens of a request keep what of its context, for a KV head; empty without a mask."""
     if workload.mask is None:
-        return None
-    lens = workload.kept_lens
-    count = int(lens[request] if lens.ndim == 1 else lens[request, kv_head])
-    kept = workload.mask.kept(workload.context_lens[request], request, kv_head)
-    return kept if count else kept[:0]
+        return ()
+    blocks = enumerate(workload.query_blocks)
+    return [(tokens, workload.kept(request, kv_head, block)) for block, tokens in blocks]
 
 
 def head_inputs(

@@ -27,7 +27,7 @@ from leansim.numerics.attention import (
     tile_states,
 )
 from leansim.numerics.cover import Cover, count_cover, token_borders
-from leansim.numerics.reference import head_inputs, kept_of, reference_heads
+from leansim.numerics.reference import head_inputs, lists_of, reference_heads
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 
@@ -209,7 +209,9 @@ def _tile_errors(
     group = grid.asked.group_size
     heads_here = np.unique(heads_here) - kv_head * group
     q, k, v = head_inputs(grid.asked, request, kv_head, seed)
-    kept = positions(grid, tile)[1] if grid.is_part else kept_of(grid.asked, request, kv_head)
+    lists = lists_of(grid.asked, request, kv_head)
+    if grid.is_part:
+        lists = [(range(len(q)), positions(grid, tile)[1])]
     errors = np.empty((len(precisions), 4))
     for i, precision in enumerate(precisions):
         rows = Gathered(q.shape[0] * group, v.shape[1], accumulator(precision))
@@ -228,7 +230,7 @@ def _tile_errors(
         both = np.hstack([rv, np.abs(rv)])
         served = rows.is_served.reshape(q.shape[:2])[:, heads_here]
         tokens = np.flatnonzero(served.any(axis=1))
-        whole = reference_heads(rq, rk, both, grid.asked.window, kept, tokens)
+        whole = reference_heads(rq, rk, both, grid.asked.window, lists, tokens)
         wanted, size = np.split(whole[served[tokens]], 2, axis=1)
         error = np.abs(out[served] - wanted)
         relative = np.divide(error, size, out=np.zeros_like(error), where=(size > 0) | (error != 0))

@@ -146,18 +146,20 @@ class Work:
     @cached_property
     def distinct_share(self) -> float:
         """Share of the KV that items attend to that no item before them did, 0 to 1."""
+        if len(self.whole.query_blocks) > 1:
+            return float(self.whole.kept_lens.sum() / self.lens.sum())
         spans = np.stack([self.source, self.head, self.begin, self.end])
         _, first = np.unique(spans, axis=1, return_index=True)
         return float(self.lens[first].sum() / self.lens.sum())
 
     def kept(self, item: int, head: int) -> IntArray:
         """The tokens of the source's context that an item attends to, for a KV head; they rise."""
-        source, mask = int(self.source[item]), self.whole.mask
-        span = np.arange(self.begin[item], self.end[item])
-        if mask is None:
-            return span
-        tokens = mask.kept(self.whole.context_lens[source], source, head)
-        return tokens[np.searchsorted(tokens, span[0]) : np.searchsorted(tokens, span[-1] + 1)]
+        if self.whole.mask is None:
+            return np.arange(self.begin[item], self.end[item])
+        place = int(self.row[self.row_border[item]]) % self.rows_per_head
+        token = place // (self.whole.group_size if self.packed else 1)
+        block = next(i for i, tokens in enumerate(self.whole.query_blocks) if token in tokens)
+        return self.whole.kept(int(self.source[item]), head, block)
 
     @cached_property
     def _cell_of_row(self) -> IntArray:
@@ -224,15 +226,23 @@ def _items(load: Workload, tile_rows: int, packed: bool) -> Iterator[_Item]:
         for at in range(0, len(rows), tile_rows):
             some = rows[at : at + tile_rows]
             yield one.requests[0], -1, one.begin, one.end, one.end - one.begin, some
-    kept = load.kept_lens
-    heads = range(-1, 0) if kept.ndim == 1 else range(kept.shape[1])
+    lens = load.block_lens
+    heads = range(-1, 0) if lens.shape[1] == 1 else range(lens.shape[1])
     for request, begin in enumerate(own_begin.tolist()):
-        for at in range(0, per_head, tile_rows):
-            rows = np.arange(at, min(at + tile_rows, per_head))
-            # A list is read whole, and what of it a row must not see is masked.
-            hidden = load.query_len - 1 - int(rows[-1]) // group if load.mask is None else 0
-            end = load.context_lens[request] - hidden
-            for head in heads:
-                tokens = end - begin if load.mask is None else int(kept[request].flat[max(head, 0)])
-                if tokens:
-                    yield request, head, begin, end, tokens, request * per_head + rows
+        for block, tokens in enumerate(load.query_blocks):
+            for rows in _cut(tokens.start * group, tokens.stop * group, tile_rows):
+                # A list is read whole, and what of it a row must not see is masked.
+                newest = int(rows[-1]) // group if load.mask is None else tokens[-1]
+                end = load.context_lens[request] - (load.query_len - 1 - newest)
+                for head in heads:
+                    kept = int(lens[request, max(head, 0), block])
+                    if load.mask is None:
+                        kept = end - begin
+                    if kept:
+                        yield request, head, begin, end, kept, request * per_head + rows
+
+
+def _cut(begin: int, end: int, tile_rows: int) -> Iterator[IntArray]:
+    """Rows in runs of no more than a tile has."""
+    for at in range(begin, end, tile_rows):
+        yield np.arange(at, min(at + tile_rows, end))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from leansim.arrays import IntArray
 
-Selector = Literal["none", "quest", "dsa"]
+Selector = Literal["none", "quest", "dsa", "nsa"]
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,13 @@ def _dsa(_page: int, _num_heads: int, _key_bytes: int) -> Index:
     return Index(1, 128 + 4, 1)
 
 
-SELECTORS: dict[str, Callable[[int, int, int], Index]] = {"quest": _quest, "dsa": _dsa}
+def _nsa(_page: int, num_heads: int, key_bytes: int) -> Index:
+    """A compressed key and a compressed value of each 16 tokens, of each KV head (arXiv:2502.11089).
+
+    Attention to them is a branch of its own, whose scores choose blocks: what it reads is what they are
+    chosen by. Blocks of 32 tokens overlap, 16 apart. A value is taken to be as long as a key.
+    """
+    return Index(16, 2 * key_bytes, num_heads)
+
+
+SELECTORS: dict[str, Callable[[int, int, int], Index]] = {"quest": _quest, "dsa": _dsa, "nsa": _nsa}

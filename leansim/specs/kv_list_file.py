@@ -19,7 +19,8 @@ from leansim.specs.kv_lists import Given, Tokens, whole_blocks
 class CsrFile(Given):
     """Blocks of `block` tokens by their numbers, rising, from an .npz file with `indptr` and `indices`.
 
-    Row `i` is of request `i`; with `heads`, of request `i // heads` and KV head `i % heads`. `digest` is
+    Row `i` is of request `i`; with `heads`, of request `i // heads` and KV head `i % heads`; with query
+    blocks each of those rows is several, one after the other (`QueryBlocks`). `digest` is
     of the file's contents, and need not be given. Raises `WorkloadError` for a file of another kind.
     """
 
@@ -42,14 +43,23 @@ class CsrFile(Given):
 
     def counts(self, lens: IntArray, num_heads: int) -> IntArray:
         """Tokens of each row's blocks. Raises `WorkloadError` where the rows are not the batch's."""
+        counts = self.row_counts(lens[:, None], num_heads)[:, :, 0]
+        return counts[:, 0] if self.heads == 1 else counts
+
+    def row_counts(self, ends: IntArray, num_heads: int) -> IntArray:
+        """The same where each query block has a row, `[batch, heads, query blocks]`.
+
+        `ends`, `[batch, query blocks]`, are the tokens that a block's list may be of.
+        """
         indptr, indices = self._rows
-        rows = len(indptr) - 1
-        if self.heads not in (1, num_heads) or rows != len(lens) * self.heads:
+        rows, (batch, query_blocks) = len(indptr) - 1, ends.shape
+        if self.heads not in (1, num_heads) or rows != ends.size * self.heads:
+            each = f"{query_blocks} query blocks of {batch}" if query_blocks > 1 else str(batch)
             raise WorkloadError(
                 f"mask: {self.path} has {rows} rows, read as of {self.heads} heads; wanted one for each "
-                f"of {len(lens)} requests, or with heads={num_heads} one for each of their KV heads"
+                f"of {each} requests, or with heads={num_heads} one for each of their KV heads"
             )
-        tokens, blocks = np.repeat(lens, self.heads), np.diff(indptr)
+        tokens = np.repeat(ends, self.heads, axis=0).ravel()
         newest = indices[indptr[1:] - 1]
         beyond = np.maximum(0, (newest + 1) * self.block - tokens)
         if (wrong := np.flatnonzero(beyond >= self.block)).size:
@@ -58,13 +68,20 @@ class CsrFile(Given):
                 f"mask: row {row} of {self.path} has block {newest[row]} of {self.block} tokens, "
                 f"beyond the {tokens[row]} of its request"
             )
-        counts: IntArray = blocks * self.block - beyond
-        return counts if self.heads == 1 else counts.reshape(len(lens), num_heads)
+        counts: IntArray = np.diff(indptr) * self.block - beyond
+        return counts.reshape(batch, self.heads, query_blocks)
 
     def kept(self, tokens: int, request: int, head: int) -> IntArray:
         """The tokens of a row's blocks."""
+        return self.row_kept(tokens, request, head, 0, 1)
+
+    def row_kept(
+        self, tokens: int, request: int, head: int, query_block: int, query_blocks: int
+    ) -> IntArray:
+        """The same of one of several query blocks."""
         indptr, indices = self._rows
-        row = request * self.heads + (head if self.heads > 1 else 0)
+        of_head = request * self.heads + (head if self.heads > 1 else 0)
+        row = of_head * query_blocks + query_block
         kept = whole_blocks(indices[indptr[row] : indptr[row + 1]], self.block)
         kept_here: IntArray = kept[kept < tokens]
         return kept_here

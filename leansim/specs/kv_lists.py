@@ -205,7 +205,8 @@ class TopK:
     Pages are drawn for each head, as scores are not known; what whole pages leave of the budget are the
     newest tokens before the window. Quest keeps pages; DSA, with `page` 1, and SparseK single tokens,
     the latter beside a window. With a `selector` a launch before attention reads what that chooses by:
-    of Quest the keys' least and largest of each page, of DSA an index of each token for all heads.
+    of Quest the keys' least and largest of each page, of DSA an index of each token for all heads, of
+    NSA the compressed KV, its first branch; what is chosen and the window are the other two.
     """
 
     budget: Tokens

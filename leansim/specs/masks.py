@@ -17,10 +17,12 @@ from leansim.specs.kv_lists import (
     KvList,
     RandomBlocks,
     Strided,
+    Tokens,
     TopK,
     VerticalSlash,
     WindowSink,
 )
+from leansim.specs.query_blocks import QueryBlocks
 
 _CALL = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
@@ -39,25 +41,34 @@ GENERATORS: dict[str, type[Any]] = {
 def kv_list(value: Any) -> KvList:
     """Make a list from `name(option=value, ...)`, or from a mapping with `name` and its options.
 
-    Raises `ValueError` naming what is wrong.
+    With the option `queries` there is a list for each so many new tokens. Raises `ValueError` naming
+    what is wrong.
     """
     name, options = _parsed(value)
+    queries = options.pop("queries", None)
     if name not in GENERATORS:
         hint = suggestion(name, GENERATORS)
         raise ValueError(f"no generator {name!r}; wanted one of {listing(GENERATORS)}{hint}")
     cls = GENERATORS[name]
-    known = [field.name for field in fields(cls) if field.name != "digest"]
+    known = [*(field.name for field in fields(cls) if field.name != "digest"), "queries"]
     for option in options:
         if option not in known:
             hint = suggestion(option, known)
             raise ValueError(f"{name} has no option {option!r}; wanted {', '.join(known)}{hint}")
+    made: KvList = _validated(name, cls, options)
+    if queries is None:
+        return made
+    return QueryBlocks(made, _validated(f"{name}: queries", Tokens, queries))
+
+
+def _validated(name: str, kind: Any, options: Any) -> Any:
+    """Options as those of a list, or a number. Raises `ValueError`."""
     try:
-        made: KvList = TypeAdapter(cls).validate_python(options)
+        return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         option = ".".join(map(str, first["loc"]))
         raise ValueError(f"{name}: {option or 'options'}: {first['msg']}") from None
-    return made
 
 
 def list_text(value: Any) -> str:

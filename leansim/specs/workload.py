@@ -16,6 +16,7 @@ from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
 from leansim.specs.kv_index import Index
 from leansim.specs.kv_lists import KvList
 from leansim.specs.prefixes import Prefix, Prefixes, prefix_problems
+from leansim.specs.query_blocks import QueryBlocks
 
 Cache = Literal["cold", "warm"]
 MOST_TOKENS = 2**40
@@ -199,11 +200,39 @@ class Workload:
         return np.minimum(self.lens, self.visible_tokens(MOST_TOKENS))
 
     @cached_property
+    def query_blocks(self) -> list[range]:
+        """Numbers of the new tokens that have a list in common, one run after the other."""
+        if isinstance(self.mask, QueryBlocks):
+            return self.mask.new_tokens(self.query_len)
+        return [range(self.query_len)]
+
+    @cached_property
+    def block_lens(self) -> npt.NDArray[np.int64]:
+        """Tokens that query blocks keep, `[batch, KV heads, blocks]`, heads 1 where all keep as many."""
+        if isinstance(self.mask, QueryBlocks):
+            return self.mask.block_counts(self.lens, self.query_len, self.num_kv_heads)
+        kept = self.visible_lens if self.mask is None else self.mask.counts(self.lens, self.num_kv_heads)
+        return kept.reshape(self.batch_size, -1, 1)
+
+    @cached_property
     def kept_lens(self) -> npt.NDArray[np.int64]:
-        """Tokens that requests attend to, `[batch]`, or where KV heads differ `[batch, KV heads]`."""
-        if self.mask is None:
-            return self.visible_lens
-        return self.mask.counts(self.lens, self.num_kv_heads)
+        """Tokens that requests attend to, `[batch]`, or where KV heads differ `[batch, KV heads]`.
+
+        Lists of query blocks are taken to have as little in common as they can (assumed).
+        """
+        kept: npt.NDArray[np.int64] = np.minimum(self.lens[:, None], self.block_lens.sum(axis=2))
+        return kept[:, 0] if kept.shape[1] == 1 else kept
+
+    def kept(self, request: int, head: int, block: int = 0) -> npt.NDArray[np.int64]:
+        """Which tokens of a request a KV head keeps for a query block; they rise."""
+        tokens, mask = self.context_lens[request], self.mask
+        if not self.block_lens[request, min(head, self.block_lens.shape[1] - 1), block]:
+            return np.arange(0)
+        if mask is None:
+            return np.arange(tokens)
+        if isinstance(mask, QueryBlocks):
+            return mask.block_kept(tokens, self.query_len, request, head, block)
+        return mask.kept(tokens, request, head)
 
     @cached_property
     def kv_bytes(self) -> int:
@@ -264,8 +293,9 @@ class Workload:
         """Multiply-adds of QK and PV counted as two operations each, nothing padded."""
         per_score = 2 * (self.head_dim + self.value_dim)
         if self.mask is not None:
-            heads = self.num_q_heads if self.kept_lens.ndim == 1 else self.group_size
-            return per_score * int(self.kept_lens.sum()) * heads * self.query_len
+            heads = self.num_q_heads if self.block_lens.shape[1] == 1 else self.group_size
+            scores = self.block_lens.sum(axis=(0, 1)) * [len(block) for block in self.query_blocks]
+            return per_score * int(scores.sum()) * heads
         limit = self.window or MOST_TOKENS
         seen = (np.minimum(self.lens - j, limit) for j in range(self.query_len))  # by each new token
         scores = sum(int(tokens.sum()) for tokens in seen)
