@@ -146,10 +146,10 @@ class Combine(Spec):
     threads: Count
     registers_per_thread: Count
     smem_bytes: WholeNumber
-    rows_per_cta: dict[Whole, Count]
+    rows_per_cta: dict[Whole, Count] = Field(min_length=1)
     splits_in_flight: Count
     start: CombineStart = "launch"
-    launches: dict[Whole, Count] = Field(default_factory=lambda: {1: 1})
+    launches: dict[Whole, Count] = Field(default_factory=lambda: {1: 1}, min_length=1)
     overhead_s: ByArch[NotNegative] = 0.0
     round_s: ByArch[NotNegative] = 0.0
 
