@@ -36,7 +36,7 @@ def blocks(language: str) -> list[str]:
 
 def test_there_is_an_example_of_each_verb() -> None:
     verbs = {command.split()[1] for command in COMMANDS}
-    assert verbs == {"explain", "oracle", "splits", "regret", "buckets", "invariance", "tune"}
+    assert verbs == {"run", "explain", "oracle", "splits", "regret", "buckets", "invariance", "tune"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[1:6]))
