@@ -24,8 +24,8 @@ from leansim.report.sheet import save
 
 HERE = Path(__file__).resolve().parent
 HEAD = (
-    "# Results\n\nWritten by `run.py`; do not edit. No constant was fitted to what is reported here. "
-    "README.md\nsays what is not modelled."
+    "# Results\n\nWritten by `run.py`; do not edit. Of what is reported here one time of each of two "
+    "tiles is fitted\n(the staircase says which), and nothing else. README.md says what is not modelled."
 )
 
 
