@@ -44,7 +44,7 @@ def longest_ps(program: Program) -> float:
         + program.num_ctas * program.dispatch_interval_ps
         + program.num_phases * (drift + _ROUNDING_PS)
     )
-    moved = float(program.bytes.sum(dtype=np.float64))
+    moved = float(program.bytes_of_flow.sum())
     latencies = float(program.latency_ps.sum(dtype=np.float64))
     return fixed + latencies + moved / least_bytes_per_ps(program)
 
