@@ -205,6 +205,12 @@ def test_errors_of_the_eight_rows_are_as_reported(
     assert [*found.values()] == pytest.approx(wanted, abs=0.005)
 
 
+def test_what_is_counted_is_within_a_tenth_of_all_eight_rows(modules: Any, said: Any) -> None:
+    found = modules["prefill"].errors(said["ring_flash_attention"], modules["ring"].Account())
+    assert len(found) == 8
+    assert max(map(abs, found.values())) < 0.07
+
+
 def test_what_is_missing_grows_from_ring_to_stripe(modules: Any, said: Any) -> None:
     """With O in one kernel; blocks as simulated, and scaled to the measured row of one GPU."""
     prefill = modules["prefill"]

@@ -39,12 +39,11 @@ class Pass:
     row_bytes: int = 0
 
 
-# What update_out_and_lse runs, of O in float32 (4 B) and a block's in bfloat16 (2 B).
-# All of O in one kernel, as TorchScript's fuser makes of it, and three on LSE, which it leaves alone:
-# log_sigmoid is not among its operators.
+# What update_out_and_lse runs, of O in float32 (4 B) and a block's in bfloat16 (2 B), and three on LSE.
 _LSE = (Pass(row_bytes=12), Pass(row_bytes=8), Pass(row_bytes=12))
+# All of O in one kernel, as TorchScript's fuser might make of it, which has no log_sigmoid.
 FUSED = (Pass(4 + 2 + 4, 8), *_LSE)
-# One kernel an operation: to, sub, sigmoid, sub, mul, sub.
+# A kernel an operation, as the repository's pull request 87 says: to, sub, sigmoid, sub, mul, sub.
 APART = (Pass(6), Pass(row_bytes=12), Pass(row_bytes=8), Pass(12), Pass(8, 4), Pass(12), *_LSE)
 SLICED = (Pass(8), Pass(row_bytes=8))  # written back where a block had some of the rows
 CONVERT = (Pass(6),)  # the first block's O to float32, and all of it back at the end
@@ -66,7 +65,7 @@ class Machine:
 class Account:
     """What is counted: how O is updated (None: not at all), what a hop does, who deals tiles."""
 
-    update: Literal["fused", "apart"] | None = "fused"
+    update: Literal["fused", "apart"] | None = "apart"
     hop: Hop = "beside"
     kernel: str = "fa2_prefill"
     partitioner: str | None = None
