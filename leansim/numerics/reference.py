@@ -75,11 +75,16 @@ def reference(
     return out
 
 
-def lists_of(workload: Workload, request: int, kv_head: int) -> Lists:
-    """Which new tokens of a request keep what of its context, for a KV head; empty without a mask."""
+def lists_of(workload: Workload, request: int, kv_head: int, wanted: IntArray | None = None) -> Lists:
+    """Which new tokens of a request keep what of its context, for a KV head; empty without a mask.
+
+    Of those alone that are `wanted`, if some are named.
+    """
     if workload.mask is None:
         return ()
-    blocks = enumerate(workload.query_blocks)
+    blocks = [*enumerate(workload.query_blocks)]
+    if wanted is not None:
+        blocks = [blocks[i] for i in np.unique(workload.block_of(wanted)).tolist()]
     return [(tokens, workload.kept(request, kv_head, block)) for block, tokens in blocks]
 
 

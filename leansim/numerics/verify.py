@@ -204,12 +204,14 @@ def _tile_errors(
     They are of the rows that the tile has of one request. Other tiles that serve them are replayed too.
     """
     grid, kv_head = schedule.grid, kv_head_of(schedule.grid, tile)
-    owners, _, heads_here = row_owners(grid, tile)
+    owners, tokens_here, heads_here = row_owners(grid, tile)
     request = int(owners[-1])
     group = grid.asked.group_size
-    heads_here = np.unique(heads_here) - kv_head * group
     q, k, v = head_inputs(grid.asked, request, kv_head, seed)
-    lists = lists_of(grid.asked, request, kv_head)
+    here = np.zeros((len(q), group), dtype=bool)
+    here[tokens_here[owners == request], heads_here[owners == request] - kv_head * group] = True
+    heads_here = np.unique(heads_here) - kv_head * group
+    lists = lists_of(grid.asked, request, kv_head, tokens_here[owners == request])
     if grid.is_part:
         lists = [(range(len(q)), positions(grid, tile)[1])]
     errors = np.empty((len(precisions), 4))
@@ -228,7 +230,7 @@ def _tile_errors(
         out = rounded(rows.merged()[0], precision).reshape(*q.shape[:2], -1)[:, heads_here]
         rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q[:, heads_here], k, v))
         both = np.hstack([rv, np.abs(rv)])
-        served = rows.is_served.reshape(q.shape[:2])[:, heads_here]
+        served = (rows.is_served.reshape(here.shape) & here)[:, heads_here]
         tokens = np.flatnonzero(served.any(axis=1))
         whole = reference_heads(rq, rk, both, grid.asked.window, lists, tokens)
         wanted, size = np.split(whole[served[tokens]], 2, axis=1)
@@ -245,12 +247,12 @@ def _serving(grid: TileGrid, tile: int, request: int) -> list[int]:
     """
     if grid.work is None or grid.work.is_part:
         return [tile]
-    head, by_head = int(grid.head[tile]), grid.work.by_head
-    item = int(grid.request[tile])
+    head, work, item = int(grid.head[tile]), grid.work, int(grid.request[tile])
+    mine = work.rows_of(item)
     alike = [
         other
-        for other in grid.work.items_of(request).tolist()
-        if not by_head or grid.work.head[other] == grid.work.head[item]
+        for other in work.items_of(request).tolist()
+        if work.head[other] == work.head[item] and np.isin(work.rows_of(other), mine).any()
     ]
     return [other * grid.heads + head for other in alike]
 

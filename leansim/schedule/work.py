@@ -90,6 +90,10 @@ class Work:
         """Item of each entry of `row`."""
         return np.repeat(np.arange(len(self.source)), self.rows)
 
+    def rows_of(self, item: int) -> IntArray:
+        """Rows of an item."""
+        return self.row[self.row_border[item] : self.row_border[item + 1]]
+
     @property
     def by_head(self) -> bool:
         """Whether each item is of one KV head."""
@@ -156,10 +160,9 @@ class Work:
         """The tokens of the source's context that an item attends to, for a KV head; they rise."""
         if self.whole.mask is None:
             return np.arange(self.begin[item], self.end[item])
-        place = int(self.row[self.row_border[item]]) % self.rows_per_head
-        token = place // (self.whole.group_size if self.packed else 1)
-        block = next(i for i, tokens in enumerate(self.whole.query_blocks) if token in tokens)
-        return self.whole.kept(int(self.source[item]), head, block)
+        place = int(self.rows_of(item)[0]) % self.rows_per_head
+        token = np.array(place // (self.whole.group_size if self.packed else 1))
+        return self.whole.kept(int(self.source[item]), head, int(self.whole.block_of(token)))
 
     @cached_property
     def _cell_of_row(self) -> IntArray:

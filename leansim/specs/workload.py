@@ -206,6 +206,10 @@ class Workload:
             return self.mask.new_tokens(self.query_len)
         return [range(self.query_len)]
 
+    def block_of(self, token: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Query block of each of some new tokens."""
+        return token // len(self.query_blocks[0])
+
     @cached_property
     def block_lens(self) -> npt.NDArray[np.int64]:
         """Tokens that query blocks keep, `[batch, KV heads, blocks]`, heads 1 where all keep as many."""
