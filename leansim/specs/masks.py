@@ -67,8 +67,8 @@ def _validated(name: str, kind: Any, options: Any) -> Any:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{name}: {option or 'options'}: {first['msg']}") from None
+        where = ".".join([name, *map(str, first["loc"])]).replace(".", ": ", 1)
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def list_text(value: Any) -> str:
