@@ -88,11 +88,13 @@ def pool_table(flows: tuple[FlowKind, ...], max_ctas: int) -> PoolTable:
     """Number the pools of transfers of such kinds, a pool for each limit that a kind can have."""
     costs = [(flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps) for flow in flows]
     demands = tuple([_of_sm(flow) for flow in flows])
-    first = {both: kind for kind, both in reversed([*enumerate(zip(demands, costs, strict=True))])}
-    like = tuple([first[both] for both in zip(demands, costs, strict=True)])
-    of, power, limit, kind_of = _pools(demands, like, max_ctas)
-    shares = np.array(costs, np.float64).reshape(-1, 3).T
-    return PoolTable(of, power, np.vstack([limit, shares[:, kind_of]]))
+    first: dict[tuple[Any, ...], int] = {}
+    like = [first.setdefault(both, kind) for kind, both in enumerate(zip(demands, costs, strict=True))]
+    of, power, limit, kind_of = _pools(demands, tuple(like), max_ctas)
+    of_pools = np.empty((4, len(limit)))
+    of_pools[0] = limit
+    of_pools[1:] = np.array(costs, np.float64).reshape(-1, 3)[kind_of].T
+    return PoolTable(of, power, of_pools)
 
 
 @lru_cache(maxsize=1024)
