@@ -9,6 +9,7 @@ import numpy as np
 from leansim.engine.program import MOST_PS, Program, out_of_range
 
 _MOST = float(MOST_PS)
+_NEGATIVE = 2**63  # and more, of whole numbers below 0 that are read without a sign
 # The share of its offer or its peak that DRAM serves at least: at an exponent of 0.5, the least.
 _LEAST_SERVED = 0.25
 # Bytes/ps beyond which none is counted, so that sums of bytes are in range where those of times are.
@@ -22,9 +23,12 @@ def check_countable(program: Program) -> Program:
 
     Raises `OutOfRangeError` for the others.
     """
-    # What overflowed comes out negative.
-    negative = int(program.latency_ps.min()) < 0 or int(program.bytes.min()) < 0
-    if negative or not longest_ps(program) < _MOST:
+    # What overflowed comes out negative, which without a sign is more than can be counted.
+    latency, size = (int(one.view(np.uint64).max()) for one in (program.latency_ps, program.bytes))
+    phases = program.num_phases
+    if _after_another(program, phases * latency, phases * size) < _MOST:
+        return program  # nearly always, and sums take longer
+    if max(latency, size) >= _NEGATIVE or not longest_ps(program) < _MOST:
         raise out_of_range()
     return program
 
@@ -37,6 +41,12 @@ def longest_ps(program: Program) -> float:
     At each moment of a run a gap, the dispatcher, a latency or a transfer goes on: as if they did so one
     after the other.
     """
+    latencies = float(program.latency_ps.sum(dtype=np.float64))
+    return _after_another(program, latencies, float(program.bytes.sum(dtype=np.float64)))
+
+
+def _after_another(program: Program, latencies_ps: float, moved: float) -> float:
+    """The same for latencies and bytes that come to so much."""
     drift = 0 if program.drift_ps is None else int(program.drift_ps.max())
     fixed = (
         program.launch_ps
@@ -44,9 +54,7 @@ def longest_ps(program: Program) -> float:
         + program.num_ctas * program.dispatch_interval_ps
         + program.num_phases * (drift + _ROUNDING_PS)
     )
-    moved = float(program.bytes_of_flow.sum())
-    latencies = float(program.latency_ps.sum(dtype=np.float64))
-    return fixed + latencies + moved / least_bytes_per_ps(program)
+    return fixed + latencies_ps + moved / least_bytes_per_ps(program)
 
 
 def least_bytes_per_ps(program: Program) -> float:

@@ -113,8 +113,7 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
     `policy` is the kernel, `kernel+partitioner` where that is not its own; `changed` says that numbers
     of the device or the kernel are not those of the files.
     """
-    lens = workload.context_lens
-    least, most = min(lens), max(lens)
+    least, most = int(workload.lens.min()), int(workload.lens.max())
     setting = Setting(
         policy,
         device,

@@ -106,7 +106,10 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
 
 def replay_hit_share(grid: TileGrid, device: Device) -> float:
     """Share of what a call touches, KV, Q and output, that L2 kept of the replay before, 0 to 1."""
-    return replay_kept_share(grid.workload, touched_bytes(grid), device)
+    workload = grid.workload
+    if workload.cache != "warm":  # what it touches need not be counted
+        return 0.0
+    return replay_kept_share(workload, touched_bytes(grid), device)
 
 
 def replay_kept_share(workload: Workload, touched: float, device: Device) -> float:
