@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from leansim.errors import ConfigError, LeansimError, UnknownNameError
+from leansim.files.csv import read_csv
 from leansim.files.strict_yaml import parse
 from leansim.points.grid import build, load, schema
 from leansim.points.point import point, resolve
 from leansim.points.simulate import simulate
 from leansim.specs import catalog
+from leansim.specs.traces import find_trace
 
 GOOD = """
 name: good
@@ -125,6 +127,21 @@ def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
     assert load("configs/runs/quickstart.yaml").name == "quickstart"
     with pytest.raises(ConfigError, match=r"did you mean 'configs/runs/quickstart\.yaml'"):
         load("configs/runs/quickstar.yaml")
+    with pytest.raises(ConfigError, match=r"did you mean 'configs/runs/quickstart\.yaml'"):
+        load("quickstart")
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest_beside_it(tmp_path) -> None:
+    for name in ("points.csv", "chat.yaml"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=r"readable CSV \(did you mean 'points\.csv'\?\)"):
+        read_csv(str(tmp_path / "poins.csv"))
+    with pytest.raises(ConfigError, match=r"YAML file \(did you mean 'chat\.yaml'\?\)"):
+        load(str(tmp_path / "chatt.yaml"))
+    with pytest.raises(UnknownNameError, match=r"no such file \(did you mean 'points\.csv'\?\)"):
+        find_trace(tmp_path / "point.csv")
+    with pytest.raises(ConfigError, match=r"wanted a readable CSV$"):
+        read_csv(str(tmp_path / "elsewhere" / "points.csv"))
 
 
 def test_schema_accepts_a_value_or_a_list() -> None:

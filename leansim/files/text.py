@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from leansim.errors import ConfigError, Problem
+from leansim.errors import ConfigError, Problem, suggestion
 
-MOST_BYTES = 64 * 2**20
+MOST_BYTES, MOST_NEIGHBOURS = 64 * 2**20, 4096
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe"),
@@ -37,6 +38,15 @@ def exists(path: Path) -> bool:
         return False
 
 
+def nearest_file(path: Path) -> str:
+    """` (did you mean 'x'?)` for what stands beside a path and is spelt most like it, or nothing."""
+    try:
+        beside = [entry.name for entry in itertools.islice(path.parent.iterdir(), MOST_NEIGHBOURS)]
+    except (OSError, ValueError):
+        return ""
+    return suggestion(path.name, beside, cutoff=0.75)
+
+
 @contextmanager
 def opened(path: Path, wanted: str, most_bytes: int = MOST_BYTES) -> Iterator[TextIO]:
     """Open a UTF-8 file to read, with or without a byte-order mark; line ends stay as they are.
@@ -55,6 +65,9 @@ def opened(path: Path, wanted: str, most_bytes: int = MOST_BYTES) -> Iterator[Te
             yield handle
     except UnicodeDecodeError:
         raise _refused(path, "bytes that are not UTF-8", wanted) from None
+    except FileNotFoundError as error:
+        found = (error.strerror or str(error)).lower()
+        raise _refused(path, found, wanted + nearest_file(path)) from None
     except OSError as error:
         raise _refused(path, (error.strerror or str(error)).lower(), wanted) from None
     except ValueError as error:  # a path with a NUL

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
 from leansim.files.bases import based_on, laid_over
 from leansim.files.strict_yaml import Document, KeyPath, read
-from leansim.files.text import exists, is_file
+from leansim.files.text import exists, is_file, nearest_file
 from leansim.specs.base import SourcedSpec
 from leansim.specs.device import Device
 from leansim.specs.harness import MeasuredTable
@@ -119,9 +119,11 @@ def find_config(path: str, among: str = "") -> Path:
     for folder in config_folders():
         if is_file(candidate := folder.joinpath(*parts)):
             return candidate
-    found = [p for f in config_folders() for p in f.glob(f"{among}/*.yaml" if named else "*s/*.yaml")]
+    kinds = (among,) if among else ("runs", "sweeps")
+    found = [p for f in config_folders() for kind in kinds for p in f.glob(f"{kind}/*.yaml")]
     known = [p.stem if named else f"configs/{p.parent.name}/{p.name}" for p in found]
-    hint = suggestion(path, known)
+    spelt = path if named or given.suffix else f"configs/{path}.yaml"
+    hint = nearest_file(given) or suggestion(spelt, known, cutoff=0.7)
     raise ConfigError(path, [Problem("file", "nothing", f"wanted a YAML file{hint}")])
 
 

@@ -26,7 +26,7 @@ from leansim.errors import (
     suggestion,
 )
 from leansim.files import strict_json
-from leansim.files.text import is_file, read_text
+from leansim.files.text import is_file, nearest_file, read_text
 
 Lengths = NDArray[np.int64]
 Fields = dict[str, tuple[Any, int]]  # column name -> (value, its column in the line, from 1)
@@ -95,7 +95,8 @@ def find_trace(name_or_path: str | Path) -> Path:
         return BUILTIN_FOLDER / f"{name_or_path}.csv"
     if is_file(path := Path(name_or_path)):
         return path
-    raise UnknownNameError("trace", str(name_or_path), names)
+    no_file = f"there is no such file{nearest_file(path)}" if path.suffix else ""
+    raise UnknownNameError("trace", str(name_or_path), names, no_file)
 
 
 def read_trace(path: Path) -> Trace:
