@@ -14,6 +14,7 @@ from typing import Any
 import attention_share
 import compiled
 import generation
+import sizing
 from steps import Asked, Found, found, pins
 
 from leansim.answers import render
@@ -50,6 +51,7 @@ def calls() -> list[Asked]:
     said = published()
     return [
         *generation.calls(said["generation"], said["power"]),
+        *sizing.calls(said["static"], said["served"]),
         *compiled.calls([*said["gpt_fast"], *said["bifurcated"]]),
         *attention_share.calls(),
     ]
@@ -62,6 +64,7 @@ def results(steps: Found) -> str:
     parts = (
         compiled.part(steps, beside),
         generation.part(steps, said["generation"], said["power"]),
+        sizing.part(steps, said["static"], said["served"]),
         attention_share.part(steps),
     )
     return page(parts)
