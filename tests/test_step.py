@@ -209,6 +209,12 @@ def test_gpus_divide_a_step_and_reduce_twice_in_each_layer() -> None:
     assert eight.collective_s == pytest.approx(64 * reduced + gathered)
     assert one.linear_spent.dram_bytes == pytest.approx(8 * eight.linear_spent.dram_bytes, rel=1e-3)
     assert eight.energy.low_j > one.energy.low_j
+    slower = node.collective_s("all_reduce", 8, 4 * 4096 * 2, "nccl") - reduced
+    least = 64 * slower / eight.seconds  # and the logits, if NCCL's gathering is not the fastest
+    assert 0.1 < least <= eight.nccl_longer < least + 0.01
+    assert f"with NCCL's a step is {eight.nccl_longer:.0%} longer" in eight.notes()[0]
+    assert one.nccl_longer == 0
+    assert len(one.notes()) == 1
 
 
 def test_ranks_divide_the_matrices_as_heads_do() -> None:

@@ -70,12 +70,15 @@ class Node(SourcedSpec):
         """Seconds for a GPU to send `size` bytes to another: `latency + size / bandwidth`."""
         return self.link_latency_s + size / self.link_bandwidth_bytes_per_s
 
-    def collective_s(self, op: Collective, num_gpus: int, size: float) -> float:
+    def collective_s(
+        self, op: Collective, num_gpus: int, size: float, library: str | None = None
+    ) -> float:
         """Seconds of a collective between `num_gpus` GPUs over a vector of `size` bytes.
 
-        The fastest implementation that was measured, as serving frameworks choose one by size;
-        straight lines between logarithms of sizes and times, and beyond the largest size its pace.
-        Where nothing was measured, `ring_s`. Raises `WorkloadError` for more GPUs than there are.
+        The fastest implementation that was measured, as serving frameworks choose one by size, or the
+        one of a `library`; straight lines between logarithms of sizes and times, and beyond the
+        largest size its pace. Where nothing was measured, `ring_s`. Raises `WorkloadError` for more
+        GPUs than there are.
         """
         if num_gpus > self.num_gpus:
             raise WorkloadError(
@@ -83,7 +86,11 @@ class Node(SourcedSpec):
             )
         if num_gpus == 1 or size <= 0:
             return 0.0
-        tables = [one for one in self.collectives if (one.op, one.num_gpus) == (op, num_gpus)]
+        tables = [
+            one
+            for one in self.collectives
+            if (one.op, one.num_gpus) == (op, num_gpus) and library in (None, one.library)
+        ]
         if not tables:
             return self.ring_s(op, num_gpus, size)
         return min(self._interpolated(table.seconds, size) for table in tables)

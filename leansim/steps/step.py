@@ -28,6 +28,7 @@ from leansim.steps.kernels import ACTIVATION_BYTES, Spent, matmul, share, small_
 # multiples of its width: a norm reads what is added, adds it, writes both.
 NORMS = (4, 4)
 ROUTING = (1, 2, 2)  # the choice of experts, then tokens to them and back
+LEAST_TOLD = 0.02  # share of a step that is worth a sentence
 # What a record says came out, where the rest says what was asked.
 _FOUND = (
     *("step_s", "attention_s", "linear_s", "small_s", "collective_s", "attention_share"),
@@ -138,14 +139,27 @@ class Step(Tabled):
 
         Of embeddings one more is needed, and is left out: it is one in a hundred.
         """
+        return self._collectives_s(None)
+
+    @property
+    def nccl_longer(self) -> float:
+        """By what share the step is longer with NCCL's collectives; 0 where none was measured."""
+        node = self._first.node
+        tables = () if node is None else node.collectives
+        if ("nccl", self.num_gpus) not in {(one.library, one.num_gpus) for one in tables}:
+            return 0.0
+        return (self._collectives_s("nccl") - self.collective_s) / self.seconds
+
+    def _collectives_s(self, library: str | None) -> float:
+        """Seconds of the collectives: the fastest that were measured, or those of a library."""
         if self.num_gpus == 1:
             return 0.0
         node = self._first.node
         assert node is not None
         hidden = self.tokens * self._weights.hidden_size * ACTIVATION_BYTES
         logits = self.tokens * self._weights.vocab_size * ACTIVATION_BYTES
-        reduced = node.collective_s("all_reduce", self.num_gpus, hidden)
-        gathered = node.collective_s("all_gather", self.num_gpus, logits)
+        reduced = node.collective_s("all_reduce", self.num_gpus, hidden, library)
+        gathered = node.collective_s("all_gather", self.num_gpus, logits, library)
         return 2 * self.model.num_layers * reduced + gathered
 
     @property
@@ -241,11 +255,15 @@ class Step(Tabled):
             }
         ]
 
-    def notes(self) -> list[str]:
-        """What is left out, and what attention's times rest on."""
+    def left_out(self) -> list[str]:
+        """What of the model is in no step."""
         left = ", ".join(f"{count} x {name}" for name, count in self.model.left_out.items())
-        missing = [f"Left out of the step of {self.model.name}: attention of {left}."] if left else []
-        return [*missing, told([(self.point.policy, one.grounds) for one in self.attention])]
+        return [f"Left out of the step of {self.model.name}: attention of {left}."] if left else []
+
+    def notes(self) -> list[str]:
+        """What is left out, whose collectives are counted, and what attention's times rest on."""
+        rests_on = told([(self.point.policy, one.grounds) for one in self.attention])
+        return [*self.left_out(), *_collectives_told([self]), rests_on]
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,8 +301,18 @@ class Steps(Answers[Step]):
     def notes(self) -> list[str]:
         """What every step says, once, and what was refused."""
         rest = [(one.point.policy, part.grounds) for one in self.answers for part in one.attention]
-        left = [note for one in self.answers for note in one.notes()[:-1]]
-        return [*dict.fromkeys(left), told(rest), *(f"refused: {text}" for text in self.refused)]
+        left = [note for one in self.answers for note in one.left_out()]
+        refused = (f"refused: {text}" for text in self.refused)
+        return [*dict.fromkeys(left), *_collectives_told(self.answers), told(rest), *refused]
+
+
+def _collectives_told(steps: Sequence[Step]) -> list[str]:
+    """What collectives are taken to be, where NCCL's would make a difference."""
+    longer = sorted(one.nccl_longer for one in steps)
+    if not longer or longer[-1] < LEAST_TOLD:
+        return []
+    by = f"{longer[-1]:.0%}" if len(longer) == 1 else f"{longer[0]:.0%} to {longer[-1]:.0%}"
+    return [f"Collectives are the fastest that were measured; with NCCL's a step is {by} longer."]
 
 
 def steps_of(
