@@ -82,9 +82,8 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
         if key not in option_names(cls)
     ]
     checked = {key: value for key, value in options.items() if key in option_names(cls)}
-    kinds = get_type_hints(cls) if any(isinstance(value, bool) for value in checked.values()) else {}
     for key, value in list(checked.items()):
-        if isinstance(value, bool) and bool not in (kinds[key], *get_args(kinds[key])):
+        if isinstance(value, bool) and key not in _switches(name):
             problems.append(f"{key}: found {value}; wanted a number, not true or false")
             del checked[key]
     values: Any = None
@@ -104,6 +103,13 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
         raise PartitionerError(f"partitioner {name!r}: " + "; ".join(problems))
     assert values is not None
     return values  # type: ignore[no-any-return]
+
+
+@cache
+def _switches(name: str) -> frozenset[str]:
+    """A partitioner's options that take true or false. Kept: a sweep asks for each of its points."""
+    kinds = get_type_hints(find(name)).items()
+    return frozenset(key for key, kind in kinds if bool in (kind, *get_args(kind)))
 
 
 def name_of(cls: type[Any]) -> str:
