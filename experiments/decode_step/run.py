@@ -2,7 +2,7 @@
 
     python experiments/decode_step/run.py [-o FOLDER]
 
-Writes RESULTS.md, expected.csv (the pins) and a figure, here or into another folder, in half a minute.
+Writes RESULTS.md, expected.csv (the pins) and a figure, here or into another folder, in some seconds.
 `gemms.py` fits what the matrices rest on.
 """
 
