@@ -127,8 +127,9 @@ def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch) -> None:
     assert load("configs/runs/quickstart.yaml").name == "quickstart"
     with pytest.raises(ConfigError, match=r"did you mean 'configs/runs/quickstart\.yaml'"):
         load("configs/runs/quickstar.yaml")
-    with pytest.raises(ConfigError, match=r"did you mean 'configs/runs/quickstart\.yaml'"):
-        load("quickstart")
+    assert load("quickstart").name == "quickstart"
+    with pytest.raises(ConfigError, match=r"did you mean 'quickstart'\?\); known: context_length,"):
+        load("quikstart")
 
 
 def test_a_file_that_is_not_there_is_answered_with_the_nearest_beside_it(tmp_path) -> None:

@@ -52,7 +52,10 @@ Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="folder for artifacts", callback=writable_folder)
 ]
 File = Annotated[
-    str | None, typer.Argument(help="a YAML file; the flags below override it, or stand for one")
+    str | None,
+    typer.Argument(
+        help="a YAML file, or the name of a shipped one; the flags below override it, or stand for one"
+    ),
 ]
 EngineName = Annotated[
     str, typer.Option("--engine", help="numba (compiled), simpy (the reference) or auto")

@@ -210,8 +210,11 @@ def _by_alias(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(path: str | Path, settings: Sequence[str] = ()) -> PointGrid:
-    """Read a run or sweep file, with `key=value` settings laid over it. Raises `ConfigError`."""
-    document = read(catalog.find_config(str(path)))
+    """Read a run or sweep file, or the shipped one of a name, with `key=value` settings laid over it.
+
+    Raises `ConfigError`.
+    """
+    document = read(catalog.find_config(str(path), "runs", "sweeps"))
     return build(document, settings)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
+from leansim.errors import ConfigError, Problem, UnknownNameError, listing, suggestion
 from leansim.files.bases import based_on, laid_over
 from leansim.files.strict_yaml import Document, KeyPath, read
 from leansim.files.text import exists, is_file, nearest_file
@@ -105,26 +105,27 @@ def spec_path(kind: Kind, name: str) -> Path:
     raise UnknownNameError(kind, name, names(kind), hint(kind, name))
 
 
-def find_config(path: str, among: str = "") -> Path:
-    """Resolve a run or sweep file: as given, else among the shipped configs (`configs/runs/x.yaml`).
+def find_config(path: str, *kinds: str) -> Path:
+    """Resolve a file to work by: as given, else among the shipped ones (`configs/runs/x.yaml`).
 
-    A bare name is that of a shipped file in the folder `among`, where that is given.
+    A bare name is that of a shipped file of one of `kinds`, the first that has it: `runs`, `sweeps`,
+    `calibrations`. Raises `ConfigError`, with the nearest file there is.
     """
     given = Path(path)
     if exists(given):
         return given
-    named = bool(among) and len(given.parts) == 1 and not given.suffix
-    parts = (among, f"{path}.yaml") if named else given.parts
-    parts = parts[1:] if parts[:1] == ("configs",) else parts
-    for folder in config_folders():
-        if is_file(candidate := folder.joinpath(*parts)):
-            return candidate
-    kinds = (among,) if among else ("runs", "sweeps")
+    named = len(given.parts) == 1 and not given.suffix
+    parts = given.parts[1:] if given.parts[:1] == ("configs",) else given.parts
+    places = [Path(kind, f"{path}.yaml") for kind in kinds] if named else [Path(*parts)]
+    for place in places:
+        for folder in config_folders():
+            if is_file(candidate := folder / place):
+                return candidate
     found = [p for f in config_folders() for kind in kinds for p in f.glob(f"{kind}/*.yaml")]
     known = [p.stem if named else f"configs/{p.parent.name}/{p.name}" for p in found]
-    spelt = path if named or given.suffix else f"configs/{path}.yaml"
-    hint = nearest_file(given) or suggestion(spelt, known, cutoff=0.7)
-    raise ConfigError(path, [Problem("file", "nothing", f"wanted a YAML file{hint}")])
+    hint = nearest_file(given) or suggestion(path, known, cutoff=0.7)
+    wanted = f"wanted a YAML file{hint}" + (f"; known: {listing(sorted(known))}" if named else "")
+    raise ConfigError(path, [Problem("file", "nothing", wanted)])
 
 
 def hint(kind: Kind, name: str) -> str:
