@@ -76,12 +76,7 @@ def loop_clocks(instructions: list[run.Instruction], goals: list[int | None], pe
             continue
         loop = instructions[goal : last + 1]
         if sum(operation.startswith("HMMA") for _, operation, _ in loop) == per_tile:
-            warp, ends = Warp(L2, L2, 1, 1), []
-            for _ in range(4):
-                for instruction in loop:
-                    warp.issue(instruction)
-                ends.append(warp.now)
-            return ends[-1] - ends[-2]
+            return run.turn_clocks(Warp(L2, L2, 1, 1), loop)
     raise SystemExit("found no loop over KV tiles")
 
 

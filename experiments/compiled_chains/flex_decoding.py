@@ -6,7 +6,6 @@ python experiments/compiled_chains/flex_decoding.py CODE.py ...
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
 import tempfile
@@ -51,11 +50,7 @@ def compiled(name: str, text: str, arch: int) -> Any:
     with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
         file.write(plain)
         file.flush()
-        spec = importlib.util.spec_from_file_location(name, file.name)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = run.imported(name, file.name)
     asked = ASTSource(
         fn=getattr(module, name), signature=meta["signature"], constexprs={}, attrs=meta["configs"][0]
     )
@@ -79,12 +74,7 @@ def masked_loop(assembler: str) -> list[run.Instruction]:
 
 def clocks(loop: list[run.Instruction], kv: float) -> float:
     """Clocks of one turn of the loop, once the first is over."""
-    warp, ends = Warp(run.L1, kv, (1,), 1), []
-    for _ in range(4):
-        for instruction in loop:
-            warp.issue(instruction)
-        ends.append(warp.now)
-    return ends[-1] - ends[-2]
+    return run.turn_clocks(Warp(run.L1, kv, (1,), 1), loop)
 
 
 def main(files: list[str]) -> None:
@@ -97,13 +87,12 @@ def main(files: list[str]) -> None:
                 kernel = compiled(name, text, arch)
                 assembler, usage = run.disassembled(kernel)
                 loop = masked_loop(assembler)
-                used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-                assert used is not None
+                registers, stack = run.registers_and_stack(usage)
                 print(
                     f"sm_{arch} {sizes}: {{clk: {clocks(loop, run.DRAM) - 2 * run.DRAM:.0f}, "
                     f"issue_clk: {len(loop) * WARPS / 4:.0f}, "
-                    f"pipe_clk: {run.pipe_clocks(loop) * WARPS / 4:.0f}}}, {used[1]} registers, "
-                    f"{used[2]} B of stack, {kernel.metadata.shared} B shared"
+                    f"pipe_clk: {run.pipe_clocks(loop) * WARPS / 4:.0f}}}, {registers} registers, "
+                    f"{stack} B of stack, {kernel.metadata.shared} B shared"
                 )
 
 

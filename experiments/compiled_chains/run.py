@@ -34,7 +34,12 @@ def source(path: Path) -> ModuleType:
     for name in ("sglang", "sglang.srt"):
         sys.modules[name] = ModuleType(name)
     sys.modules["sglang.srt.utils"] = utils
-    spec = importlib.util.spec_from_file_location("decode_attention", path)
+    return imported("decode_attention", path)
+
+
+def imported(name: str, path: str | Path) -> ModuleType:
+    """Import a file as a module of that name."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -141,6 +146,11 @@ class Warp:
     sectors: dict[int, float] = field(default_factory=dict)
     read: int = 0
 
+    def begin_turn(self) -> None:
+        """Forget which indices are there: the next tile has others."""
+        self.sectors.clear()
+        self.read = 0
+
     def through_shared(self, start: float, clocks: float) -> tuple[float, float]:
         """Start and latency of what passes the pipe of shared memory, other warps' share included."""
         start = max(start, self.shared_free - QUEUED)
@@ -228,11 +238,14 @@ def clocks(loop: list[Instruction], tokens: int, grouped: bool, l2: float, kv: f
     if grouped:  # an index for each copy, those of K first
         of_k = sum(name.startswith("LDGSTS") for name in names[: names.index("LDGDEPBAR")])
         loads = (of_k, indices - of_k)
-    warp = Warp(l2, kv, loads, tokens)
+    return turn_clocks(Warp(l2, kv, loads, tokens), loop)
+
+
+def turn_clocks(warp: Warp, loop: list[Instruction]) -> float:
+    """Clocks of one turn of a loop, once the first are over."""
     ends = []
     for _ in range(4):
-        warp.sectors.clear()
-        warp.read = 0
+        warp.begin_turn()
         for instruction in loop:
             warp.issue(instruction)
         ends.append(warp.now)
@@ -253,6 +266,13 @@ def disassembled(kernel: Any) -> tuple[str, str]:
     return assembler.stdout, usage.stdout
 
 
+def registers_and_stack(usage: str) -> tuple[str, str]:
+    """Registers of a thread, and bytes of its stack, of what `disassembled` says is used."""
+    used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert used is not None
+    return used[1], used[2]
+
+
 def main(path: Path) -> None:
     """Print every chain as the kernel file has it."""
     kernels = source(path)
@@ -263,7 +283,7 @@ def main(path: Path) -> None:
         if fp8 and arch == 80:
             continue  # Triton has no e4m3 there
         kernel = compiled(kernels, arch, head_dim, grouped, fp8)
-        assembler, used = disassembled(kernel)
+        assembler, usage = disassembled(kernel)
         instructions, labels = parsed(assembler)
         loop = loop_of(instructions, labels)
         tokens = GROUPED_TOKENS if grouped else PLAIN_TOKENS
@@ -271,14 +291,13 @@ def main(path: Path) -> None:
             clocks(loop, tokens, grouped, l2, kv) for l2, kv in ((L1, 0.0), (L2, 0.0), (L2, DRAM))
         )
         reads = (far - near) / (L2 - L1)
-        found = re.search(r"REG:(\d+)", used)
-        assert found is not None
+        registers_used, _ = registers_and_stack(usage)
         print(
             f"sm_{arch} head dim {head_dim} {'grouped' if grouped else 'plain'} "
             f"{'fp8' if fp8 else 'bfloat16'}: {{clk: {far - reads * L2:.0f}, issue_clk: {len(loop)}, "
             f"pipe_clk: {pipe_clocks(loop)}, kv_reads: {(all_far - far) / DRAM:.2f}, "
             f"index_reads: {reads:.2f}}}, "
-            f"{found[1]} registers, {kernel.metadata.shared} B shared, "
+            f"{registers_used} registers, {kernel.metadata.shared} B shared, "
             f"start {start_clocks(instructions):.0f}"
         )
 

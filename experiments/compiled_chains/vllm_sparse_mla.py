@@ -6,8 +6,6 @@ python experiments/compiled_chains/vllm_sparse_mla.py PATH/TO/sm12x_sparse_mla_a
 from __future__ import annotations
 
 import ast
-import importlib.util
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -48,6 +46,11 @@ class Warp(run.Warp):
         super().__init__(l2, kv, (INDEX_READS,), TOKENS)
         self.scales: dict[tuple[str, str], float] = {}
 
+    def begin_turn(self) -> None:
+        """Forget the scales of the tile before, too."""
+        super().begin_turn()
+        self.scales.clear()
+
     def issue(self, instruction: run.Instruction) -> None:
         """Issue one instruction; a byte of a scale that is on its way already is not asked for again."""
         predicate, operation, operands = instruction
@@ -78,12 +81,7 @@ def kernel_of(path: Path) -> Any:
         alone = Path(folder) / "kernel.py"
         head = ("import triton", "import triton.language as tl", "@triton.jit")
         alone.write_text("\n".join([*head, *lines]) + "\n")
-        spec = importlib.util.spec_from_file_location("kernel", alone)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return compiled(getattr(module, KERNEL))
+        return compiled(getattr(run.imported("kernel", alone), KERNEL))
 
 
 def compiled(function: Any) -> Any:
@@ -104,18 +102,6 @@ def compiled(function: Any) -> Any:
     return compile(asked, target=GPUTarget("cuda", ARCH, 32), options=options)
 
 
-def clocks(loop: list[run.Instruction], l2: float, kv: float) -> float:
-    """Clocks of one turn of the loop, once the first is over."""
-    warp, ends = Warp(l2, kv), []
-    for _ in range(4):
-        warp.scales.clear()
-        warp.read = 0
-        for instruction in loop:
-            warp.issue(instruction)
-        ends.append(warp.now)
-    return ends[-1] - ends[-2]
-
-
 def start_clocks(instructions: list[run.Instruction], loop: list[run.Instruction]) -> float:
     """Clocks from the start of a CTA to its loop, beside its reads."""
     warp = Warp(0.0, 0.0)
@@ -130,14 +116,14 @@ def main(path: Path) -> None:
     assembler, usage = run.disassembled(kernel)
     instructions, labels = run.parsed(assembler)
     loop = run.loop_of(instructions, labels)
-    used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert used is not None
-    print(f"{used[1]} registers, {used[2]} B of stack, {kernel.metadata.shared} B shared")
+    registers, stack = run.registers_and_stack(usage)
+    print(f"{registers} registers, {stack} B of stack, {kernel.metadata.shared} B shared")
     run.MMA = MMA
     for card, flop_per_clk in FLOP_PER_CLK.items():
         run.MMA_EVERY = 4096 / (flop_per_clk / 4)
         near, far, all_far = (
-            clocks(loop, l2, kv) for l2, kv in ((run.L1, 0.0), (run.L2, 0.0), (run.L2, run.DRAM))
+            run.turn_clocks(Warp(l2, kv), loop)
+            for l2, kv in ((run.L1, 0.0), (run.L2, 0.0), (run.L2, run.DRAM))
         )
         reads = (far - near) / (run.L2 - run.L1)
         print(
