@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steps import Asked, Found
+from steps import NEAR, Asked, Found
 
 from leansim.checkout.pages import Part, Rows
 
@@ -51,7 +51,7 @@ def part(steps: Found, blocks: Mapping[str, Sequence[Mapping[str, Any]]]) -> Par
                         "error": f"{errors[-1]:+.0%}",
                     }
                 )
-    near = sum(abs(error) <= 0.15 for error in errors)
+    near = sum(abs(error) <= NEAR for error in errors)
     return Part(
         "Compiled steps (gpt-fast, bifurcated attention)",
         (

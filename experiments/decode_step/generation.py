@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steps import Asked, Found, prompt_s
+from steps import NEAR, TRTLLM, Asked, Found, errors_told, held_to_its_end, prompt_s
 
 from leansim.checkout.pages import Part, Rows
 
 # What each framework decodes with: its own kernels of 2024 are among neither catalogue nor source trees
 # that can be read to the version, so that these are the nearest of the catalogue.
-KERNELS = {"TensorRT-LLM": "trtllm_xqa", "vLLM": "vllm_fa2"}
+KERNELS = {"TensorRT-LLM": TRTLLM, "vLLM": "vllm_fa2"}
 POWER_TOKENS = 1024
-NEAR = 0.15
 
 
 def _asked(block: Mapping[str, Any], batch_size: int, tokens: int) -> Asked:
@@ -44,10 +43,8 @@ def rows_of(steps: Found, generation: Sequence[Mapping[str, Any]]) -> Rows:
     for block in generation:
         for size, tokens, measured in block["rows"]:
             asked = _asked(block, size, tokens)
-            last = steps[asked]
-            held = last.weight_bytes + last.attention[0].resolved.held_bytes * 4 / 3  # at its end
-            if held > 0.9 * last.attention[0].resolved.device.dram_bytes:
-                continue  # then a batch is served in turns
+            if not held_to_its_end(steps[asked], 4 / 3):
+                continue
             simulated = _ms(steps, asked, tokens)
             names = {key: block[key] for key in ("device", "framework", "model", "gpus")}
             found.append(
@@ -70,9 +67,7 @@ def _summary(rows: Rows) -> Rows:
             dict(
                 zip(("framework", "device", "model", "gpus"), key, strict=True),
                 rows=len(mine),
-                bias=f"{sum(errors) / len(errors):+.0%}",
-                mean=f"{sum(map(abs, errors)) / len(errors):.0%}",
-                within_15=f"{sum(abs(e) <= NEAR for e in errors) / len(errors):.0%}",
+                **errors_told(errors),
                 rest_ms=f"{min(rest):.1f} to {max(rest):.1f}",
             )
         )

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from steps import Asked, Found, prompt_s
+from steps import TRTLLM, Asked, Found, errors_told, held_to_its_end, prompt_s
 
 from leansim.checkout.pages import Part, Rows
 from leansim.specs import catalog
 from leansim.steps.kernels import ACTIVATION_BYTES
 
-KERNEL = "trtllm_xqa"
-NEAR = 0.15
 # With so few requests neither arithmetic nor KV weighs much, and what is left over is each layer's.
 FEW = 4
 
@@ -31,11 +29,9 @@ class Timed:
     seconds: float
 
     def fits(self, steps: Found) -> bool:
-        """Whether the batch is held in memory to its end; if not it is served in turns."""
-        step = steps[self.asked]
-        call = step.attention[0].resolved
+        """Whether the batch is held in memory until all tokens are out."""
         grown = (self.tokens_in + self.tokens_out) / self.asked.context_len
-        return step.weight_bytes + call.held_bytes * grown <= 0.9 * call.device.dram_bytes
+        return held_to_its_end(steps[self.asked], grown)
 
     def simulated_s(self, steps: Found, served: bool) -> float:
         """Seconds per token: a step and, where prompts come in between, the other requests' prompts."""
@@ -61,7 +57,7 @@ class Timed:
 def _timed(blocks: Blocks) -> Iterator[Timed]:
     for block in blocks:
         for size, into, out, ms in block["rows"]:
-            place = block["device"], KERNEL, block["model"], int(block["gpus"])
+            place = block["device"], TRTLLM, block["model"], int(block["gpus"])
             yield Timed(Asked(*place, size, into + out // 2), into, out, ms * 1e-3)
 
 
@@ -90,20 +86,15 @@ def errors(steps: Found, rows: Sequence[Timed], served: bool, library: str | Non
     return found
 
 
-def _told(errors: Sequence[float], of: str = "") -> dict[str, str]:
-    return {
-        f"bias{of}": f"{mean(errors):+.0%}",
-        f"mean{of}": f"{mean(map(abs, errors)):.0%}",
-        f"within_15{of}": f"{mean(abs(error) <= NEAR for error in errors):.0%}",
-    }
-
-
 def _summary(steps: Found, blocks: Blocks, served: bool) -> Rows:
     told: Rows = []
     for (device, model, gpus), rows in groups(steps, blocks).items():
         line = {"device": device, "model": model, "gpus": gpus, "rows": len(rows)}
-        line |= _told(errors(steps, rows, served))
-        told.append(line | (_told(errors(steps, rows, served, "nccl"), ", NCCL") if gpus > 1 else {}))
+        line |= errors_told(errors(steps, rows, served))
+        if gpus > 1:
+            with_nccl = errors_told(errors(steps, rows, served, "nccl"))
+            line |= {f"{name}, NCCL": cell for name, cell in with_nccl.items()}
+        told.append(line)
     return told
 
 
@@ -156,7 +147,7 @@ def part(steps: Found, static: Blocks, served: Blocks) -> Part:
     timed = groups(steps, static).values()
     alone = [e for rows in timed for e in errors(steps, rows, served=False)]
     nccl = [e for rows in timed for e in errors(steps, rows, served=False, library="nccl")]
-    said = {"as simulated": _told(alone), "with NCCL's all-reduces": _told(nccl)}
+    said = {"as simulated": errors_told(alone), "with NCCL's all-reduces": errors_told(nccl)}
     return Part(
         "TensorRT-LLM 0.9 and NIM on one to eight GPUs (NVIDIA's course on sizing, 2024)",
         (

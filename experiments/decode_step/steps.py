@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import mean
 from typing import Any
 
 import leansim
@@ -11,7 +12,9 @@ from leansim.points.point import Point
 from leansim.steps.kernels import Spent, matmul
 from leansim.steps.step import Step, steps_of
 
-TRTLLM, VLLM = "trtllm_xqa", "vllm_fa3"
+# What TensorRT-LLM decodes with: the nearest of the catalogue.
+TRTLLM = "trtllm_xqa"
+NEAR = 0.15
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ def found(asked: Iterable[Asked]) -> dict[Asked, Step]:
             raise step
         steps[one] = step
     return steps
+
+
+def held_to_its_end(step: Step, grown: float) -> bool:
+    """Whether memory holds a batch that grows to so many times its contexts; if not it takes turns."""
+    call = step.attention[0].resolved
+    return step.weight_bytes + call.held_bytes * grown <= 0.9 * call.device.dram_bytes
+
+
+def errors_told(errors: Sequence[float]) -> dict[str, str]:
+    """The mean of errors and of their sizes, and how many are near."""
+    return {
+        "bias": f"{mean(errors):+.0%}",
+        "mean": f"{mean(map(abs, errors)):.0%}",
+        "within_15": f"{mean(abs(error) <= NEAR for error in errors):.0%}",
+    }
 
 
 def prompt_s(step: Step, tokens: int) -> float:
