@@ -74,7 +74,7 @@ class Memory(NamedTuple):
     dram_exponent: float
     l2_peak: float
     residue: float
-    known: Any  # [2, 4096] offers to DRAM and its capacity under them
+    known: Any  # as `known_capacities`
     n: Any  # how much of `changed` and `active` is in use
 
 

@@ -65,11 +65,9 @@ def opened(path: Path, wanted: str, most_bytes: int = MOST_BYTES) -> Iterator[Te
             yield handle
     except UnicodeDecodeError:
         raise _refused(path, "bytes that are not UTF-8", wanted) from None
-    except FileNotFoundError as error:
-        found = (error.strerror or str(error)).lower()
-        raise _refused(path, found, wanted + nearest_file(path)) from None
     except OSError as error:
-        raise _refused(path, (error.strerror or str(error)).lower(), wanted) from None
+        hint = nearest_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise _refused(path, (error.strerror or str(error)).lower(), wanted + hint) from None
     except ValueError as error:  # a path with a NUL
         if isinstance(error, UnicodeError) or "null" in str(error):
             raise _refused(path, str(error), wanted) from None

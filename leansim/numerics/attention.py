@@ -193,8 +193,7 @@ def row_owners(grid: TileGrid, output_tile: int) -> tuple[IntArray, IntArray, In
         row = grid.row_block[output_tile] * grid.tile_rows + np.arange(grid.rows[output_tile])
         request = np.full(len(row), item)
     else:
-        mine = slice(grid.work.row_border[item], grid.work.row_border[item + 1])
-        request, row = np.divmod(grid.work.row[mine], grid.work.rows_per_head)
+        request, row = np.divmod(grid.work.rows_of(item), grid.work.rows_per_head)
     if not grid.packed:
         return request, row, np.full(len(row), head)
     group = grid.workload.group_size

@@ -67,7 +67,8 @@ def _validated(name: str, kind: Any, options: Any) -> Any:
         return TypeAdapter(kind).validate_python(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join([name, *map(str, first["loc"])]).replace(".", ": ", 1)
+        option = ".".join(map(str, first["loc"]))
+        where = f"{name}: {option}" if option else name
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
