@@ -1,8 +1,8 @@
 """The fast engine: the reference engine's rules compiled, equal to the picosecond.
 
-Timed events wait in a heap of moments, each with the chain of slots due then; transfers in one
-pairing heap per pool. An event costs O(log slots), and slots that move in step cost little more than
-one. At one picosecond things happen in the reference's order: ends, then placing, then settling.
+Slots that are due wait in a queue of moments, those that transfer in a queue of their pool. An event
+costs O(log slots), and slots that move in step cost little more than one. At one
+picosecond things happen in the reference's order: ends, then placing, then settling.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leansim.engine.heaps import jit, sort
 from leansim.engine.numba_memory import (
     NEVER,
     Memory,
@@ -24,15 +23,13 @@ from leansim.engine.numba_memory import (
     settle,
     start_idle,
 )
-from leansim.engine.numba_slots import DUE, IDLE, RUN, Slots, clear, due_at, run_due, slots_in
+from leansim.engine.numba_queues import NONE, ONE, ZERO, Index, Queues, jit, make_empty, sort
+from leansim.engine.numba_slots import IDLE, RUN, Slots, due_at, run_due, run_now
 from leansim.engine.program import Phase, Program, out_of_range
 from leansim.engine.result import Result
 from leansim.engine.sharing import RESIDUE, pool_table
 
 _WAITING, _LATENCY, _MOVING, _DONE = 0, 1, 2, 3  # stages of a phase
-# Phases and slots are counted without sign, where none is missing: the compiled code then need not
-# ask at every index whether it counts from the end. A plain 1 added to one would make a float of it.
-_ONE = np.uint64(1)
 MOMENTS = 2**16  # that the compiled code runs through at a time: a tenth of a second or so
 
 
@@ -60,7 +57,7 @@ class _Records(NamedTuple):
 
 
 class _Counters(NamedTuple):
-    """Counters of the program, and the first slot that waits on each (-1: none).
+    """Counters of the program, and the first slot that waits on each.
 
     Most programs have none; that is asked before a phase's own are looked up, which costs a cache miss.
     """
@@ -83,13 +80,15 @@ def _end_moves(phases: _Phases, slots: Slots, memory: Memory) -> int:
 
 
 @jit
-def _must_wait(slot: int, phases: _Phases, slots: Slots, counters: _Counters) -> bool:
+def _must_wait(slot: Index, phases: _Phases, slots: Slots, counters: _Counters) -> bool:
     """Whether a slot's phase waits for a counter; then it is listed there."""
     if not len(counters.value):
         return False
     at = slots.phase[slot]
-    counter = phases.wait_counter[at]
-    if counter < 0 or counters.value[counter] >= phases.wait_target[at]:
+    if phases.wait_counter[at] < 0:
+        return False
+    counter = np.uint64(phases.wait_counter[at])
+    if counters.value[counter] >= phases.wait_target[at]:
         return False
     slots.next_waiter[slot] = counters.waiter[counter]
     counters.waiter[counter] = slot
@@ -97,27 +96,26 @@ def _must_wait(slot: int, phases: _Phases, slots: Slots, counters: _Counters) ->
 
 
 @jit
-def _signal(counter: int, phases: _Phases, slots: Slots, counters: _Counters) -> None:
+def _signal(counter: Index, phases: _Phases, slots: Slots, counters: _Counters) -> None:
     """Raise a counter, and have the slots run that waited for just that."""
     counters.value[counter] += 1
-    host, ahead = counters.waiter[counter], -1
-    while host >= 0:
+    host, ahead = counters.waiter[counter], NONE
+    while host != NONE:
         behind = slots.next_waiter[host]
         if counters.value[counter] < phases.wait_target[slots.phase[host]]:
             ahead = host
         else:
-            if ahead < 0:
+            if ahead == NONE:
                 counters.waiter[counter] = behind
             else:
                 slots.next_waiter[ahead] = behind
-            slots.run[slots.n[RUN]] = host
-            slots.n[RUN] += 1
+            run_now(host, slots)
         host = behind
 
 
 @jit
 def _begin_latency(
-    now: int, slot: int, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
+    now: int, slot: Index, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
     memory: Memory,
 ) -> bool:  # fmt: skip
     """Begin the fixed part of a slot's phase; returns whether there is one to sit out.
@@ -134,13 +132,13 @@ def _begin_latency(
     if not delay:
         return False
     then = now + delay
-    while at + _ONE < slots.last[slot] and (phases.flow[at] < 0 or phases.size[at] == 0):
+    while at + ONE < slots.last[slot] and (phases.flow[at] < 0 or phases.size[at] == 0):
         if has_counters:
-            if phases.signal_counter[at] >= 0 or phases.wait_counter[at + _ONE] >= 0:
+            if phases.signal_counter[at] >= 0 or phases.wait_counter[at + ONE] >= 0:
                 break
-            records.reached[at + _ONE] = then
+            records.reached[at + ONE] = then
         records.end[at] = then
-        at += _ONE
+        at += ONE
         then += phases.latency[at] + drift * phases.streams[at]
     slots.phase[slot] = at
     due_at(then, slot, slots)
@@ -149,7 +147,7 @@ def _begin_latency(
 
 @jit
 def _advance(
-    now: int, slot: int, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
+    now: int, slot: Index, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
     memory: Memory,
 ) -> None:  # fmt: skip
     """Let a slot go as far as it can: to a wait, a latency, a transfer, or the end of its CTA."""
@@ -167,11 +165,11 @@ def _advance(
                 return
         records.end[at] = now
         if len(counters.value) and phases.signal_counter[at] >= 0:
-            _signal(phases.signal_counter[at], phases, slots, counters)
-        slots.phase[slot] = at + _ONE
-        if at + _ONE == slots.last[slot]:
+            _signal(np.uint64(phases.signal_counter[at]), phases, slots, counters)
+        slots.phase[slot] = at + ONE
+        if at + ONE == slots.last[slot]:
             slots.idle[slots.n[IDLE]] = slot
-            slots.n[IDLE] += 1
+            slots.n[IDLE] += ONE
             return
         slots.stage[slot] = _WAITING
 
@@ -183,17 +181,16 @@ def _place(
     """Give the next CTAs to the idle slots, in order of the slots, to begin at `start`."""
     n = slots.n
     sort(slots.idle, n[IDLE])
-    for j in range(count):
-        slot, cta = slots.idle[j], next_cta + j
-        slots.phase[slot], slots.last[slot] = phases.border[cta], phases.border[cta + 1]
+    for j in range(np.uint64(count)):
+        slot, cta = slots.idle[j], np.uint64(next_cta) + j
+        slots.phase[slot], slots.last[slot] = phases.border[cta], phases.border[cta + ONE]
         slots.stage[slot] = _WAITING
         records.cta_begin[cta], records.slot_of[cta] = start, slot
         if start > now:
             due_at(start, slot, slots)
         else:
-            slots.run[n[RUN]] = slot
-            n[RUN] += 1
-    n[IDLE] = 0
+            run_now(slot, slots)
+    n[IDLE] = ZERO
 
 
 # Where a run stands between two calls: numbers of an array.
@@ -233,12 +230,13 @@ def _run(
         # 2. place, and let every slot go as far as it can; placing may free slots again
         while True:
             while n[RUN]:
-                n[RUN] -= 1
+                n[RUN] -= ONE
                 _advance(now, slots.run[n[RUN]], phases, records, slots, counters, memory)
-            left -= n[IDLE]
-            count = min(n[IDLE], last_cta - next_cta)
+            idle = np.int64(n[IDLE])
+            left -= idle
+            count = min(idle, last_cta - next_cta)
             if count == 0:
-                n[IDLE] = 0
+                n[IDLE] = ZERO
                 break
             start = max(now, next_dispatch)
             next_dispatch = start + count * interval
@@ -252,7 +250,7 @@ def _run(
         # 4. on to the next moment
         if left == 0:
             break
-        upcoming = min(wake, slots.due_times[0]) if n[DUE] else wake
+        upcoming = min(wake, slots.due.key[0]) if slots.due.size[0] else wake
         if upcoming <= now:
             raise OverflowError("no moment comes after this")
         if upcoming == NEVER:
@@ -266,6 +264,18 @@ def _run(
 
 
 @jit
+def _slots_in(s: Any, transfers: Queues) -> Slots:
+    """Slots in an array given for them; those that are due are in the links of none that transfers."""
+    entries, of_queue = (s[0].view(np.int64), s[1]), s[2]
+    key_of = transfers.key_of.view(np.int64)
+    due = Queues(
+        entries[0], entries[1], of_queue[:1], of_queue[1:2], key_of, transfers.place, transfers.after,
+        transfers.before, transfers.width,
+    )  # fmt: skip
+    return Slots(s[3], s[4], s[5].view(np.int64), s[6], due, s[7], s[8], of_queue[2:])
+
+
+@jit
 def _execute(
     stand: Any,
     moments: int,
@@ -275,19 +285,20 @@ def _execute(
     phases: _Phases,
     records: _Records,
     counters: _Counters,
-    numbers: Any,  # [20, slots], zero at first
-    memory: tuple[Any, ...],  # arguments of `memory_system` behind the first
+    of_slots: Any,  # [9, slots]
+    memory: tuple[Any, ...],  # arguments of `memory_system`
 ) -> bool:
     """Run launches on, writing into the arrays of results; returns whether all are over.
 
     They are not if that takes more moments than are given: then this is to be called again.
     """
     num_sms = memory[0]
-    system = memory_system(numbers[:10], *memory)
-    slots = slots_in(numbers[10:])
+    system = memory_system(*memory)
+    slots = _slots_in(of_slots, system.queues)
     if stand[_LAUNCH] < 0:
         start_idle(system)
-        clear(slots)
+        make_empty(slots.due)
+        slots.n[RUN] = slots.n[IDLE] = ZERO
         stand[_LAUNCH] = 0
     while stand[_LAUNCH] < len(launches):
         i = stand[_LAUNCH]
@@ -336,8 +347,8 @@ def execute(program: Program) -> Result:
             program.signal_counter,
         ),
         _Records(end, reached, cta_begin, slot),
-        _Counters(np.zeros(program.num_counters, np.int64), np.full(program.num_counters, -1, np.int64)),
-        np.zeros((20, num_slots), np.int64),
+        _Counters(np.zeros(program.num_counters, np.int64), np.full(program.num_counters, NONE)),
+        np.empty((9, num_slots), np.uint64),
         (
             program.num_sms,
             (pools.of, pools.power, pools.demands),
@@ -347,10 +358,10 @@ def execute(program: Program) -> Result:
                 program.l2_bytes_per_ps,
                 RESIDUE,
             ),
-            np.zeros((2, num_slots)),
-            np.zeros((3, num_pools), np.int64),
-            np.zeros((7, num_pools)),
             known_capacities(program.dram_bytes_per_ps, program.dram_saturation_exponent),
+            np.empty((12, num_slots), np.uint64),
+            np.empty((13, num_pools), np.uint64),
+            np.empty((2, num_pools * num_slots), np.uint64),
         ),
     )
     stand = np.array([-1, *(0 for _ in range(_MOVED))], np.int64)

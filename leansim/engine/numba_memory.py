@@ -8,7 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from leansim.arrays import FloatArray
-from leansim.engine.heaps import Nodes, jit, meld, remove, take_reached
+from leansim.engine.numba_queues import (
+    NONE,
+    ONE,
+    ZERO,
+    Index,
+    Queues,
+    add,
+    jit,
+    make_empty,
+    remove,
+    take_first,
+)
 from leansim.engine.sharing import fill_rates, loaded_capacity, wait_ps
 
 _fill_rates = jit(fill_rates)
@@ -29,7 +40,7 @@ def known_capacities(*_of_dram: float) -> FloatArray:
 
 
 class Flows(NamedTuple):
-    """Transfers: per slot its SM, kind, pool (-1: none) and bytes to move; per SM what runs on it."""
+    """Transfers: per slot its SM, kind (-1: none), pool and bytes to move; per SM what runs on it."""
 
     sm: Any
     kind: Any
@@ -58,9 +69,10 @@ class Pools(NamedTuple):
     a_share: Any
     a_l2_share: Any
     a_rate: Any
-    root: Any
     count: Any
+    queue: Any  # of a pool that is active
     active: Any
+    free: Any  # a stack of queues that no pool has; those used last are used first
 
 
 class Memory(NamedTuple):
@@ -68,43 +80,43 @@ class Memory(NamedTuple):
 
     flows: Flows
     pools: Pools
-    nodes: Nodes
+    queues: Queues  # of pools, by the bytes of its service at which each transfer ends
     power: Any
     dram_peak: float
     dram_exponent: float
     l2_peak: float
     residue: float
     known: Any  # as `known_capacities`
-    n: Any  # how much of `changed` and `active` is in use
+    n: Any  # how much of `changed`, `active` and `free` is in use
 
 
-_CHANGED, _ACTIVE = range(2)
+_CHANGED, _ACTIVE, _FREE = range(3)
 
 
 @jit
 def is_settled(memory: Memory) -> bool:
     """Whether nothing has changed since rates were settled."""
-    return bool(memory.n[_CHANGED] == 0)
+    return bool(memory.n[_CHANGED] == ZERO)
 
 
 @jit
-def _touch(sm: int, memory: Memory) -> None:
+def _touch(sm: Index, memory: Memory) -> None:
     """Note that what runs on an SM has changed."""
     flows, n = memory.flows, memory.n
     if not flows.is_changed[sm]:
         flows.is_changed[sm] = True
         flows.changed[n[_CHANGED]] = sm
-        n[_CHANGED] += 1
+        n[_CHANGED] += ONE
 
 
 @jit
-def begin_transfer(slot: int, kind: int, size: int, memory: Memory) -> None:
+def begin_transfer(slot: Index, kind: int, size: int, memory: Memory) -> None:
     """Begin moving bytes for the CTA in a slot; `settle` gives it a rate."""
     flows = memory.flows
     sm = flows.sm[slot]
     flows.kind[slot] = kind
     flows.remaining[slot] = float(size)
-    flows.load[sm] += memory.power[kind]
+    flows.load[sm] += memory.power[np.uint64(kind)]
     _touch(sm, memory)
 
 
@@ -119,67 +131,76 @@ def serve(elapsed: int, memory: Memory) -> None:
 
 
 @jit
-def end_transfers(ended: Any, num_ended: int, memory: Memory) -> int:
+def end_transfers(ended: Any, num_ended: Index, memory: Memory) -> Index:
     """End the transfers whose bytes are served: append their slots; returns how many `ended` holds."""
-    flows, pools, nodes = memory.flows, memory.pools, memory.nodes
+    flows, pools, queues = memory.flows, memory.pools, memory.queues
     for i in range(memory.n[_ACTIVE]):
         pool = pools.active[i]
-        root, served = pools.root[pool], pools.served[pool]
-        if root < 0 or nodes.target[root] - served > memory.residue:
-            continue
-        first = num_ended
-        root, num_ended = take_reached(root, served, memory.residue, nodes, ended, first)
-        pools.root[pool] = root
-        pools.count[pool] -= num_ended - first
+        first, queue = num_ended, pools.queue[pool]
+        while _is_served(queue, pools.served[pool], memory):
+            num_ended = take_first(queue, queues, ended, num_ended)
+        pools.count[pool] -= np.int64(num_ended - first)
         for j in range(first, num_ended):
             slot = ended[j]
             sm = flows.sm[slot]
-            flows.load[sm] -= memory.power[flows.kind[slot]]
-            flows.kind[slot] = flows.pool[slot] = -1
+            flows.load[sm] -= memory.power[np.uint64(flows.kind[slot])]
+            flows.kind[slot] = -1
+            flows.pool[slot] = NONE
             _touch(sm, memory)
     return num_ended
 
 
 @jit
-def _activate(pool: int, memory: Memory) -> None:
-    """Put a pool on the list of active ones, which is sorted, unless it is there."""
-    active, n = memory.pools.active, memory.n
+def _is_served(queue: Index, served: float, memory: Memory) -> bool:
+    """Whether the first transfer of a queue is over."""
+    queues = memory.queues
+    return bool(queues.size[queue] and queues.key[queue * queues.width] - served <= memory.residue)
+
+
+@jit
+def _activate(pool: Index, memory: Memory) -> None:
+    """Give a pool a queue and put it on the list of active ones, which is sorted, unless it is there."""
+    pools, active, n = memory.pools, memory.pools.active, memory.n
     place = n[_ACTIVE]
-    while place > 0 and active[place - 1] > pool:
-        place -= 1
-    if place == 0 or active[place - 1] != pool:
-        for k in range(n[_ACTIVE], place, -1):
-            active[k] = active[k - 1]
+    while place > ZERO and active[place - ONE] > pool:
+        place -= ONE
+    if place == ZERO or active[place - ONE] != pool:
+        k = n[_ACTIVE]
+        while k > place:
+            active[k] = active[k - ONE]
+            k -= ONE
         active[place] = pool
-        n[_ACTIVE] += 1
+        n[_ACTIVE] += ONE
+        n[_FREE] -= ONE
+        pools.queue[pool] = pools.free[n[_FREE]]
 
 
 @jit
 def _regroup(resident: int, memory: Memory) -> None:
     """Move the transfers of SMs whose load has changed to the pools they belong in now."""
-    flows, pools, nodes = memory.flows, memory.pools, memory.nodes
-    num_sms = len(flows.load)
+    flows, pools, queues = memory.flows, memory.pools, memory.queues
+    num_sms = np.uint64(len(flows.load))
     for c in range(memory.n[_CHANGED]):
         sm = flows.changed[c]
         flows.is_changed[sm] = False
-        for slot in range(sm, resident, num_sms):
+        of = pools.of[np.uint64(flows.load[sm])]
+        for slot in range(sm, np.uint64(resident), num_sms):
             if flows.kind[slot] < 0:
                 continue
-            pool = pools.of[flows.load[sm], flows.kind[slot]]
+            pool = np.uint64(of[np.uint64(flows.kind[slot])])
             old = flows.pool[slot]
             if pool == old:
                 continue
-            if old >= 0:
-                flows.remaining[slot] = nodes.target[slot] - pools.served[old]
-                pools.root[old] = remove(slot, pools.root[old], nodes)
+            if old != NONE:
+                flows.remaining[slot] = queues.key_of[slot] - pools.served[old]
+                remove(pools.queue[old], slot, queues)
                 pools.count[old] -= 1
-            nodes.target[slot] = pools.served[pool] + flows.remaining[slot]
             flows.pool[slot] = pool
             if pools.count[pool] == 0 and pools.rate[pool] == 0.0:
                 _activate(pool, memory)
             pools.count[pool] += 1
-            pools.root[pool] = meld(pools.root[pool], slot, nodes)
-    memory.n[_CHANGED] = 0
+            add(pools.queue[pool], slot, pools.served[pool] + flows.remaining[slot], queues)
+    memory.n[_CHANGED] = ZERO
 
 
 @jit
@@ -189,7 +210,7 @@ def _capacity(offered: float, memory: Memory) -> float:
     The same loads come back, and two powers are slow.
     """
     peak, exponent, known = memory.dram_peak, memory.dram_exponent, memory.known
-    line = np.int64(min(offered, _MOST_OFFERED) * 65536.0) & (_CACHED - 1)
+    line = np.uint64(np.int64(min(offered, _MOST_OFFERED) * 65536.0) & (_CACHED - 1))
     if known[0, line] != offered:
         known[0, line] = offered
         known[1, line] = _loaded_capacity(offered, peak, exponent)
@@ -203,13 +224,15 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
     Where one never does, that is `now`. `resident` is how many slots have been in use in this launch.
     """
     _regroup(resident, memory)
-    pools, nodes = memory.pools, memory.nodes
-    kept = 0
+    pools, queues = memory.pools, memory.queues
+    kept = ZERO
     offered = 0.0
     for i in range(memory.n[_ACTIVE]):
         pool = pools.active[i]
         pools.rate[pool] = 0.0
         if pools.count[pool] == 0:
+            pools.free[memory.n[_FREE]] = pools.queue[pool]
+            memory.n[_FREE] += ONE
             continue
         pools.active[kept] = pool
         pools.a_count[kept] = pools.count[pool]
@@ -217,7 +240,7 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
         pools.a_share[kept] = pools.share[pool]
         pools.a_l2_share[kept] = pools.l2_share[pool]
         offered += pools.a_count[kept] * pools.a_share[kept] * pools.offer[pool]
-        kept += 1
+        kept += ONE
     memory.n[_ACTIVE] = kept
     capacity = _capacity(offered, memory)
     _fill_rates(
@@ -228,7 +251,7 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
     for i in range(kept):
         pool, rate = pools.active[i], pools.a_rate[i]
         pools.rate[pool] = rate
-        left = nodes.target[pools.root[pool]] - pools.served[pool] - memory.residue / 2
+        left = queues.key[pools.queue[pool] * queues.width] - pools.served[pool] - memory.residue / 2
         wait: Any = np.int64(_wait_ps(left, rate))
         wake = min(wake, now + wait)
     return wake
@@ -236,39 +259,51 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
 
 @jit
 def memory_system(
-    slot_numbers: Any,
     num_sms: int,
     pools: tuple[Any, Any, Any],
     paces: tuple[float, float, float, float],
-    slot_bytes: Any,
-    pool_numbers: Any,
-    pool_rates: Any,
     known: Any,
+    of_slots: Any,
+    of_pools: Any,
+    entries: Any,
 ) -> Memory:
-    """A memory system in arrays given for it; where they are new it is to `start_idle`.
+    """A memory system in arrays given for it, which is to `start_idle`.
 
     `pools` are the arrays of a `PoolTable`; `paces` are DRAM's peak and exponent, L2's peak, and the
-    residue.
+    residue. `of_slots` is `[12, slots]`, `of_pools` `[13, pools]`, and `entries` have two numbers for
+    each pool and slot, most of which are never touched.
     """
-    s, p = slot_numbers, pool_rates
+    s, p = of_slots, of_pools
     of, power, d = pools
-    flows = Flows(s[0].view(np.uint64), s[1], s[2], slot_bytes[0], s[3][:num_sms], s[4], s[5])
-    nodes = Nodes(slot_bytes[1], s[6], s[7], s[8])
+    flows = Flows(
+        s[0], s[1].view(np.int64), s[2], s[3].view(np.float64), s[4][:num_sms].view(np.int64), s[5], s[6]
+    )
     shared = Pools(
-        of, d[0], d[1], d[2], d[3], p[0], p[1], p[2], p[3], p[4], p[5], p[6],
-        pool_numbers[0], pool_numbers[1], pool_numbers[2],
+        of, d[0], d[1], d[2], d[3], p[0].view(np.float64), p[1].view(np.float64), p[2].view(np.float64),
+        p[3].view(np.float64), p[4].view(np.float64), p[5].view(np.float64), p[6].view(np.float64),
+        p[7].view(np.int64), p[8], p[9], p[10],
+    )  # fmt: skip
+    queues = Queues(
+        entries[0].view(np.float64), entries[1], p[11], p[12], s[7].view(np.float64), s[8], s[9], s[10],
+        np.uint64(s.shape[1]),
     )  # fmt: skip
     dram_peak, exponent, l2_peak, residue = paces
-    return Memory(flows, shared, nodes, power, dram_peak, exponent, l2_peak, residue, known, s[9])
+    return Memory(flows, shared, queues, power, dram_peak, exponent, l2_peak, residue, known, s[11])
 
 
 @jit
 def start_idle(memory: Memory) -> None:
-    """Make a memory system of zeros one in which nothing moves."""
-    flows, pools, nodes = memory.flows, memory.pools, memory.nodes
+    """Have nothing move in a memory system."""
+    flows, pools = memory.flows, memory.pools
+    num_sms = len(flows.load)
     for slot in range(len(flows.sm)):
-        flows.sm[slot] = slot % len(flows.load)
-        flows.kind[slot] = flows.pool[slot] = -1
-        nodes.child[slot] = nodes.after[slot] = nodes.before[slot] = -1
-    for pool in range(len(pools.root)):
-        pools.root[pool] = -1
+        flows.sm[slot] = slot % num_sms
+        flows.kind[slot], flows.pool[slot] = -1, NONE
+    for sm in range(num_sms):
+        flows.load[sm], flows.is_changed[sm] = 0, False
+    for pool in range(len(pools.count)):
+        pools.count[pool], pools.served[pool], pools.rate[pool] = 0, 0.0, 0.0
+        pools.free[pool] = len(pools.count) - 1 - pool
+    make_empty(memory.queues)
+    memory.n[_CHANGED] = memory.n[_ACTIVE] = ZERO
+    memory.n[_FREE] = len(pools.count)

@@ -4,69 +4,42 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from leansim.engine.heaps import jit, pop, push
+from leansim.engine.numba_queues import ONE, ZERO, Index, Queues, add, jit, take_first
 
 
 class Slots(NamedTuple):
-    """Where each slot stands, and lists of slots, linked or in a row."""
+    """Where each slot stands, and lists of slots in a row."""
 
     phase: Any
     last: Any
     stage: Any
     next_waiter: Any  # behind a slot that waits on a counter
-    chain: Any  # behind a slot due at a moment
-    due_times: Any  # a binary heap of moments,
-    due_slots: Any  # and the first slot due then
+    due: Queues  # one queue, by moment
     run: Any  # a stack of those whose next step is due now; their order is of no consequence
     idle: Any
-    n: Any  # how much of these lists is in use
+    n: Any  # how much of the lists is in use
 
 
-# Places in `n`; the last two are the moment last pushed, and the end of its chain.
-DUE, RUN, IDLE, OPEN_TIME, OPEN_SLOT = range(5)
+# Places in `n`.
+RUN, IDLE = range(2)
 
 
 @jit
 def run_due(now: int, slots: Slots) -> None:
     """Have the slots run that are due now."""
-    n = slots.n
-    while n[DUE] and slots.due_times[0] == now:
-        slot = slots.due_slots[0]
-        n[DUE] = pop(slots.due_times, slots.due_slots, n[DUE])
-        while slot >= 0:
-            slots.run[n[RUN]] = slot
-            n[RUN] += 1
-            slot = slots.chain[slot]
-    if now == n[OPEN_TIME]:
-        n[OPEN_TIME] = -1
+    due, n = slots.due, slots.n
+    while due.size[0] and due.key[0] == now:
+        n[RUN] = take_first(ZERO, due, slots.run, n[RUN])
 
 
 @jit
-def due_at(time: int, slot: int, slots: Slots) -> None:
-    """Have a slot run at a time; slots that follow one another to the same time form a chain."""
-    n = slots.n
-    slots.chain[slot] = -1
-    if time == n[OPEN_TIME]:
-        slots.chain[n[OPEN_SLOT]] = slot
-    else:
-        n[DUE] = push(slots.due_times, slots.due_slots, n[DUE], time, slot)
-        n[OPEN_TIME] = time
-    n[OPEN_SLOT] = slot
+def due_at(time: int, slot: Index, slots: Slots) -> None:
+    """Have a slot run at a time."""
+    add(ZERO, slot, time, slots.due)
 
 
 @jit
-def slots_in(numbers: Any) -> Slots:
-    """Slots in an array given for them, `[10, slots]`."""
-    s = numbers
-    return Slots(
-        s[0].view(np.uint64), s[1].view(np.uint64), s[2], s[3], s[4], s[5], s[6],
-        s[7].view(np.uint64), s[8].view(np.uint64), s[9],
-    )  # fmt: skip
-
-
-@jit
-def clear(slots: Slots) -> None:
-    """Make slots of zeros slots that none is due on."""
-    slots.n[OPEN_TIME] = -1
+def run_now(slot: Index, slots: Slots) -> None:
+    """Have a slot run."""
+    slots.run[slots.n[RUN]] = slot
+    slots.n[RUN] += ONE
