@@ -25,10 +25,12 @@ from leansim.engine.numba_memory import (
 )
 from leansim.engine.numba_queues import NONE, ONE, ZERO, Index, Queues, jit, make_empty, sort
 from leansim.engine.numba_slots import IDLE, RUN, Slots, due_at, run_due, run_now
+from leansim.engine.numba_tally import slot_time
 from leansim.engine.program import Phase, Program, out_of_range
 from leansim.engine.result import Result
 from leansim.engine.sharing import RESIDUE, pool_table
 
+_RAMP = np.int8(Phase.RAMP)
 _WAITING, _LATENCY, _MOVING, _DONE = 0, 1, 2, 3  # stages of a phase
 MOMENTS = 2**16  # that the compiled code runs through at a time: a tenth of a second or so
 
@@ -37,8 +39,8 @@ class _Phases(NamedTuple):
     """What the phases of the program are; per phase but for `border`, per CTA, and `drift`, per SM."""
 
     border: Any
+    kind: Any
     latency: Any
-    streams: Any
     drift: Any
     size: Any
     flow: Any
@@ -48,12 +50,13 @@ class _Phases(NamedTuple):
 
 
 class _Records(NamedTuple):
-    """What happened: as in `Result`."""
+    """What happened: as in `Result`; `launch_times` are begins and ends, `[launches, 2]`."""
 
     end: Any
     reached: Any
     cta_begin: Any
     slot_of: Any
+    launch_times: Any
 
 
 class _Counters(NamedTuple):
@@ -114,6 +117,12 @@ def _signal(counter: Index, phases: _Phases, slots: Slots, counters: _Counters) 
 
 
 @jit
+def _latency(at: Index, drift: int, phases: _Phases) -> int:
+    """The fixed part of a phase on an SM that adds `drift` to its ramps."""
+    return phases.latency[at] + (drift if phases.kind[at] == _RAMP else 0)  # type: ignore[no-any-return]
+
+
+@jit
 def _begin_latency(
     now: int, slot: Index, phases: _Phases, records: _Records, slots: Slots, counters: _Counters,
     memory: Memory,
@@ -128,7 +137,7 @@ def _begin_latency(
     if has_counters:
         records.reached[at] = now
     slots.stage[slot] = _LATENCY
-    delay = phases.latency[at] + drift * phases.streams[at]
+    delay = _latency(at, drift, phases)
     if not delay:
         return False
     then = now + delay
@@ -139,7 +148,7 @@ def _begin_latency(
             records.reached[at + ONE] = then
         records.end[at] = then
         at += ONE
-        then += phases.latency[at] + drift * phases.streams[at]
+        then += _latency(at, drift, phases)
     slots.phase[slot] = at
     due_at(then, slot, slots)
     return True
@@ -280,7 +289,6 @@ def _execute(
     stand: Any,
     moments: int,
     launches: Any,  # [n, 4] first CTA, last CTA, CTAs per SM, gap
-    launch_times: Any,
     interval: int,
     phases: _Phases,
     records: _Records,
@@ -305,14 +313,14 @@ def _execute(
         first_cta, last_cta, per_sm, _ = launches[i]
         resident = min(last_cta - first_cta, num_sms * per_sm)
         if stand[_LEFT] == 0:
-            launch_times[i, 0] = stand[_NOW]
+            records.launch_times[i, 0] = stand[_NOW]
             _begin_launch(stand, launches[i], resident, slots)
         moments = _run(
             stand, moments, last_cta, resident, interval, phases, records, slots, counters, system
         )
         if moments < 0:
             return False
-        launch_times[i, 1] = stand[_NOW]
+        records.launch_times[i, 1] = stand[_NOW]
         stand[_LAUNCH] += 1
     return True
 
@@ -333,12 +341,11 @@ def execute(program: Program) -> Result:
     drift = program.drift_ps
     arguments = (
         launches,
-        launch_times,
         program.dispatch_interval_ps,
         _Phases(
             program.phase_of_cta,
+            program.kind,
             program.latency_ps,
-            program.is_kind(Phase.RAMP),
             np.zeros(program.num_sms, np.int64) if drift is None else drift,
             program.bytes,
             program.flow,
@@ -346,7 +353,7 @@ def execute(program: Program) -> Result:
             program.wait_target,
             program.signal_counter,
         ),
-        _Records(end, reached, cta_begin, slot),
+        _Records(end, reached, cta_begin, slot, launch_times),
         _Counters(np.zeros(program.num_counters, np.int64), np.full(program.num_counters, NONE)),
         np.empty((9, num_slots), np.uint64),
         (
@@ -379,4 +386,5 @@ def execute(program: Program) -> Result:
         launch_begin=tuple(launch_times[:, 0].tolist()),
         launch_end=tuple(launch_times[:, 1].tolist()),
         bytes_served=int(stand[_MOVED]),
+        spent=slot_time,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from leansim.arrays import IntArray
 from leansim.engine.program import Launch, Phase, Program
 
 _EXACT = 2**53  # up to where floating-point sums of whole numbers are exact
+_MOST_COUNTED = 2**63  # and those of whole numbers
 _PHASES = tuple(phase.name.lower() for phase in Phase)
 
 
@@ -21,7 +23,8 @@ class Result:
     Per phase, in the program's phase order: its `end`, and when its wait was over, `reached`, which is
     empty where the program has no counters. Per CTA: `cta_begin`, when it was placed, and its `slot`;
     slot `j` of a launch is on SM `j % num_sms`. `launch_begin` and `launch_end` are per launch, the gap
-    before it included. `bytes_served` counts what transfers moved.
+    before it included. `bytes_served` counts what transfers moved. `spent`, where the engine has its own
+    way, adds up the slot time of a launch by kind of phase, and last what was waited for others.
     """
 
     program: Program
@@ -32,6 +35,7 @@ class Result:
     launch_begin: tuple[int, ...]
     launch_end: tuple[int, ...]
     bytes_served: int
+    spent: Callable[[Result, Launch], IntArray] | None = None
 
     @property
     def makespan_ps(self) -> int:
@@ -92,19 +96,26 @@ class Result:
         Phases count under their own names; waiting for another CTA is `wait`; a slot without a CTA, and
         the gap before the launch, are `idle`.
         """
+        index = self.program.launches.index(launch)
+        window = self.launch_end[index] - self.launch_begin[index]
+        held = window * self.program.slots(launch)
+        if self.spent is not None and held < _MOST_COUNTED:
+            sums = self.spent(self, launch).tolist()
+        else:
+            sums = self._sums(launch, held)
+        spent = dict(zip((*_PHASES, "wait"), sums, strict=True))
+        spent["idle"] = held - sum(spent.values())
+        return spent
+
+    def _sums(self, launch: Launch, held: int) -> list[int]:
+        """Slot time of a launch by kind of phase, and last what was waited for others."""
         at = self.launch_of(launch)
         kind, ready = self.program.kind[at], self.ready[at]
         took = self.end[at] - ready
         waited = ready - self.begin[at] if self.program.num_counters else np.zeros(1, np.int64)
-        index = self.program.launches.index(launch)
-        window = self.launch_end[index] - self.launch_begin[index]
-        held = window * self.program.slots(launch)
         if held < _EXACT:
             sums = np.bincount(kind, weights=took, minlength=len(_PHASES)).tolist()
         else:  # whole numbers without end, which take their time
             took, waited = took.astype(object), waited.astype(object)
             sums = [took[kind == phase].sum() for phase in range(len(_PHASES))]
-        spent = dict(zip(_PHASES, map(int, sums), strict=True))
-        spent["wait"] = int(waited.sum())
-        spent["idle"] = held - sum(spent.values())
-        return spent
+        return [*map(int, sums), int(waited.sum())]
