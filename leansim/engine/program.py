@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import FloatArray, IntArray
+from leansim.arrays import FloatArray, IntArray, cached_property
 from leansim.errors import OutOfRangeError
 
 PS_PER_S = 1_000_000_000_000

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from leansim.arrays import IntArray
+from leansim.arrays import IntArray, cached_property
 from leansim.engine.program import Launch, Phase, Program
 
 _EXACT = 2**53  # up to where floating-point sums of whole numbers are exact

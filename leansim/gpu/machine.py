@@ -8,11 +8,11 @@ from __future__ import annotations
 import csv
 import subprocess
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from leansim import __version__
+from leansim.arrays import cached_property
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
 from leansim.silicon.own import MACHINE_COLUMNS

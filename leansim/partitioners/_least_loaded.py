@@ -9,11 +9,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from leansim.arrays import IntArray
+from leansim.arrays import IntArray, cached_property
 
 EXACT = 2**24  # whole numbers below are exact in single precision
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from pydantic import Field
 
 from leansim.answers import Row
+from leansim.arrays import cached_property
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, WorkloadError, suggestion
 from leansim.files.strict_json import value_of
 from leansim.files.strict_yaml import Document, scalar

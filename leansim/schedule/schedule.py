@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray, Ints
+from leansim.arrays import BoolArray, IntArray, Ints, cached_property
 from leansim.errors import ScheduleError
 from leansim.schedule.tiling import TileGrid
 from leansim.schedule.whole import one_of, whole_number, whole_numbers

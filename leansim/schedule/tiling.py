@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import BoolArray, FloatArray, IntArray
+from leansim.arrays import BoolArray, FloatArray, IntArray, cached_property
 from leansim.errors import OutOfRangeError
 from leansim.schedule.whole import one_of, whole_number
 from leansim.schedule.work import Level, Work

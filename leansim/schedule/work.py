@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray
+from leansim.arrays import BoolArray, IntArray, cached_property
 from leansim.errors import ScheduleError
 from leansim.specs.workload import Workload
 

@@ -155,35 +155,38 @@ def _load(cls: type[_Sourced], kind: Kind, name: str) -> _Sourced:
     raise UnknownNameError(kind, name, names(kind), hint(kind, name))
 
 
+# A sweep asks for each of its points whether a file has changed. Its path is text there, as that of
+# Python's takes as long to look at as the file.
 @cache
-def _candidates(kind: Kind, name: str, _configs: str) -> tuple[Path, ...]:
-    """Where a name may stand, first choice first. Kept: a sweep asks for each of its points."""
+def _candidates(kind: Kind, name: str, _configs: str) -> tuple[str, ...]:
+    """Where a name may stand, first choice first."""
     folders = config_folders() if os.sep not in name else []
-    return tuple(folder / f"{kind}s" / f"{name}.yaml" for folder in folders)
+    return tuple(str(folder / f"{kind}s" / f"{name}.yaml") for folder in folders)
 
 
 @cache
-def _read_shipped(cls: type[_Sourced], kind: Kind, path: Path, _modified: tuple[int, ...]) -> _Sourced:
-    return _read_spec(cls, kind, path, ())
+def _read_shipped(cls: type[_Sourced], kind: Kind, path: str, _modified: tuple[int, ...]) -> _Sourced:
+    return _read_spec(cls, kind, Path(path), ())
 
 
-def _modified(kind: Kind, path: Path) -> tuple[int, ...]:
+def _modified(kind: Kind, path: str) -> tuple[int, ...]:
     """When a file and those it is based on were last written. Raises `OSError` if it is not there."""
-    waiting: list[tuple[Path, ...]] = [(path,)]
+    waiting: list[tuple[str, ...]] = [(path,)]
     times = []
     while waiting:
         behind = waiting.pop()
-        times.append(behind[-1].stat().st_mtime_ns)
+        times.append(os.stat(behind[-1]).st_mtime_ns)  # noqa: PTH116
         waiting += [(*behind, base) for base in _base_paths(kind, behind, times[-1])]
     return tuple(times)
 
 
 @cache
-def _base_paths(kind: Kind, behind: tuple[Path, ...], _modified: int) -> tuple[Path, ...]:
+def _base_paths(kind: Kind, behind: tuple[str, ...], _modified: int) -> tuple[str, ...]:
     """The files that the last of `behind` names as a `base`, of all of it or of an item, if there."""
-    known = _bases(kind, behind)
-    named = dict.fromkeys(name for _, name in based_on(read(behind[-1]).data))
-    return tuple(known[name] for name in named if name in known)
+    paths = [Path(path) for path in behind]
+    known = _bases(kind, paths)
+    named = dict.fromkeys(name for _, name in based_on(read(paths[-1]).data))
+    return tuple(str(known[name]) for name in named if name in known)
 
 
 def _bases(kind: Kind, behind: Sequence[Path]) -> dict[str, Path]:

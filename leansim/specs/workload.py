@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from leansim.arrays import cached_property
 from leansim.errors import WorkloadError, suggestion
 from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
 from leansim.specs.kv_index import Index

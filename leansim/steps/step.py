@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from leansim.answers import Answers, Row, Tabled
+from leansim.arrays import cached_property
 from leansim.errors import WorkloadError, suggestion
 from leansim.points.asked import asked, call_columns
 from leansim.points.point import Point, Resolved

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from leansim.answers import Tabled
-from leansim.arrays import IntArray
+from leansim.arrays import IntArray, cached_property
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
 from leansim.partitioners.per_request_splits import (

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from leansim.answers import Tabled
-from leansim.arrays import FloatArray, IntArray
+from leansim.arrays import FloatArray, IntArray, cached_property
 from leansim.engine.execute import Engine
 from leansim.errors import PartitionerError, UnknownNameError
 from leansim.partitioners.registry import Partitioner, make, name_of, option_names

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leansim.answers import Row, Tabled
+from leansim.arrays import cached_property
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
 from leansim.points.asked import cautions, described, label
