@@ -469,7 +469,10 @@ def test_a_window_masks_every_score() -> None:
         assert instance_of(fa2, device, load).compute.softmax_fma_per_score == fma
         masking = toy_instance(compute={"softmax_fma_per_score": fma}).compute
         grid = grid_of((256,), 1, window=window)
-        (was, _), (now, _) = (softmax_time_s(grid, c, toy()) for c in (toy_instance().compute, masking))
+        (was, _), (now, _) = (
+            softmax_time_s(grid.tile_rows, grid.tile_tokens, c, toy())
+            for c in (toy_instance().compute, masking)
+        )
         assert now - was == pytest.approx(more)
 
 

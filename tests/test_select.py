@@ -22,7 +22,7 @@ from leansim.specs.masks import kv_list
 from leansim.specs.workload import Workload
 from leansim.study.bench import Bench
 from leansim.timing import memory, merges
-from leansim.timing.compute import tile_work
+from leansim.timing.compute import FullTile, tile_work
 from leansim.timing.loops.pipelined import Pipelined
 from leansim.timing.loops.single_buffered import SingleBuffered
 
@@ -210,7 +210,7 @@ def work_of(mask: str, kernel: str = "fa3_varlen", **fields: Any) -> Any:
     load = of(mask, (4000,), **fields)
     instance = instance_of(catalog.kernel(kernel), DEVICE, load)
     grid = tile_grid(load, instance, DEVICE)
-    return grid, tile_work(grid, instance, DEVICE, 0.0)
+    return grid, tile_work(FullTile.of(grid), instance, DEVICE, 0.0)
 
 
 def test_an_index_line_names_32_tokens() -> None:

@@ -53,7 +53,7 @@ from leansim.specs.instance import (
     TileShape,
 )
 from leansim.specs.workload import Workload
-from leansim.timing.compute import tile_work
+from leansim.timing.compute import FullTile, tile_work
 from leansim.timing.loops import registry
 from leansim.timing.lowering import lower
 from leansim.timing.prices import Prices
@@ -161,7 +161,7 @@ def run(schedule: Schedule, device: Device | None = None, instance: Instance | N
 
 def prices_of(grid: TileGrid, instance: Instance, hit_share: float = 0.0) -> Prices:
     """Prices of tiles on the toy, where so many loads hit L2."""
-    work = tile_work(grid, instance, toy(), hit_share)
+    work = tile_work(FullTile.of(grid), instance, toy(), hit_share)
     loop = registry.make(instance.loop, "")
     return Prices(loop, work, loop.price(work), work, 0.0, 0.0, hit_share)
 

@@ -13,7 +13,7 @@ import json
 import re
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points, packages_distributions, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from pathlib import Path
 from leansim import __version__
 from leansim.partitioners import registry as partitioners
 from leansim.partitioners.registry import Partitioner
+from leansim.specs.base import Same
 from leansim.specs.device import Device
 from leansim.specs.kernel import Kernel
 from leansim.specs.workload import Workload
@@ -51,9 +52,9 @@ def result_key(
     """
     parts = [
         model_digest(),
-        _digest(_Same(device)),
-        _digest(_Same(kernel)),
-        _loop_sources(_Same(kernel)),
+        _digest(Same(device)),
+        _digest(Same(kernel)),
+        _loop_sources(Same(kernel)),
         repr([getattr(workload, name) for name in _SHAPE]),
         repr(partitioner),
         identity(type(partitioner)),
@@ -85,30 +86,16 @@ def model_digest() -> str:
     return hashed.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Same:
-    """A device or kernel that equals itself alone: comparing all numbers costs more than a digest."""
-
-    spec: Device | Kernel
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.spec is other.spec
-
-    def __hash__(self) -> int:
-        return id(self.spec)
-
-
 @lru_cache(maxsize=256)
-def _digest(same: _Same) -> str:
-    content = same.spec.model_dump(mode="json", exclude={"sources", "description"})
+def _digest(same: Same[Device] | Same[Kernel]) -> str:
+    content = same.it.model_dump(mode="json", exclude={"sources", "description"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=256)
-def _loop_sources(same: _Same) -> str:
+def _loop_sources(same: Same[Kernel]) -> str:
     """Where the tile loops of a kernel come from; one that does not exist comes from nowhere."""
-    kernel, known = same.spec, loops.loops()
-    assert isinstance(kernel, Kernel)
+    kernel, known = same.it, loops.loops()
     named = {*kernel.loops, *(kernel.loop(tile)[0] for tile in kernel.tiles)}
     return " ".join(identity(known[name]) for name in sorted(named & known.keys()))
 

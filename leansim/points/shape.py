@@ -11,7 +11,7 @@ from pydantic import Field
 
 from leansim.errors import LeansimError, WorkloadError
 from leansim.specs import catalog
-from leansim.specs.base import Count, Spec, TokenCount
+from leansim.specs.base import Count, Same, Spec, TokenCount
 from leansim.specs.hf_config import read_hf_config
 from leansim.specs.layers import Layers
 from leansim.specs.model import Model
@@ -67,7 +67,7 @@ def share_of(fields: ShapeFields) -> Share | None:
     """
     model = _model_of(fields)
     if model is not None:
-        share = _divided(_Same(model), fields.tensor_parallel)
+        share = _divided(Same(model), fields.tensor_parallel)
         layers = share.only(fields.layers)
         if fields.window is not None:
             layers = layers.model_copy(update={"window": fields.window})
@@ -136,19 +136,6 @@ def _read_at(path: str, _modified: int) -> Model:
     return read_hf_config(Path(path))
 
 
-@dataclass(frozen=True)
-class _Same:
-    """A model that equals itself alone: dividing it costs more than looking it up."""
-
-    model: Model
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.model is other.model
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-
 @lru_cache(maxsize=256)
-def _divided(same: _Same, tensor_parallel: int) -> Model:
-    return same.model.divided(tensor_parallel)
+def _divided(same: Same[Model], tensor_parallel: int) -> Model:
+    return same.it.divided(tensor_parallel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 from leansim.errors import listing, suggestion
+
+_It = TypeVar("_It")
 
 DType = Literal["float32", "float16", "bfloat16", "fp8"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1}
@@ -130,6 +132,24 @@ def _labelled(text: str) -> str:
 
 
 Source = Annotated[str, AfterValidator(_labelled)]
+
+
+class Same(Generic[_It]):
+    """An object that equals itself alone, to keep what was worked out for it.
+
+    Comparing all numbers of a device or kernel takes longer than most that is worked out.
+    """
+
+    __slots__ = ("it",)
+
+    def __init__(self, it: _It) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.it is other.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
 
 
 class SourcedSpec(Spec):

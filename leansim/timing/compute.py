@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from leansim.errors import PairingError
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.base import DTYPE_BYTES
@@ -16,7 +18,38 @@ WARPGROUP_ROWS = 64
 PAGES_PER_LINE = 32
 
 
-def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: float) -> TileWork:
+class FullTile(NamedTuple):
+    """What a full KV tile of a call is, before any device: tiles that are alike have one price.
+
+    `gathered` says whether single tokens are, or runs of them shorter than the pages of the call.
+    """
+
+    rows: int
+    tokens: int
+    head_dim: int
+    value_dim: int
+    kv_dtype: str
+    kv_bytes_per_token: int
+    page_tokens: int
+    gathered: bool
+
+    @classmethod
+    def of(cls, grid: TileGrid) -> FullTile:
+        """That of a tiled call."""
+        load = grid.workload
+        return cls(
+            grid.tile_rows,
+            grid.tile_tokens,
+            load.head_dim,
+            load.value_dim,
+            load.kv_dtype,
+            load.kv_bytes_per_token,
+            load.page_tokens,
+            load.page_tokens < grid.asked.page_tokens,
+        )
+
+
+def tile_work(tile: FullTile, instance: Instance, device: Device, hit_share: float) -> TileWork:
     """Say what a full KV tile is made of. Raises `PairingError` for a dtype without tensor cores.
 
         qk      = 2 R T (d + p) / rate,    pv = 2 R T (d_v + p) / rate
@@ -27,36 +60,35 @@ def tile_work(grid: TileGrid, instance: Instance, device: Device, hit_share: flo
     the instance, padding too, at the kernel's share of the dense rate. A latent cache has no V to load.
     What pads a row in shared memory comes from nowhere, and is written all the same.
     """
-    load, compute = grid.workload, instance.compute
-    rows, tokens = grid.tile_rows, grid.tile_tokens
-    k_bytes = tokens * load.head_dim * DTYPE_BYTES[load.kv_dtype]
+    compute, rows, tokens = instance.compute, tile.rows, tile.tokens
+    k_bytes = tokens * tile.head_dim * DTYPE_BYTES[tile.kv_dtype]
     rate = _tensor_flop_per_s(instance, device)
-    qk_s = 2 * rows * tokens * (load.head_dim + compute.padding) / rate
-    pv_s = 2 * rows * tokens * (load.value_dim + compute.padding) / rate
-    softmax_s, shown_s = softmax_time_s(grid, compute, device)
+    qk_s = 2 * rows * tokens * (tile.head_dim + compute.padding) / rate
+    pv_s = 2 * rows * tokens * (tile.value_dim + compute.padding) / rate
+    softmax_s, shown_s = softmax_time_s(rows, tokens, compute, device)
     sm_rate, reads = device.sm_load_bytes_per_s, Reads.of(device, hit_share)
-    page_lines = tokens / (load.page_tokens * PAGES_PER_LINE)
+    page_lines = tokens / (tile.page_tokens * PAGES_PER_LINE)
     return TileWork(
         tokens=tokens,
         k_bytes=k_bytes,
-        v_bytes=tokens * load.kv_bytes_per_token - k_bytes,
+        v_bytes=tokens * tile.kv_bytes_per_token - k_bytes,
         page_lines=page_lines,
         reads=reads,
         clk_s=device.clk_s,
         sm_bytes_per_s=sm_rate,
-        load_bytes_per_s=sm_rate * load.head_dim / (load.head_dim + compute.padding),
+        load_bytes_per_s=sm_rate * tile.head_dim / (tile.head_dim + compute.padding),
         qk_s=qk_s,
         pv_s=pv_s,
         softmax_s=softmax_s,
         compute_s=max(softmax_s, qk_s + shown_s + pv_s) + compute.stall_s,
         stall_s=compute.stall_s,
         first_stall_s=compute.first_stall_s,
-        lookup_s=_lookup_s(grid, page_lines, reads),
+        lookup_s=_lookup_s(page_lines, reads) if tile.gathered else 0.0,
     )
 
 
-def _lookup_s(grid: TileGrid, lines: float, reads: Reads) -> float:
-    """What the loads of a full KV tile wait for the entries of a list, s; of whole pages nothing.
+def _lookup_s(lines: float, reads: Reads) -> float:
+    """What the loads of a full KV tile that is gathered wait for the entries of a list, s.
 
         min(1, lines) * L2 latency + (1/2 - (1/2)^lines) (far - near)
         lines = tile tokens / (tokens of a run * 32)
@@ -66,12 +98,12 @@ def _lookup_s(grid: TileGrid, lines: float, reads: Reads) -> float:
     reads of the prologue. Runs shorter than a page are gathers; that their rows of 256 B or so, whole
     sectors each, come from DRAM as fast as longer runs is assumed.
     """
-    if grid.workload.page_tokens >= grid.asked.page_tokens:
-        return 0.0
     return min(1.0, lines) * reads.l2_s + reads.farthest_s(max(1.0, lines))
 
 
-def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> tuple[float, float]:
+def softmax_time_s(
+    rows: int, tokens: int, compute: ComputeNumbers, device: Device
+) -> tuple[float, float]:
     """Softmax of one KV tile, and what of it no tensor work hides, s.
 
         softmax = R T (1 / exp per clk + fma per score / fma per clk) clk
@@ -79,21 +111,21 @@ def softmax_time_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> t
 
     One exp per score and `softmax_fma_per_score` FP32 operations. Two warpgroups or more take turns.
     """
-    scores = grid.tile_rows * grid.tile_tokens
+    scores = rows * tokens
     exp_s = scores / device.exp_per_clk_per_sm * device.clk_s
     fma_clk = scores * compute.softmax_fma_per_score / device.fp32_fma_per_clk_per_sm
     softmax_s = exp_s + fma_clk * device.clk_s
-    overlap = compute.softmax_overlap if grid.tile_rows > WARPGROUP_ROWS else 0.0
+    overlap = compute.softmax_overlap if rows > WARPGROUP_ROWS else 0.0
     return softmax_s, (1.0 - overlap) * softmax_s
 
 
-def mask_s(grid: TileGrid, compute: ComputeNumbers, device: Device) -> float:
+def mask_s(tile: FullTile, compute: ComputeNumbers, device: Device) -> float:
     """What masking the scores of a KV tile at an edge takes, s: `R T fma per score / fma per clk * clk`.
 
     An instance for causal masks compares those of the last KV tile, one for windows those of the first
     as well (flash-attention hopper/mask.h); tiles between have none.
     """
-    fma = grid.tile_rows * grid.tile_tokens * compute.mask_fma_per_score
+    fma = tile.rows * tile.tokens * compute.mask_fma_per_score
     return fma / device.fp32_fma_per_clk_per_sm * device.clk_s
 
 

@@ -95,9 +95,10 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
     together = min(heads, max(1, grid.slots // (grid.batch_size * grid.row_blocks)))
     rounds, waves = -(-heads // together), -(-grid.row_blocks // grid.slots)
     warm = replay_hit_share(grid, device)
-    of_head = grid.asked.kv_bytes / workload.num_kv_heads
-    again = (rounds - 1) * (1.0 - kept_share(of_head, device))
-    if waves > 1:
+    again = 0.0
+    if rounds > 1 or waves > 1:
+        of_head = grid.asked.kv_bytes / workload.num_kv_heads
+        again = (rounds - 1) * (1.0 - kept_share(of_head, device))
         again += rounds * (waves - 1) * (1.0 - kept_share(of_head / grid.batch_size, device))
     from_dram = (1.0 - warm) + again
     once = 1.0 if grid.work is None else grid.work.distinct_share

@@ -9,7 +9,7 @@ from typing import Any
 
 from leansim.arrays import Floats, at_least
 from leansim.schedule.tiling import TileGrid
-from leansim.specs.base import DTYPE_BYTES
+from leansim.specs.base import DTYPE_BYTES, Same
 from leansim.specs.device import Device
 from leansim.specs.instance import Instance, QueryAtOnce, QueryInParts
 from leansim.timing import compute, memory
@@ -21,8 +21,8 @@ from leansim.timing.loops.tile import TileCost, TileLoop, TileWork
 class Prices:
     """A full KV tile, `tile`, and the `work` it is made of; and one at an `edge`, with masked scores.
 
-    That takes `edge_s` longer, and keeps its SM busy for `edge_busy_s` longer.
-    Made once for a call. `hit_share` of the KV loads hit L2: that much is the memory's state.
+    That takes `edge_s` longer, and keeps its SM busy for `edge_busy_s` longer. `hit_share` of the KV
+    loads hit L2: that much is the memory's state.
     """
 
     loop: TileLoop
@@ -36,21 +36,31 @@ class Prices:
     @classmethod
     def of(cls, grid: TileGrid, instance: Instance, device: Device) -> Prices:
         """Price tiles. Raises `PairingError` where the device has no price for one."""
-        hit_share = memory.l2_hit_share(grid, device)
-        work = compute.tile_work(grid, instance, device, hit_share)
-        loop = registry.make(instance.loop, instance.kernel)
-        tile = loop.price(work)
-        mask_s = compute.mask_s(grid, instance.compute, device)
-        if not mask_s:
-            return cls(loop, work, tile, work, 0.0, 0.0, hit_share)
-        edge = replace(work, compute_s=work.compute_s + mask_s)
-        cost = loop.price(edge)
-        return cls(loop, work, tile, edge, cost.tile_s - tile.tile_s, cost.sm_s - tile.sm_s, hit_share)
+        tile, hit_share = compute.FullTile.of(grid), memory.l2_hit_share(grid, device)
+        return _priced(tile, Same(instance), Same(device), hit_share)
 
     @property
     def masks(self) -> bool:
         """Whether tiles at an edge are not like the others."""
         return self.edge is not self.work
+
+
+@lru_cache(maxsize=4096)
+def _priced(
+    tile: compute.FullTile, instance: Same[Instance], device: Same[Device], hit_share: float
+) -> Prices:
+    """Kept, as calls of a sweep differ in their batches mostly."""
+    numbers, gpu = instance.it, device.it
+    work = compute.tile_work(tile, numbers, gpu, hit_share)
+    loop = registry.make(numbers.loop, numbers.kernel)
+    cost = loop.price(work)
+    mask_s = compute.mask_s(tile, numbers.compute, gpu)
+    if not mask_s:
+        return Prices(loop, work, cost, work, 0.0, 0.0, hit_share)
+    edge = replace(work, compute_s=work.compute_s + mask_s)
+    at_edge = loop.price(edge)
+    more_s, busy_s = at_edge.tile_s - cost.tile_s, at_edge.sm_s - cost.sm_s
+    return Prices(loop, work, cost, edge, more_s, busy_s, hit_share)
 
 
 def prologue_s(grid: TileGrid, instance: Instance, device: Device, fill_s: Floats) -> Floats:
