@@ -28,7 +28,7 @@ pytest.importorskip("numba")
 from leansim.engine import numba_engine
 
 PER_PHASE = ("begin", "ready", "moving", "end")
-SCALARS = ("launch_begin", "launch_end", "bytes_served")
+SCALARS = ("launch_begin", "launch_end", "served")
 fixed = settings(
     derandomize=True,
     database=None,
@@ -47,7 +47,7 @@ def assert_agree(program: Program) -> Result:
     for name in SCALARS:
         assert getattr(fast, name) == getattr(reference, name), name
     assert fast.makespan_ps == reference.makespan_ps
-    assert {type(value) for value in (*fast.launch_end, fast.bytes_served)} == {int}
+    assert {type(value) for value in (*fast.launch_end, *fast.served)} == {int}
     return reference
 
 

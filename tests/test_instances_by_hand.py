@@ -62,7 +62,10 @@ def test_whole_pages_are_loaded_beyond_the_end() -> None:
     grid = grid_of((300,), 1, page_tokens=64)
     pages = replace(grid, whole_pages=True)
     assert (grid.loaded_tokens, pages.loaded_tokens) == (300, 320)
-    assert [share.tolist() for share in pages.loaded_of_ends] == [[[1.0]], [[64 / 256]]]
+    assert [one.tolist() for one in (pages.loaded_of_first, pages.loaded_of_last)] == [
+        [[1.0]],
+        [[64 / 256]],
+    ]
     window = grid_of((300,), 1, page_tokens=64, window=100)
     assert replace(window, whole_pages=True).loaded_tokens == 320 - 192
     assert loaded_kv_bytes(pages) == pytest.approx(320 * 256)

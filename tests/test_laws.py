@@ -242,6 +242,8 @@ def assert_lawful(program: Program, result: Result) -> None:
     assert (result.end - result.moving >= least).all()
     # All bytes served, no memory faster than its peak.
     assert result.bytes_served == program.shared_bytes
+    assert list(result.served) == program.bytes_of_flow[1:].tolist()
+    assert result.dram_bytes == program.dram_bytes
     phases = np.diff([*result.launch_begin, result.makespan_ps]).sum()
     assert phases == result.makespan_ps
     slack = 2 * program.num_phases

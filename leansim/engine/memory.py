@@ -97,7 +97,7 @@ class Memory:
         self.settling = False
         self.tickets = 0
         self.wake: At | None = None
-        self.bytes_served = 0
+        self.served = [0] * len(program.flows)
 
     def transfer(self, sm: int, kind: int, size: int) -> simpy.Event:
         """Begin moving `size` bytes for a CTA on `sm`; the event returned fires when they are."""
@@ -186,7 +186,7 @@ class Memory:
                 transfer = heapq.heappop(pool.queue)[2]
                 pool.count -= 1
                 transfer.ticket = -1
-                self.bytes_served += transfer.size
+                self.served[transfer.kind] += transfer.size
                 self.on_sm[transfer.sm].remove(transfer)
                 self._touch(transfer.sm)
                 transfer.done.succeed()

@@ -56,6 +56,7 @@ class _Records(NamedTuple):
     reached: Any
     cta_begin: Any
     slot_of: Any
+    served: Any
     launch_times: Any
 
 
@@ -70,16 +71,15 @@ class _Counters(NamedTuple):
 
 
 @jit
-def _end_moves(phases: _Phases, slots: Slots, memory: Memory) -> int:
-    """Have the slots run whose transfers are over; returns how many bytes those moved."""
-    moved = 0
+def _end_moves(phases: _Phases, records: _Records, slots: Slots, memory: Memory) -> None:
+    """Have the slots run whose transfers are over, and count what those moved."""
     first = slots.n[RUN]
     slots.n[RUN] = end_transfers(slots.run, first, memory)
     for i in range(first, slots.n[RUN]):
         slot = slots.run[i]
         slots.stage[slot] = _DONE
-        moved += phases.size[slots.phase[slot]]
-    return moved
+        at = slots.phase[slot]
+        records.served[np.uint64(phases.flow[at])] += phases.size[at]
 
 
 @jit
@@ -203,7 +203,7 @@ def _place(
 
 
 # Where a run stands between two calls: numbers of an array.
-_LAUNCH, _NOW, _CLOCK, _WAKE, _NEXT_CTA, _NEXT_DISPATCH, _LEFT, _MOVED = range(8)
+_LAUNCH, _NOW, _CLOCK, _WAKE, _NEXT_CTA, _NEXT_DISPATCH, _LEFT = range(7)
 
 
 @jit
@@ -228,14 +228,13 @@ def _run(
     n = slots.n
     now, clock, wake = stand[_NOW], stand[_CLOCK], stand[_WAKE]
     next_cta, next_dispatch, left = stand[_NEXT_CTA], stand[_NEXT_DISPATCH], stand[_LEFT]
-    moved = 0
     while moments >= 0:
         # 1. what ends now
         run_due(now, slots)
         if wake == now:
             serve(now - clock, memory)
             clock = now
-            moved += _end_moves(phases, slots, memory)
+            _end_moves(phases, records, slots, memory)
         # 2. place, and let every slot go as far as it can; placing may free slots again
         while True:
             while n[RUN]:
@@ -268,7 +267,6 @@ def _run(
         moments -= 1
     stand[_NOW], stand[_CLOCK], stand[_WAKE] = now, clock, wake
     stand[_NEXT_CTA], stand[_NEXT_DISPATCH], stand[_LEFT] = next_cta, next_dispatch, left
-    stand[_MOVED] += moved
     return moments
 
 
@@ -335,6 +333,7 @@ def execute(program: Program) -> Result:
         np.int64,
     )
     launch_times = np.empty((len(launches), 2), np.int64)
+    served = np.zeros(len(program.flows), np.int64)
     pools = pool_table(program.flows, program.max_ctas_per_sm)
     num_pools = pools.demands.shape[1]
     num_slots = max(8, program.num_sms * program.max_ctas_per_sm)
@@ -353,7 +352,7 @@ def execute(program: Program) -> Result:
             program.wait_target,
             program.signal_counter,
         ),
-        _Records(end, reached, cta_begin, slot, launch_times),
+        _Records(end, reached, cta_begin, slot, served, launch_times),
         _Counters(np.zeros(program.num_counters, np.int64), np.full(program.num_counters, NONE)),
         np.empty((9, num_slots), np.uint64),
         (
@@ -371,7 +370,7 @@ def execute(program: Program) -> Result:
             np.empty((2, num_pools * num_slots), np.uint64),
         ),
     )
-    stand = np.array([-1, *(0 for _ in range(_MOVED))], np.int64)
+    stand = np.array([-1, *(0 for _ in range(_LEFT))], np.int64)
     try:
         while not _execute(stand, MOMENTS, *arguments):  # where Python looks whether it is interrupted
             pass
@@ -385,6 +384,6 @@ def execute(program: Program) -> Result:
         slot=slot,
         launch_begin=tuple(launch_times[:, 0].tolist()),
         launch_end=tuple(launch_times[:, 1].tolist()),
-        bytes_served=int(stand[_MOVED]),
+        served=tuple(served.tolist()),
         spent=slot_time,
     )

@@ -22,8 +22,9 @@ class Result:
     Per phase, in the program's phase order: its `end`, and when its wait was over, `reached`, which is
     empty where the program has no counters. Per CTA: `cta_begin`, when it was placed, and its `slot`;
     slot `j` of a launch is on SM `j % num_sms`. `launch_begin` and `launch_end` are per launch, the gap
-    before it included. `bytes_served` counts what transfers moved. `spent`, where the engine has its own
-    way, adds up the slot time of a launch by kind of phase, and last what was waited for others.
+    before it included. `served` is what transfers of each flow moved, bytes. `spent`, where the engine
+    has its own way, adds up the slot time of a launch by kind of phase, and last what was waited for
+    others.
     """
 
     program: Program
@@ -33,7 +34,7 @@ class Result:
     slot: IntArray
     launch_begin: tuple[int, ...]
     launch_end: tuple[int, ...]
-    bytes_served: int
+    served: tuple[int, ...]
     spent: Callable[[Result, Launch], IntArray] | None = None
 
     @property
@@ -50,6 +51,17 @@ class Result:
     def latency_s(self) -> float:
         """Makespan plus the boundary to whatever ran before, in seconds."""
         return (self.makespan_ps + self.program.launch_ps) * 1e-12
+
+    @property
+    def bytes_served(self) -> int:
+        """What all transfers moved."""
+        return sum(self.served)
+
+    @property
+    def dram_bytes(self) -> float:
+        """What came from DRAM of that."""
+        flows = self.program.flows
+        return sum(flow.dram_share * size for flow, size in zip(flows, self.served, strict=True))
 
     @cached_property
     def cta_of_phase(self) -> IntArray:

@@ -70,7 +70,7 @@ def _behind(first: Result, later: Result) -> Result:
         slot=np.concatenate([first.slot, later.slot]),
         launch_begin=(*first.launch_begin, *begins),
         launch_end=(*first.launch_end, *(time + begun for time in later.launch_end)),
-        bytes_served=first.bytes_served + later.bytes_served,
+        served=first.served + later.served,
     )
 
 

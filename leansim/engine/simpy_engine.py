@@ -142,5 +142,5 @@ def execute(program: Program) -> Result:
         slot=np.array(run.slot, dtype=np.int64),
         launch_begin=tuple(run.launch_begin),
         launch_end=tuple(run.launch_end),
-        bytes_served=run.memory.bytes_served,
+        served=tuple(run.memory.served),
     )

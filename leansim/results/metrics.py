@@ -107,7 +107,7 @@ def summarise(result: Result, schedules: Sequence[Schedule], device: Device) -> 
     rows = sum(int(one.grid.rows[one.output_tile].sum()) for one in schedules)
     tokens = sum(one.grid.total_tokens for one in schedules)
     q_bytes = rows * query_row_bytes(workload)
-    dram = result.program.dram_bytes
+    dram = result.dram_bytes
     return Metrics(
         latency_s=result.latency_s,
         makespan_s=makespan,

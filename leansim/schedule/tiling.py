@@ -267,18 +267,21 @@ class TileGrid:
         return begin // unit * unit, -(-end // unit) * unit
 
     @cached_property
-    def loaded_of_ends(self) -> tuple[FloatArray, FloatArray]:
-        """Share of the first and of the last KV tile of each output tile that is loaded.
+    def loaded_of_first(self) -> FloatArray:
+        """Share of the first KV tile of each output tile that is loaded, `[batch, row blocks]`."""
+        return self._loaded_of(self._tiles_seen[0])
 
-        `[batch, row blocks]` each. All of the tiles between them is.
-        """
-        (begin, end), (first, count) = self._loaded_span, self._tiles_seen
-        origin = self.kv_span[0] if self.shifted else 0
-        tile_begin = origin + first * self.tile_tokens
-        tile_end = tile_begin + (count - 1) * self.tile_tokens
-        at_begin = np.minimum(end, tile_begin + self.tile_tokens) - np.maximum(begin, tile_begin)
-        at_end = np.minimum(end, tile_end + self.tile_tokens) - np.maximum(begin, tile_end)
-        return at_begin / self.tile_tokens, at_end / self.tile_tokens
+    @cached_property
+    def loaded_of_last(self) -> FloatArray:
+        """The same of the last; all of the tiles between them is."""
+        first, count = self._tiles_seen
+        return self._loaded_of(first + count - 1)
+
+    def _loaded_of(self, kv_tile: IntArray) -> FloatArray:
+        (begin, end), origin = self._loaded_span, self.kv_span[0] if self.shifted else 0
+        low = origin + kv_tile * self.tile_tokens
+        loaded = np.minimum(end, low + self.tile_tokens) - np.maximum(begin, low)
+        return loaded / self.tile_tokens
 
     def tokens(self, output_tile: IntArray, start: IntArray, stop: IntArray) -> IntArray:
         """KV tokens loaded by segments `[start, stop)` of output tiles (no masked tail or head)."""

@@ -95,7 +95,7 @@ def _prediction(simulation: Simulation, harness: str) -> Prediction:
     if harness:
         calls = Calls.of(point.kernel.partition("+")[0], simulation.resolved.workload)
         harness_s = float(harness_of(harness, point).harness_s(calls, result.latency_s))
-    shares, dram_bytes = time_shares(result), result.program.dram_bytes
+    shares, dram_bytes = time_shares(result), result.dram_bytes
     grounds = simulation.grounds
     return Prediction(
         latency_s=result.latency_s + harness_s,

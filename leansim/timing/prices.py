@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from leansim.arrays import Floats, at_least
+from leansim.arrays import Floats, at_least, cached_property
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.base import DTYPE_BYTES, Same
 from leansim.specs.device import Device
@@ -43,6 +43,16 @@ class Prices:
     def masks(self) -> bool:
         """Whether tiles at an edge are not like the others."""
         return self.edge is not self.work
+
+    @cached_property
+    def fill_s(self) -> float:
+        """What a segment takes beyond its tiles where all of the first is loaded, s."""
+        return float(self.loop.fill_s(self.work, 1.0))
+
+    @cached_property
+    def fills_alike(self) -> bool:
+        """Whether it takes that whatever is loaded of its first tile."""
+        return bool(self.loop.fill_s(self.work, 0.0) == self.fill_s)
 
 
 @lru_cache(maxsize=4096)

@@ -90,7 +90,9 @@ class _Starts:
     """
 
     def __init__(self, schedule: Schedule, instance: Instance, device: Device, prices: Prices) -> None:
-        start, loaded = instance.start, first_loaded(schedule)
+        start = instance.start
+        alike = prices.fills_alike and not start.loading_s
+        loaded = 1.0 if alike else first_loaded(schedule)
         fill_s: Any = prices.loop.fill_s(prices.work, loaded)
         if start.loading_s:
             fill_s = fill_s + loaded * (prices.tile.first_bytes / prices.work.load_bytes_per_s)
@@ -120,16 +122,15 @@ def first_loaded(schedule: Schedule) -> Floats:
     grid, from_end = schedule.grid, schedule.grid.tile_order == "backward"
     if grid.is_full:
         return 1.0
-    begin, end = grid.loaded_of_ends
-    share: FloatArray = end if from_end else begin
     if _is_whole(schedule):
+        share = grid.loaded_of_last if from_end else grid.loaded_of_first
         one = float(share.flat[0])
         return one if (share == one).all() else share
     to_first = schedule.stop if from_end else schedule.start + 1
     is_last = np.equal(to_first, grid.num_kv_tiles[schedule.output_tile])
-    share = np.where(is_last, of_segments(schedule, end), 1.0)
+    share = np.where(is_last, of_segments(schedule, grid.loaded_of_last), 1.0)
     if grid.workload.window is not None:
-        share = np.where(to_first == 1, of_segments(schedule, begin), share)
+        share = np.where(to_first == 1, of_segments(schedule, grid.loaded_of_first), share)
     return share
 
 
@@ -334,8 +335,7 @@ def drift_ps(grid: TileGrid, instance: Instance, device: Device, prices: Prices)
     together drift apart over the waves, and what one loads another computes meanwhile. There are a few
     classes of SMs, so that CTAs still move in groups and few events are needed.
     """
-    fill_s = prices.loop.fill_s(prices.work, 1.0)
-    once_s = prologue_s(grid, instance, device, fill_s) + fill_s
+    once_s = prologue_s(grid, instance, device, prices.fill_s) + prices.fill_s
     return _drift_of(2.0 * device.latency_spread * max(0.0, float(once_s)), grid.num_sms)
 
 
@@ -365,7 +365,8 @@ def least_start_s(grid: TileGrid, instance: Instance, device: Device, prices: Pr
     """
     near = 1.0 - device.latency_spread
     least = np.inf
-    for share in (float(min(part.min() for part in grid.loaded_of_ends)), 1.0):
+    least_loaded = min(grid.loaded_of_first.min(), grid.loaded_of_last.min())
+    for share in (float(least_loaded), 1.0):
         fill_s = float(prices.loop.fill_s(prices.work, share))
         before_s = float(prologue_s(grid, instance, device, fill_s)) - instance.start.loading_s
         for once_s in (before_s + fill_s, before_s if instance.ctas.prefetches_items else np.inf):

@@ -116,6 +116,7 @@ class TileLoop(Protocol):
     def fill_s(self, work: TileWork, loaded: Floats) -> Floats:
         """What a segment takes beyond its tiles and its first bytes, s.
 
-        Of its first tile `loaded` is not masked. Below 0 where that is cheaper than the others.
+        Of its first tile `loaded` is not masked: the more, the longer or the shorter throughout. Below 0
+        where that tile is cheaper than the others.
         """
         ...  # pragma: no cover
