@@ -73,8 +73,17 @@ def make(name: str, options: Mapping[str, Any] | None = None) -> Partitioner:
 
     Raises `UnknownNameError`, or `PartitionerError` naming each unknown or badly typed option.
     """
+    return _made(name, dict(options)) if options else _plain(name)
+
+
+@cache
+def _plain(name: str) -> Partitioner:
+    """A partitioner without options, which cannot be changed: kept, as a sweep asks at each point."""
+    return _made(name, {})
+
+
+def _made(name: str, options: Mapping[str, Any]) -> Partitioner:
     cls = find(name)
-    options = dict(options or {})
     problems = [
         f"{key}: unknown option{suggestion(key, option_names(cls))}; it has "
         f"{listing(option_names(cls)) or 'no options'}"

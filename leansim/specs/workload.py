@@ -20,6 +20,17 @@ from leansim.specs.query_blocks import QueryBlocks
 
 Cache = Literal["cold", "warm"]
 MOST_TOKENS = 2**40
+# Fields that count something, and those that name one of a few things.
+_COUNTS = (
+    "num_q_heads", "num_kv_heads", "head_dim", "query_len", "page_tokens",
+    "head_dim_v", "window", "max_context_len",
+)  # fmt: skip
+_NAMES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("q_dtype", DTYPES),
+    ("kv_dtype", DTYPES),
+    ("cache", get_args(Cache)),
+    ("launch", get_args(LaunchMode)),
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,9 @@ class Workload:
     label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "context_lens", tuple(map(int, self.context_lens)))
+        lens = self.context_lens
+        if type(lens) is not tuple or not set(map(type, lens)) <= {int}:
+            object.__setattr__(self, "context_lens", tuple(map(int, lens)))
         problems = [*self._count_problems(), *self._name_problems(), *self._length_problems()]
         if not (problems or self.is_dense):
             problems = [*self._reading_problems()]
@@ -64,14 +77,11 @@ class Workload:
             raise WorkloadError("workload: " + "; ".join(problems))
 
     def _count_problems(self) -> list[str]:
-        counts = ("num_q_heads", "num_kv_heads", "head_dim", "query_len", "page_tokens")
-        optional = ("head_dim_v", "window", "max_context_len")
-        given = [*counts, *(name for name in optional if getattr(self, name) is not None)]
-        problems = [
-            f"{name} is {getattr(self, name)}, wanted at least 1"
-            for name in given
-            if getattr(self, name) < 1
-        ]
+        problems = []
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}, wanted at least 1")
         if not problems and self.num_q_heads % self.num_kv_heads:
             problems.append(
                 f"num_q_heads {self.num_q_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
@@ -84,17 +94,10 @@ class Workload:
         return problems
 
     def _name_problems(self) -> list[str]:
-        allowed = {
-            "q_dtype": DTYPES,
-            "kv_dtype": DTYPES,
-            "cache": get_args(Cache),
-            "launch": get_args(LaunchMode),
-        }
         return [
-            f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(values)}"
-            + suggestion(str(getattr(self, name)), values)
-            for name, values in allowed.items()
-            if getattr(self, name) not in values
+            f"{name} is {value!r}, wanted one of {', '.join(known)}{suggestion(str(value), known)}"
+            for name, known in _NAMES
+            if (value := getattr(self, name)) not in known
         ]
 
     def _length_problems(self) -> list[str]:
@@ -102,13 +105,16 @@ class Workload:
             return ["context_lens is empty, wanted at least one request"]
         least = max(1, self.query_len)
         problems = []
-        if min(self.context_lens) < least:
+        try:
+            shortest, longest = int(self.lens.min()), int(self.lens.max())
+        except OverflowError:  # longer than any that is wanted
+            shortest, longest = min(self.context_lens), max(self.context_lens)
+        if shortest < least:
             problems = [
                 f"context_lens[{i}] is {n}, wanted at least query_len ({self.query_len})"
                 for i, n in enumerate(self.context_lens)
                 if n < least
             ][:8]
-        longest = max(self.context_lens)
         if longest > MOST_TOKENS:
             problems.append(f"a request has {longest:,} tokens, wanted at most {MOST_TOKENS:,}")
         if self.max_context_len is not None and longest > self.max_context_len:
