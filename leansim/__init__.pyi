@@ -6,18 +6,18 @@ A test holds this file and the table in `__init__.py` together, and `point` and 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from leansim.api import buckets as buckets
-from leansim.api import calibrate as calibrate
-from leansim.api import explain as explain
-from leansim.api import invariance as invariance
-from leansim.api import oracle as oracle
-from leansim.api import plan as plan
-from leansim.api import predict as predict
-from leansim.api import splits as splits
-from leansim.api import step as step
-from leansim.api import tune as tune
-from leansim.api import validate as validate
-from leansim.api import verify as verify
+from leansim.api.plan import plan as plan
+from leansim.api.predict import predict as predict
+from leansim.api.silicon import calibrate as calibrate
+from leansim.api.silicon import validate as validate
+from leansim.api.step import step as step
+from leansim.api.study import buckets as buckets
+from leansim.api.study import explain as explain
+from leansim.api.study import invariance as invariance
+from leansim.api.study import oracle as oracle
+from leansim.api.study import splits as splits
+from leansim.api.study import tune as tune
+from leansim.api.verify import verify as verify
 from leansim.checkout.experiments import experiments as experiments
 from leansim.checkout.running import experiment as experiment
 from leansim.engine.program import Program as Program

@@ -1,15 +1,9 @@
-"""Types of the arrays that travel through leansim: NumPy, of any shape. And how to work one out once."""
+"""Types of the arrays that travel through leansim: NumPy, of any shape."""
 
 from __future__ import annotations
 
-import functools
-import sys
-from typing import TYPE_CHECKING, Any, TypeVar
-
 import numpy as np
 import numpy.typing as npt
-
-_T = TypeVar("_T")
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -34,18 +28,3 @@ def where(truth: bool | BoolArray, values: Ints, others: Ints) -> Ints:
     if isinstance(truth, np.ndarray):
         return np.where(truth, values, others)
     return values if truth else others
-
-
-if TYPE_CHECKING or sys.version_info >= (3, 12):
-    cached_property = functools.cached_property
-else:
-
-    class cached_property(functools.cached_property[_T]):  # noqa: N801 - as the one it stands for
-        """As in Python 3.12: without a lock, which took a twentieth of the time of a prediction."""
-
-        def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
-            """Work the attribute out, and have it stand in the instance's dictionary from then on."""
-            if instance is None:
-                return self
-            value = instance.__dict__[self.attrname] = self.func(instance)
-            return value

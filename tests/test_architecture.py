@@ -15,7 +15,7 @@ ROOT = "leansim"
 # From the bottom up, along the flow of data. A package, or a module beside the packages, imports from
 # rows above its own line here only, never from its own row or a later one.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    (ROOT, "errors", "arrays", "plugins", "answers"),
+    (ROOT, "errors", "arrays", "lazy", "plugins", "answers"),
     ("files", "engine"),
     ("specs",),
     ("schedule",),

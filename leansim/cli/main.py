@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.main import get_command_name
+from typer.models import CommandInfo
 
 import leansim
 from leansim import __version__
@@ -311,12 +315,28 @@ steps.register(app)
 experiment.register(app)
 
 
+def _asked_of(arguments: Sequence[str]) -> typer.Typer:
+    """The app with the verb alone that is asked for, if one is: making the flags of all takes time."""
+    verb = next(iter(arguments), "")
+    commands = [one for one in app.registered_commands if verb == _name(one)]
+    groups = [one for one in app.registered_groups if verb == one.name]
+    if not (commands or groups):
+        return app
+    asked = copy(app)
+    asked.registered_commands, asked.registered_groups = commands, groups
+    return asked
+
+
+def _name(command: CommandInfo) -> str:
+    return command.name or get_command_name(command.callback.__name__)  # type: ignore[union-attr]
+
+
 def main() -> None:
     """Entry point: run the app; print what a user got wrong, without a traceback, and exit with 2."""
     keep_memory()
     never_fail()
     try:
-        app()
+        _asked_of(sys.argv[1:])()
     except LeansimError as error:
         tell(f"error: {error}")
         sys.exit(2)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import FloatArray, IntArray, cached_property
+from leansim.arrays import FloatArray, IntArray
 from leansim.errors import OutOfRangeError
+from leansim.lazy import cached_property
 
 PS_PER_S = 1_000_000_000_000
 

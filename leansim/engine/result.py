@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.arrays import IntArray, cached_property
+from leansim.arrays import IntArray
 from leansim.engine.program import Launch, Phase, Program
+from leansim.lazy import cached_property
 
 _EXACT = 2**53  # up to where floating-point sums of whole numbers are exact
 _MOST_COUNTED = 2**63  # and those of whole numbers

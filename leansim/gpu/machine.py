@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from leansim import __version__
-from leansim.arrays import cached_property
 from leansim.errors import GpuError
 from leansim.gpu.toolkit import Toolkit
+from leansim.lazy import cached_property
 from leansim.silicon.own import MACHINE_COLUMNS
 from leansim.specs import catalog
 from leansim.specs.device import Device

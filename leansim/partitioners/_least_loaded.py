@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leansim.arrays import IntArray, cached_property
+from leansim.arrays import IntArray
+from leansim.lazy import cached_property
 
 EXACT = 2**24  # whole numbers below are exact in single precision
 

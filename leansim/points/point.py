@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import Field
 
 from leansim.answers import Row
-from leansim.arrays import cached_property
 from leansim.errors import ConfigError, FaultError, LeansimError, Problem, WorkloadError, suggestion
 from leansim.files.strict_json import value_of
 from leansim.files.strict_yaml import Document, scalar
+from leansim.lazy import cached_property
 from leansim.partitioners.flash_attention_2 import FlashAttention2
 from leansim.partitioners.registry import Partitioner, find, make, option_names, partitioners
 from leansim.plugins import described

@@ -9,12 +9,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from leansim.answers import Tabled
-from leansim.arrays import cached_property
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
 from leansim.engine.sequence import joined
 from leansim.errors import FaultError, OutOfRangeError
+from leansim.lazy import cached_property
 from leansim.plugins import described
 from leansim.points.asked import cautions, label
 from leansim.points.point import Point, Resolved, plan_row, resolve

@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray, Ints, cached_property
+from leansim.arrays import BoolArray, IntArray, Ints
 from leansim.errors import ScheduleError
+from leansim.lazy import cached_property
 from leansim.schedule.tiling import TileGrid
 from leansim.schedule.whole import one_of, whole_number, whole_numbers
 

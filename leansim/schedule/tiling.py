@@ -12,8 +12,9 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import BoolArray, FloatArray, IntArray, cached_property
+from leansim.arrays import BoolArray, FloatArray, IntArray
 from leansim.errors import OutOfRangeError
+from leansim.lazy import cached_property
 from leansim.schedule.whole import one_of, whole_number
 from leansim.schedule.work import Level, Work
 from leansim.specs.device import Device

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from leansim.arrays import BoolArray, IntArray, cached_property
+from leansim.arrays import BoolArray, IntArray
 from leansim.errors import ScheduleError
+from leansim.lazy import cached_property
 from leansim.specs.workload import Workload
 
 Level = Literal["all", "prefix", "suffix"]

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from leansim.arrays import cached_property
 from leansim.errors import WorkloadError, suggestion
+from leansim.lazy import cached_property
 from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
 from leansim.specs.kv_index import Index
 from leansim.specs.kv_lists import KvList

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from leansim.answers import Answers, Row, Tabled
-from leansim.arrays import cached_property
 from leansim.errors import WorkloadError, suggestion
+from leansim.lazy import cached_property
 from leansim.points.asked import asked, call_columns
 from leansim.points.point import Point, Resolved
 from leansim.points.shape import kinds_of_layers

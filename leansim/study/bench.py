@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from leansim.arrays import cached_property
 from leansim.engine.execute import Engine, execute
 from leansim.engine.program import Program
 from leansim.engine.result import Result
 from leansim.errors import OutOfRangeError
+from leansim.lazy import cached_property
 from leansim.partitioners.per_request_splits import PerRequestSplits
 from leansim.partitioners.registry import Partitioner
 from leansim.points.point import Resolved

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from leansim.answers import Tabled
-from leansim.arrays import IntArray, cached_property
+from leansim.arrays import IntArray
 from leansim.engine.execute import Engine
 from leansim.errors import LeansimError
+from leansim.lazy import cached_property
 from leansim.partitioners.per_request_splits import (
     PerRequestSplits,
     filled_segments,

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from leansim.answers import Tabled
-from leansim.arrays import FloatArray, IntArray, cached_property
+from leansim.arrays import FloatArray, IntArray
 from leansim.engine.execute import Engine
 from leansim.errors import PartitionerError, UnknownNameError
+from leansim.lazy import cached_property
 from leansim.partitioners.registry import Partitioner, make, name_of, option_names
 from leansim.points.asked import call_columns, titled
 from leansim.points.point import Point, Resolved, resolve

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leansim.answers import Row, Tabled
-from leansim.arrays import cached_property
 from leansim.engine.execute import Engine
 from leansim.errors import ConfigError, Problem
+from leansim.lazy import cached_property
 from leansim.points.asked import cautions, described, label
 from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, validated

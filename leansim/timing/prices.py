@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from leansim.arrays import Floats, at_least, cached_property
+from leansim.arrays import Floats, at_least
+from leansim.lazy import cached_property
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.base import DTYPE_BYTES, Same
 from leansim.specs.device import Device
