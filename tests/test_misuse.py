@@ -13,6 +13,7 @@ from leansim.errors import ConfigError, LeansimError, PartitionerError
 from leansim.files.strict_yaml import parse
 from leansim.points import grid as config
 from leansim.points.point import point, resolve
+from leansim.points.settings import parse_value
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -82,7 +83,7 @@ def test_huge_and_idle_fields(fields: dict[str, Any]) -> None:
 
 def test_a_trailing_comma_is_not_another_point() -> None:
     with pytest.raises(ConfigError, match="between and after commas"):
-        config.parse_value("1,2,")
+        parse_value("1,2,")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_trailing_comma_is_not_another_point() -> None:
     ],
 )
 def test_a_comma_in_parentheses_makes_no_list(text: str, value: Any) -> None:
-    assert config.parse_value(text) == value
+    assert parse_value(text) == value
 
 
 def test_a_flag_is_not_blamed_on_the_file() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from leansim.errors import ConfigError, Problem
 from leansim.points.csv import outcomes, read_points
-from leansim.points.grid import PointGrid, load
 from leansim.points.point import Point, point_from_row
 
+if TYPE_CHECKING:
+    from leansim.points.grid import PointGrid
+
 # A point, several, a grid, or a file: a run or sweep file (YAML), or a CSV of points.
-Points: TypeAlias = Point | Iterable[Point] | PointGrid | str | Path
+Points: TypeAlias = "Point | Iterable[Point] | PointGrid | str | Path"
 Names: TypeAlias = str | Sequence[str]
 Progress: TypeAlias = Callable[[int, int], None]
 _WANTED = "wanted a point, several, a grid or a file"
@@ -20,8 +22,12 @@ _WANTED = "wanted a point, several, a grid or a file"
 
 def points_of(points: Points, settings: Sequence[str] = ()) -> list[Point]:
     """Every point that is meant, in order. Raises `ConfigError` for what makes no sense."""
+    if is_csv(points):
+        return _points_of_csv(str(points))
+    from leansim.points.grid import PointGrid, load  # which takes a while to load
+
     if isinstance(points, str | Path):
-        return _points_of_csv(str(points)) if is_csv(points) else load(points, settings).points()
+        return load(points, settings).points()
     if settings:
         raise ConfigError("arguments", [Problem("settings", ", ".join(settings), "wanted a file")])
     if isinstance(points, PointGrid):

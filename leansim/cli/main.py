@@ -12,6 +12,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy  # noqa: F401 - here, as loading it takes 20 ms longer where imports are deeper
 import typer
 from typer.main import get_command_name
 from typer.models import CommandInfo

@@ -11,8 +11,8 @@ from leansim.answers import Row
 from leansim.errors import ConfigError, LeansimError, Problem, SetupError
 from leansim.files.csv import CsvRow, read_csv
 from leansim.files.terminal import tell
-from leansim.points.grid import setting_of
 from leansim.points.point import PLAN_COLUMNS, check_columns
+from leansim.points.settings import setting_of
 
 _Item = TypeVar("_Item")
 _Found = TypeVar("_Found")

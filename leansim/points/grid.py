@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,12 +15,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from leansim.errors import ConfigError, Problem, UnknownNameError, suggestion
-from leansim.files.strict_yaml import Document, read, scalar
-from leansim.files.text import unprintable
+from leansim.files.strict_yaml import Document, read
 from leansim.partitioners.registry import hint_of, partitioners
 from leansim.points.batch import MOST_REQUESTS
-from leansim.points.point import OVERRIDDEN, POINT_KEYS, Point
+from leansim.points.point import POINT_KEYS, Point
 from leansim.points.policy import PolicyFields
+from leansim.points.settings import apply_settings
 from leansim.points.shape import ShapeFields, kinds_of_layers
 from leansim.specs import catalog
 from leansim.specs.base import Positive, Spec
@@ -30,7 +29,6 @@ CURVE_AXES = {"context_scale", "batch_size"}
 MOST_ON_A_CURVE = 1000
 # Of a grid that is expanded: some gigabytes, a quarter of an hour on a laptop.
 MOST_POINTS = 2**20
-_COMMA = re.compile(r",(?![^()]*\))")  # that no parenthesis closes behind
 _OF_KINDS = {"model", "hf_config", "layers"}
 
 
@@ -308,57 +306,3 @@ def _partitioner_problems(document: Document) -> list[Problem]:
             error = UnknownNameError("partitioner", name, partitioners(), hint_of(name))
             problems.append(document.problem(path, repr(name), f"wanted a partitioner{error.wanted}"))
     return problems
-
-
-def apply_settings(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """Lay `key=value` over a mapping; `device.x` and `kernel.x` become overrides.
-
-    A comma makes a list. Raises `ConfigError` for text without an equals sign.
-    """
-    for setting in settings:
-        key, text = setting_of(setting)
-        if key.startswith("partitioner."):
-            option = key.rpartition(".")[2]
-            wanted = f"wanted kernel.partitioner.options.{option}={text}"
-            wanted += ", or num_splits" if "split" in option else ""
-            raise ConfigError("command line", [Problem("--set", repr(setting), wanted)])
-        value = parse_value(text)
-        if key.startswith(OVERRIDDEN):
-            given = data.get("overrides") or {}
-            several = given if isinstance(given, list) else [given]
-            data["overrides"] = [
-                {**(one if isinstance(one, dict) else {}), key: value} for one in several
-            ]
-        else:
-            data[key] = value
-    return data
-
-
-def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
-    """The overrides that settings come to. Raises `ConfigError` for one of another field."""
-    laid = apply_settings({}, settings)
-    (overrides,) = laid.pop("overrides", [{}])
-    for key in laid:
-        found, wanted = repr(key), "wanted device.<number> or kernel.<number>"
-        raise ConfigError("command line", [Problem("--set", found, wanted)])
-    return dict(overrides)
-
-
-def setting_of(setting: str) -> tuple[str, str]:
-    """Key and value of `key=value`, as texts. Raises `ConfigError` for another text."""
-    key, equals, text = setting.partition("=")
-    key = key.strip().replace("-", "_")
-    if not equals or not key or unprintable(key):
-        raise ConfigError("command line", [Problem("--set", repr(setting), "wanted key=value")])
-    return key, text.strip()
-
-
-def parse_value(text: str) -> Any:
-    """Read a value from the command line by YAML's rules; a comma makes a list, but in parentheses."""
-    parts = [part.strip() for part in _COMMA.split(text)]
-    if len(parts) > 1 and not text.startswith(("[", "{", '"', "'")):
-        if "" in parts:
-            problem = Problem("value", repr(text), "wanted something between and after commas")
-            raise ConfigError("command line", [problem])
-        return [scalar(part) for part in parts]
-    return scalar(text)

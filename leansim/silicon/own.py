@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from leansim.errors import ConfigError, LeansimError, Problem
 from leansim.files.csv import CsvRow, read_csv
 from leansim.points.csv import HARNESS, CsvPoints, csv_points, outcomes, read_points
-from leansim.points.grid import setting_of
 from leansim.points.point import POINT_KEYS, Point, point_from_row, resolve
+from leansim.points.settings import setting_of
 from leansim.silicon import rows as schema
 from leansim.specs.harness import Calls
 from leansim.sweeps.predict import OWN_TABLE, harness_of

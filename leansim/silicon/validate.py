@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leansim.errors import LeansimError, StoreError
-from leansim.points.grid import overrides_of
 from leansim.points.point import Point
+from leansim.points.settings import overrides_of
 from leansim.silicon.own import own_rows
 from leansim.silicon.rows import SHAPE, Harnesses, Split, of_split, together
 from leansim.specs import catalog
