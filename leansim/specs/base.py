@@ -81,7 +81,10 @@ Seed = Annotated[Whole, Field(ge=0, le=2**63 - 1)]
 class Spec(BaseModel):
     """An immutable record; unknown keys are errors. Numbers may be text, as CSV and flags give them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, strict=False,
+        defer_build=True,  # to when one is first made: most commands make few kinds
+    )  # fmt: skip
 
 
 def numbers(value: Any) -> list[tuple[Keys, float]]:
