@@ -7,6 +7,7 @@ Tiling reads its `shape`, lowering its prices; nothing is timed here.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -177,13 +178,13 @@ def instance_of(kernel: Kernel, device: Device, workload: Workload, split: bool 
     Raises `PairingError` for a head dim, dtype, cache or architecture that the kernel is not built for,
     or where a CTA does not fit on an SM.
     """
-    call = (split, *_call(workload, kernel.asks_context))
+    call = (split, *_call(workload, kernel.context_limits))
     return _resolved(_Asked(kernel, device, workload, call))
 
 
-def _call(load: Workload, asks_context: bool) -> tuple[Any, ...]:
-    """All that an instance may depend on: of the batch, only the context that the call is told of."""
-    context = load.call_context_len if asks_context else 0
+def _call(load: Workload, limits: tuple[int, ...]) -> tuple[Any, ...]:
+    """All that an instance may depend on: of the batch, only which limits its context is within."""
+    context = bisect_left(limits, load.call_context_len) if limits else 0
     return (
         load.num_q_heads, load.num_kv_heads, load.head_dim, load.value_dim, load.query_len,
         load.page_tokens, load.q_dtype, load.kv_dtype, load.latent_kv,

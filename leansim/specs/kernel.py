@@ -211,9 +211,10 @@ class Kernel(SourcedSpec):
         return self.unsplit_entry and any(tile.only.split is False for tile in self.tiles)
 
     @cached_property
-    def asks_context(self) -> bool:
-        """Whether it is a matter of the context that a call is told of which instance runs."""
-        return any(tile.only.max_context_len is not None for tile in self.tiles)
+    def context_limits(self) -> tuple[int, ...]:
+        """Longest contexts that some instances are for, of which the call's own decides which runs."""
+        limits = {tile.only.max_context_len for tile in self.tiles}
+        return tuple(sorted(limit for limit in limits if limit is not None))
 
     def head_dim_for(self, head_dim: int) -> int:
         """Head dim of the narrowest instances that serve one; itself where none do."""
