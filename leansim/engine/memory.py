@@ -16,7 +16,7 @@ import simpy
 from simpy.events import NORMAL, EventPriority
 
 from leansim.engine.program import Program, out_of_range
-from leansim.engine.sharing import RESIDUE, Demand, pool_table, shared_rates, wait_ps
+from leansim.engine.sharing import RESIDUE, Demand, pool_table, shared_rates, span_ps, whole_ps
 
 # After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
 PLACE = EventPriority(2)
@@ -140,16 +140,19 @@ class Memory:
             program.dram_saturation_exponent,
             program.l2_bytes_per_ps,
         )
-        waits = []
+        spans = []
         for pool, rate in zip(pools, rates, strict=True):
             pool.rate = rate
             target = pool.next_end()
             assert target is not None
-            wait = int(wait_ps(target - pool.served - RESIDUE / 2, rate))
-            if not wait:
-                raise out_of_range()
-            waits.append(wait)
-        self.wake = At(self.env, min(waits), NORMAL, self._complete) if waits else None
+            spans.append(span_ps(target - pool.served - RESIDUE / 2, rate))
+        if not spans:
+            self.wake = None
+            return
+        wait = int(whole_ps(min(spans)))
+        if not wait:
+            raise out_of_range()
+        self.wake = At(self.env, wait, NORMAL, self._complete)
 
     def _regroup(self, sm: int) -> None:
         """Move an SM's transfers to the pools of its new load."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from leansim.engine.numba_queues import (
     remove,
     take_first,
 )
-from leansim.engine.sharing import fill_rates, loaded_capacity, wait_ps
+from leansim.engine.sharing import fill_rates, loaded_capacity, span_ps, whole_ps
 
 _fill_rates = jit(fill_rates)
 _loaded_capacity = jit(loaded_capacity)
-_wait_ps = jit(wait_ps)
+_span_ps = jit(span_ps)
+_whole_ps = jit(whole_ps)
 NEVER: Any = np.int64(2**62)
 _CACHED = 4096  # capacities remembered
 _MOST_OFFERED = 2.0**40  # of which a place among them is worked out
@@ -247,14 +249,13 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
         kept, pools.a_count, pools.a_limit, pools.a_share, pools.a_l2_share, capacity, memory.l2_peak,
         pools.a_rate,
     )  # fmt: skip
-    wake: Any = NEVER
+    soonest = math.inf
     for i in range(kept):
         pool, rate = pools.active[i], pools.a_rate[i]
         pools.rate[pool] = rate
         left = queues.key[pools.queue[pool] * queues.width] - pools.served[pool] - memory.residue / 2
-        wait: Any = np.int64(_wait_ps(left, rate))
-        wake = min(wake, now + wait)
-    return wake
+        soonest = min(soonest, _span_ps(left, rate))
+    return now + np.int64(_whole_ps(soonest)) if kept else NEVER
 
 
 @jit

@@ -158,12 +158,17 @@ def loaded_capacity(offered: float, peak: float, exponent: float) -> float:
     return float(offered / (1.0 + (offered / peak) ** exponent) ** (1.0 / exponent))
 
 
-def wait_ps(left: float, rate: float) -> float:
-    """Time until so many bytes are moved, ps, whole and at least 1; 0 where no clock could count it.
+def span_ps(left: float, rate: float) -> float:
+    """Time until so many bytes are moved, ps; of any number that no clock could count, -inf.
 
-    A compiled engine can compile this very function.
+    A compiled engine can compile this very function, and the next.
     """
-    return max(1.0, float(math.ceil(left / rate))) if left < rate * _MOST_WAIT_PS else 0.0
+    return left / rate if left < rate * _MOST_WAIT_PS else -math.inf
+
+
+def whole_ps(span: float) -> float:
+    """The same rounded up to a picosecond, and at least one; 0 where no clock could count it."""
+    return max(1.0, float(math.ceil(span))) if span > -math.inf else 0.0
 
 
 def fill_rates(
