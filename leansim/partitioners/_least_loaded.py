@@ -24,12 +24,6 @@ class _Load(float):
     __slots__ = ("worker",)
     worker: int
 
-    @classmethod
-    def of(cls, cost: float, worker: int) -> _Load:
-        load = cls(cost)
-        load.worker = worker
-        return load
-
 
 def least_loaded(costs: Sequence[int], num_workers: int) -> IntArray:
     """Worker of each split: the one with the least cost so far, `[len(costs)]`.
@@ -38,16 +32,20 @@ def least_loaded(costs: Sequence[int], num_workers: int) -> IntArray:
     std::pop_heap) move their entries alike, so equally loaded workers come in the same order.
     Source: FlashInfer, include/flashinfer/attention/heap.h.
     """
-    heap = [_Load.of(0.0, worker) for worker in range(num_workers)]
-    taken = np.empty(len(costs), dtype=np.int64)
-    for split, cost in enumerate(costs):
+    heap = [_Load(0.0) for _ in range(num_workers)]
+    for worker, load in enumerate(heap):
+        load.worker = worker
+    taken = []
+    for cost in costs:  # nearly all of the time of a plan
         least = heapq.heappop(heap)
-        taken[split] = least.worker
+        taken.append(least.worker)
         total = least + cost
         if total > EXACT:
             total = float(np.float32(total))
-        heapq.heappush(heap, _Load.of(total, least.worker))
-    return taken
+        load = _Load(total)
+        load.worker = least.worker
+        heapq.heappush(heap, load)
+    return np.array(taken, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
