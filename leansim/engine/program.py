@@ -160,6 +160,11 @@ class Program:
         """Most CTAs that share an SM in any launch."""
         return max(launch.ctas_per_sm for launch in self.launches)
 
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes that all phases work through or store."""
+        return int(self.bytes.sum())
+
     @property
     def shared_bytes(self) -> int:
         """Bytes that move as flows."""
@@ -198,21 +203,11 @@ class Program:
         return self._of_flows([flow.l2_share if flow.carries_kv else 0.0 for flow in self.flows])
 
     @property
-    def l2_bytes(self) -> float:
-        """Bytes that pass L2."""
-        return self._of_flows([flow.l2_share for flow in self.flows], of_stored=1.0)
-
-    @property
     def dram_bytes(self) -> float:
         """Bytes that come from DRAM."""
         return self._of_flows([flow.dram_share for flow in self.flows])
 
-    @property
-    def tensor_s(self) -> float:
-        """Work of the tensor cores on all KV tiles, padding included, s on one SM."""
-        return self._of_flows([flow.tensor_ps_per_byte for flow in self.flows]) / PS_PER_S
-
-    def _of_flows(self, shares: Sequence[float], of_stored: float = 0.0) -> float:
-        """Bytes of every flow, and those that are stored, times what each comes to."""
-        moved: list[float] = self.bytes_of_flow.tolist()
-        return sum(share * size for share, size in zip((of_stored, *shares), moved, strict=True))
+    def _of_flows(self, shares: Sequence[float]) -> float:
+        """Bytes of every flow times what each comes to."""
+        moved: list[float] = self.bytes_of_flow[1:].tolist()
+        return sum(share * size for share, size in zip(shares, moved, strict=True))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from leansim.arrays import IntArray
-from leansim.engine.program import Launch, Phase, Program
+from leansim.engine.program import PS_PER_S, Launch, Phase, Program
 from leansim.lazy import cached_property
 
 _EXACT = 2**53  # up to where floating-point sums of whole numbers are exact
@@ -61,8 +61,22 @@ class Result:
     @property
     def dram_bytes(self) -> float:
         """What came from DRAM of that."""
-        flows = self.program.flows
-        return sum(flow.dram_share * size for flow, size in zip(flows, self.served, strict=True))
+        return self._of_flows([flow.dram_share for flow in self.program.flows])
+
+    @property
+    def l2_bytes(self) -> float:
+        """What passed L2 of it, and what was stored."""
+        stored = self.program.total_bytes - self.bytes_served
+        return stored + self._of_flows([flow.l2_share for flow in self.program.flows])
+
+    @property
+    def tensor_s(self) -> float:
+        """Work of the tensor cores on all KV tiles, padding included, s on one SM."""
+        return self._of_flows([flow.tensor_ps_per_byte for flow in self.program.flows]) / PS_PER_S
+
+    def _of_flows(self, shares: Sequence[float]) -> float:
+        """What was moved, times what a byte of each flow comes to."""
+        return sum(share * size for share, size in zip(shares, self.served, strict=True))
 
     @cached_property
     def cta_of_phase(self) -> IntArray:

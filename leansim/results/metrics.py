@@ -91,7 +91,7 @@ def partial_bytes(result: Result, workload: Workload, q_bytes: int) -> int:
     """Bytes of partials written and read: all traffic but that of K, V, Q, O and lists."""
     program = result.program
     of_kv = program.bytes_of(Phase.RAMP) + program.bytes_of(Phase.STREAM)
-    return int(program.bytes.sum()) - of_kv - q_bytes - workload.o_bytes - workload.list_bytes
+    return program.total_bytes - of_kv - q_bytes - workload.o_bytes - workload.list_bytes
 
 
 def summarise(result: Result, schedules: Sequence[Schedule], device: Device) -> Metrics:
@@ -113,8 +113,8 @@ def summarise(result: Result, schedules: Sequence[Schedule], device: Device) -> 
         makespan_s=makespan,
         sm_busy_fraction=1.0 - shares["idle"] - shares["wait"] - shares["travel"],
         dram_utilisation=dram / makespan / device.dram_bandwidth_bytes_per_s,
-        l2_utilisation=result.program.l2_bytes / makespan / device.l2_bandwidth_bytes_per_s,
-        tensor_utilisation=result.program.tensor_s / (device.num_sms * makespan),
+        l2_utilisation=result.l2_bytes / makespan / device.l2_bandwidth_bytes_per_s,
+        tensor_utilisation=result.tensor_s / (device.num_sms * makespan),
         num_waves=schedule.num_waves,
         wave_efficiency=schedule.wave_efficiency,
         tail_s=tail_s(result),
