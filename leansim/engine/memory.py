@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import simpy
@@ -18,27 +19,20 @@ from simpy.events import NORMAL, EventPriority
 from leansim.engine.program import Program, out_of_range
 from leansim.engine.sharing import RESIDUE, Demand, pool_table, shared_rates, span_ps, whole_ps
 
+_NUMBER = attrgetter("number")
 # After all that happens at a picosecond (SimPy: urgent 0, normal 1) CTAs are placed, then rates settle.
 PLACE = EventPriority(2)
 SETTLE = EventPriority(3)
 
 
 @dataclass(eq=False)
-class _Pool:
+class _Pool(Demand):
     """Transfers that share a rate: `served` bytes for each since the beginning."""
 
-    limit: float
-    dram_share: float
-    l2_share: float
-    offered: float
+    number: int = 0
     served: float = 0.0
     rate: float = 0.0
-    count: int = 0
     queue: list[tuple[float, int, _Transfer]] = field(default_factory=list)
-
-    def demand(self) -> Demand:
-        """What the pool asks of the memory system."""
-        return Demand(self.count, self.limit, self.dram_share, self.l2_share, self.offered)
 
     def next_end(self) -> float | None:
         """Service at which the next transfer ends; forgets those that left for another pool."""
@@ -92,7 +86,9 @@ class Memory:
         self.table = pool_table(program.flows, program.max_ctas_per_sm)
         self.on_sm: list[list[_Transfer]] = [[] for _ in range(program.num_sms)]
         self.changed: set[int] = set()
+        self.power: list[int] = self.table.power.tolist()
         self.pools: dict[int, _Pool] = {}
+        self.active: list[_Pool] = []  # those with transfers, or that had some at the last settling
         self.clock = 0
         self.settling = False
         self.tickets = 0
@@ -119,7 +115,7 @@ class Memory:
     def _advance(self) -> None:
         elapsed = self.env.now - self.clock
         if elapsed:
-            for pool in self.pools.values():
+            for pool in self.active:
                 pool.served += pool.rate * elapsed
             self.clock = self.env.now
 
@@ -130,18 +126,18 @@ class Memory:
         for sm in self.changed:
             self._regroup(sm)
         self.changed.clear()
-        for pool in self.pools.values():
+        for pool in self.active:
             pool.rate = 0.0
-        pools = [pool for _, pool in sorted(self.pools.items()) if pool.count]
+        self.active = sorted((pool for pool in self.active if pool.count), key=_NUMBER)
         program = self.program
         rates = shared_rates(
-            [pool.demand() for pool in pools],
+            self.active,
             program.dram_bytes_per_ps,
             program.dram_saturation_exponent,
             program.l2_bytes_per_ps,
         )
         spans = []
-        for pool, rate in zip(pools, rates, strict=True):
+        for pool, rate in zip(self.active, rates, strict=True):
             pool.rate = rate
             target = pool.next_end()
             assert target is not None
@@ -157,13 +153,13 @@ class Memory:
     def _regroup(self, sm: int) -> None:
         """Move an SM's transfers to the pools of its new load."""
         transfers = self.on_sm[sm]
-        table = self.table
-        code = sum(table.power[transfer.kind] for transfer in transfers)
+        code = sum([self.power[transfer.kind] for transfer in transfers])
         for transfer in transfers:
-            number = int(table.of[code, transfer.kind])
+            number = self.table.of.item(code, transfer.kind)
             pool = self.pools.get(number)
             if pool is None:
-                pool = self.pools[number] = _Pool(*table.demands[:, number].tolist())
+                limit, dram, l2, offered = self.table.demands[:, number].tolist()
+                pool = self.pools[number] = _Pool(0, limit, dram, l2, offered, number)
             if pool is not transfer.pool:
                 self._move(transfer, pool)
 
@@ -175,6 +171,8 @@ class Memory:
         self.tickets += 1
         transfer.pool, transfer.ticket = pool, self.tickets
         transfer.target = pool.served + transfer.remaining
+        if not pool.count and pool not in self.active:
+            self.active.append(pool)
         pool.count += 1
         heapq.heappush(pool.queue, (transfer.target, transfer.ticket, transfer))
 
@@ -183,7 +181,7 @@ class Memory:
         if event is not self.wake:
             return
         self._advance()
-        for pool in self.pools.values():
+        for pool in self.active:
             target = pool.next_end()
             while target is not None and target - pool.served <= RESIDUE:
                 transfer = heapq.heappop(pool.queue)[2]

@@ -27,7 +27,7 @@ _MOST_WAIT_PS = float(MOST_PS)
 _Demand: TypeAlias = tuple[float, float, tuple[float, ...]]  # pace, work and waits of a kind
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Demand:
     """`count` transfers that each take up to `limit` bytes/ps, shares of it through DRAM and L2.
 
