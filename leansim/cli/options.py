@@ -91,7 +91,7 @@ def with_point_flags(verb: Verb) -> Verb:
     """Give a verb one flag per field of a point, passed on as `flags: list["key=value"]`."""
     signature = inspect.signature(verb, eval_str=True)
     own = [p for p in signature.parameters.values() if p.name != "flags"]
-    flags = [_flag(key, name) for key, name in POINT_KEYS.items() if name != "overrides"]
+    flags = _flags()
     keys = {name: key for key, name in POINT_KEYS.items()}
 
     @functools.wraps(verb)
@@ -104,6 +104,12 @@ def with_point_flags(verb: Verb) -> Verb:
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+@functools.cache
+def _flags() -> list[inspect.Parameter]:
+    """A flag per field of a point, the same for all verbs."""
+    return [_flag(key, name) for key, name in POINT_KEYS.items() if name != "overrides"]
 
 
 def _flag(key: str, name: str) -> inspect.Parameter:

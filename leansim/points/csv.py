@@ -70,8 +70,9 @@ class CsvPoints:
                 cells: Row = {**dict.fromkeys(added), REFUSED: reason(found)}
             else:
                 cells = {**found, REFUSED: ""}
-            rows.append({**record, **cells})
-        return [{column: row.get(column) for column in columns} for row in rows]
+            row = {**record, **cells}
+            rows.append({column: row.get(column) for column in columns})
+        return rows
 
     def refusals(self, found: Iterable[object]) -> list[str]:
         """A sentence for each row that has an error: its line, and why."""

@@ -27,7 +27,7 @@ _POINTS_PER_TASK = 256
 _WORTH_WORKERS = 1500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What a point comes to. Times in seconds.
 

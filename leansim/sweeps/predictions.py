@@ -31,16 +31,13 @@ PREDICTION_COLUMNS = (
 
 def prediction_row(prediction: Prediction) -> dict[str, Any]:
     """A prediction as the cells of a row, `PREDICTION_COLUMNS`."""
-    cells = {
-        **vars(prediction),
-        "latency_us": round(prediction.latency_s * 1e6, 6),
-        "makespan_us": round(prediction.makespan_s * 1e6, 6),
-        "sm_busy_fraction": round(prediction.sm_busy_fraction, 6),
-        "dram_bytes": round(prediction.dram_bytes),
-        "harness_us": round(prediction.harness_s * 1e6, 6),
-        "expected_error": round(prediction.expected_error, 4),
-    }
-    return {name: cells[name] for name in PREDICTION_COLUMNS}
+    p = prediction
+    cells = (
+        round(p.latency_s * 1e6, 6), round(p.makespan_s * 1e6, 6), p.bound, p.num_splits, p.num_ctas,
+        round(p.sm_busy_fraction, 6), round(p.dram_bytes), round(p.harness_s * 1e6, 6),
+        p.evidence, p.extrapolated, round(p.expected_error, 4),
+    )  # fmt: skip
+    return dict(zip(PREDICTION_COLUMNS, cells, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
