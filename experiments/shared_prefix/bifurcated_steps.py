@@ -67,9 +67,8 @@ def part(times: Times, claims: dict[Any, Any]) -> Part:
         "at 8k, 17.2 beside 12.2 at 16k): its scores are written out, and its graph is another. No "
         "kernel here does that. Since two samples it cancels: there Lean cascade's gain is "
         f"{min(over):.1f} to {max(over):.1f} times the claimed one.",
-        "The plain column is faster than reading its KV allows. From 8 to 16 samples at 8k its "
-        "34.4 GB more take 8.9 ms, which is 3.9 TB/s, of a card that has 3.35. The model reads all "
-        "of it, so it gains more by sparing it. The last column says the same: weights alone need "
-        "4 ms of each step, and with 16 samples attention is simulated to take all of it.",
+        "From 8 to 16 samples at 8k the plain column's 34.4 GB more take 8.9 ms, which is 3.9 TB/s, "
+        "of a card that has 3.35: samples find in L2 what another has just read, here as well. The "
+        "last column is what of a step is simulated to be attention.",
     )
     return Part("Bifurcated attention's steps (H100, 7B, multi-head)", sentences, (("By row", rows),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ HERE = Path(__file__).resolve().parent
 @dataclass(frozen=True)
 class Call:
     """A batch whose requests share `prefix_len` tokens and have `suffix_len` each alone; head dim 128.
+
+    Where each request reads its context for itself, they have the pages of the prefix in common.
 
     Device and kernel by name: shipped ones, or those described in this folder.
     """
@@ -39,14 +41,15 @@ class Call:
         return leansim.point(
             device=_file(HERE, self.device), kernel=_file(HERE / "kernels", self.kernel),
             batch_size=self.batch_size, context_len=self.prefix_len + self.suffix_len,
-            prefix_len=self.prefix_len, num_q_heads=self.num_q_heads, num_kv_heads=self.num_kv_heads,
-            head_dim=128, q_dtype=self.dtype, kv_dtype=self.dtype, cache=self.cache,
+            prefix_len=self.prefix_len or None, num_q_heads=self.num_q_heads,
+            num_kv_heads=self.num_kv_heads, head_dim=128, q_dtype=self.dtype, kv_dtype=self.dtype,
+            cache=self.cache,
         )  # type: ignore[arg-type]  # fmt: skip
 
     @property
-    def kv_bytes(self) -> int:
-        """KV that the requests attend to, what they share once for each."""
-        return self.batch_size * (self.prefix_len + self.suffix_len) * self.num_kv_heads * 128 * 2 * 2
+    def apart(self) -> Call:
+        """The same contexts, no page of which two requests have in common."""
+        return replace(self, prefix_len=0, suffix_len=self.prefix_len + self.suffix_len)
 
     @property
     def spared_bytes(self) -> int:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import product
 
 from calls import Call, Times, device_of
-from flashinfer_grid import least_base_us
 
 from leansim.checkout.pages import Part, Row, Rows, geometric_mean, tokens
 
@@ -61,8 +60,8 @@ def cells() -> list[Call]:
 
 
 def calls() -> list[Call]:
-    """Both calls of each cell."""
-    return [replace(cell, kernel=kernel) for cell in cells() for kernel in (PLAIN, CASCADE)]
+    """Both calls of each cell, and the plain one without pages in common."""
+    return [one for cell in cells() for one in (cell, cell.apart, replace(cell, kernel=CASCADE))]
 
 
 def regret(times: Times, cell: Call) -> float:
@@ -70,20 +69,10 @@ def regret(times: Times, cell: Call) -> float:
     return times[picked(cell)] / min(times[cell], times[replace(cell, kernel=CASCADE)])
 
 
-def plain_from_l2_us(times: Times, cell: Call) -> float:
-    """What the plain call would take, should L2 serve the prefix to all requests but the first, us.
-
-    Its time less what that part takes at DRAM's bandwidth and not at L2's.
-    """
-    device = device_of(cell.device)
-    slower = 1.0 / device.achievable_dram_bytes_per_s - 1.0 / device.l2_bandwidth_bytes_per_s
-    return max(least_base_us(cell), times[cell] / 1e3 - cell.spared_bytes * slower * 1e6)
-
-
-def regret_from_l2(times: Times, cell: Call) -> float:
-    """The regret if it did."""
+def regret_apart(times: Times, cell: Call) -> float:
+    """The regret if requests had no page of the prefix in common, as without a prefix cache."""
     cascade = replace(cell, kernel=CASCADE)
-    took = {cell: plain_from_l2_us(times, cell), cascade: times[cascade] / 1e3}
+    took = {cell: times[cell.apart], cascade: times[cascade]}
     return took[picked(cell)] / min(took.values())
 
 
@@ -98,14 +87,13 @@ def part(times: Times) -> Part:
     """Regret by GPU, heads and suffix; and the worst cells."""
     found = cells()
     regrets = {cell: regret(times, cell) for cell in found}
-    from_l2 = {cell: regret_from_l2(times, cell) for cell in found}
+    apart = {cell: regret_apart(times, cell) for cell in found}
     worst = sorted(found, key=regrets.__getitem__, reverse=True)
     wrong = [cell for cell in worst if picked(cell).kernel == CASCADE and regrets[cell] > 1.0]
     missed = [cell for cell in worst if picked(cell).kernel == PLAIN and regrets[cell] > 1.0]
     by_rounds = [cell for cell in missed if reason(cell) == "rounds of tiles"]
     taken = sum(picked(cell).kernel == CASCADE for cell in found)
-    sure = [cell for cell in found if (regrets[cell] == 1.0) == (from_l2[cell] == 1.0)]
-    worst_from_l2 = sorted(found, key=from_l2.__getitem__, reverse=True)
+    sure = [cell for cell in found if (regrets[cell] == 1.0) == (apart[cell] == 1.0)]
     sentences = (
         f"The rule on {len(found)} cells, `{CASCADE}` against `{PLAIN}`. It takes cascade in "
         f"{taken} of them. It is right in {len(found) - len(wrong) - len(missed)} and loses "
@@ -114,13 +102,11 @@ def part(times: Times) -> Part:
         f"{len(missed)} the plain call where cascade is, at worst {_most(missed, regrets)}. Of the "
         f"latter its two thresholds make {len(missed) - len(by_rounds)}, and its count of rounds "
         f"{len(by_rounds)}.",
-        "The plain call is simulated as if each request's context came from DRAM. vLLM's prefix "
-        "cache keeps one copy of the prefix, so some of it comes from L2. Should L2 serve all of "
-        "it again, at its bandwidth, the rule would lose "
-        f"{geometric_mean(from_l2.values()) - 1.0:.1%} in the mean, at worst "
-        f"{from_l2[worst_from_l2[0]]:.2f}x, by taking cascade too often: the truth is between. In "
-        f"{len(sure)} cells the verdict is the same at both ends.",
-        "Where it errs in either case: the rule counts tiles of the prefix alone, while cascade "
+        "vLLM's prefix cache keeps one copy of the prefix, so that requests of the plain call that "
+        "run together read it from DRAM once (assumed). Had each request pages of its own, the rule "
+        f"would lose {geometric_mean(apart.values()) - 1.0:.1%} in the mean, at worst "
+        f"{max(apart.values()):.2f}x; in {len(sure)} cells the verdict is the same.",
+        "Where it errs: the rule counts tiles of the prefix alone, while cascade "
         "has two launches and a merge besides, which short prefixes do not pay; and a round of its "
         "CTAs takes a tile's chain, not a tile's share of bandwidth. Without grouped heads it does "
         "not count at all.",
@@ -130,12 +116,9 @@ def part(times: Times) -> Part:
         "Cascade taken, plain faster": wrong,
         "Plain taken by a threshold, cascade faster": [one for one in missed if one not in by_rounds],
         "Plain taken by rounds of tiles, cascade faster": by_rounds,
-        "Cascade taken, plain from L2 faster": [
-            one for one in worst_from_l2 if picked(one).kernel == CASCADE and from_l2[one] > 1.0
-        ],
     }
     tables = (
-        ("By GPU, heads and suffix", _by_kind(found, regrets, from_l2)),
+        ("By GPU, heads and suffix", _by_kind(found, regrets, apart)),
         *(
             (f"{caption}: worst cells", [_row(times, one) for one in some[:WORST]])
             for caption, some in lists.items()
@@ -148,7 +131,7 @@ def _most(some: Sequence[Call], regrets: dict[Call, float]) -> str:
     return f"{regrets[some[0]]:.2f}x" if some else "-"
 
 
-def _by_kind(found: Sequence[Call], regrets: dict[Call, float], from_l2: dict[Call, float]) -> Rows:
+def _by_kind(found: Sequence[Call], regrets: dict[Call, float], apart: dict[Call, float]) -> Rows:
     rows: Rows = []
     for device, heads, suffix in product(DEVICES, HEADS, SUFFIXES):
         mine = [
@@ -168,7 +151,7 @@ def _by_kind(found: Sequence[Call], regrets: dict[Call, float], from_l2: dict[Ca
                 "mean regret": f"{geometric_mean(regrets[one] for one in mine):.3f}x",
                 "worst": f"{regrets[most]:.2f}x at {most.batch_size} x "
                 f"({tokens(most.prefix_len)} + {tokens(suffix)})",
-                "mean, plain from L2": f"{geometric_mean(from_l2[one] for one in mine):.3f}x",
+                "mean, own pages": f"{geometric_mean(apart[one] for one in mine):.3f}x",
             }
         )
     return rows
@@ -182,8 +165,8 @@ def _row(times: Times, cell: Call) -> Row:
         "prefix": tokens(cell.prefix_len),
         "suffix": tokens(cell.suffix_len),
         "plain": f"{times[cell] / 1e3:.1f} us",
-        "plain from L2": f"{plain_from_l2_us(times, cell):.1f} us",
+        "own pages": f"{times[cell.apart] / 1e3:.1f} us",
         "cascade": f"{times[replace(cell, kernel=CASCADE)] / 1e3:.1f} us",
         "regret": f"{regret(times, cell):.2f}x",
-        "regret from L2": f"{regret_from_l2(times, cell):.2f}x",
+        "regret, own pages": f"{regret_apart(times, cell):.2f}x",
     }

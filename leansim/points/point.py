@@ -40,7 +40,7 @@ from leansim.specs.kv_lists import Shard
 from leansim.specs.limits import instead, refuse_beyond
 from leansim.specs.node import Node
 from leansim.specs.overrides import overridden
-from leansim.specs.prefixes import Prefixes
+from leansim.specs.prefixes import Prefixes, SharedPages
 from leansim.specs.workload import Workload
 
 
@@ -241,7 +241,7 @@ def resolve(point: Point) -> Resolved:
     workload = _workload(point, share)
     refuse_beyond(kernel.limits, workload, kernel.name)
     if workload.prefixes and not kernel.shares_prefixes:  # each request reads its context for itself
-        workload = replace(workload, reads=None)
+        workload = replace(workload, reads=SharedPages(workload.prefixes))
     partitioner = partitioner_of(point, kernel)
     return Resolved(point, device, kernel, workload, partitioner, share=share, node=_node(point))
 

@@ -141,8 +141,10 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
 
 def _batch(workload: Workload, alike: bool) -> str:
     """How the contexts of a batch differ, or what is read of them: nobody timed prefixes and lists."""
+    if workload.prefixes or workload.in_common is not None:
+        return "shared-prefix"
     if not workload.is_dense:
-        return "shared-prefix" if workload.prefixes else "KV-list"
+        return "KV-list"
     return UNIFORM if alike else RAGGED
 
 

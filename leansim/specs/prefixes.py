@@ -45,6 +45,10 @@ class Prefixes:
         return sum(int(some.sum() - some.max()) for some in kept)
 
 
+class SharedPages(Prefixes):
+    """The same where each request reads its context for itself: they have the pages in common."""
+
+
 def _requests(value: Any) -> Any:
     """Read request numbers: a list, or text such as `0-15` or `0-3, 8`."""
     if not isinstance(value, str):

@@ -15,7 +15,7 @@ from leansim.lazy import cached_property
 from leansim.specs.base import DTYPE_BYTES, DTYPES, LaunchMode
 from leansim.specs.kv_index import Index
 from leansim.specs.kv_lists import KvList
-from leansim.specs.prefixes import Prefix, Prefixes, prefix_problems
+from leansim.specs.prefixes import Prefix, Prefixes, SharedPages, prefix_problems
 from leansim.specs.query_blocks import QueryBlocks
 
 Cache = Literal["cold", "warm"]
@@ -42,7 +42,8 @@ class Workload:
     is told about: split heuristics and CUDA-graph captures read it instead of the lengths
     themselves; None means the longest request. `window` keeps only the last tokens of each
     context. `reads` are the prefixes that requests have in common, whose tokens count in `context_lens`,
-    or the KV list that each keeps of its context. `latent_kv` says that a token's cache entry is one
+    or whose pages they have in common, each reading its context for itself; or the KV list that each
+    keeps of its context. `latent_kv` says that a token's cache entry is one
     latent key per KV head, whose leading `head_dim_v` elements are the value too (MLA with its
     up-projections absorbed into the query and the output). `cache` says whether KV is in L2 from a
     replay (`warm`) or not (`cold`, as in serving), `launch` how kernels are issued. Raises
@@ -71,7 +72,7 @@ class Workload:
         if type(lens) is not tuple or not set(map(type, lens)) <= {int}:
             object.__setattr__(self, "context_lens", tuple(map(int, lens)))
         problems = [*self._count_problems(), *self._name_problems(), *self._length_problems()]
-        if not (problems or self.is_dense):
+        if not problems and self.reads is not None:
             problems = [*self._reading_problems()]
         if problems:
             raise WorkloadError("workload: " + "; ".join(problems))
@@ -125,11 +126,12 @@ class Workload:
 
     def _reading_problems(self) -> Iterator[str]:
         """Prefixes that are no tree, and a window beside what is read."""
+        shared = self.prefixes if self.in_common is None else self.in_common.tree
         if self.window is not None:
-            found = "prefixes" if self.prefixes else "a KV list"
+            found = "prefixes" if shared else "a KV list"
             yield f"found {found} and a window, wanted one of them (a list can keep a window)"
-        elif self.prefixes:
-            yield from islice(prefix_problems(self.prefixes, (self.lens - self.query_len).tolist()), 8)
+        elif shared:
+            yield from islice(prefix_problems(shared, (self.lens - self.query_len).tolist()), 8)
 
     @classmethod
     def uniform(cls, batch_size: int, context_len: int, **shape: object) -> Workload:
@@ -141,12 +143,17 @@ class Workload:
     @property
     def is_dense(self) -> bool:
         """Whether each request attends to all of its own context, or to a window of it."""
-        return self.reads is None
+        return self.reads is None or self.in_common is not None
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """What requests share."""
-        return self.reads.tree if isinstance(self.reads, Prefixes) else ()
+        """What requests share, to be read once."""
+        return self.reads.tree if isinstance(self.reads, Prefixes) and not self.in_common else ()
+
+    @property
+    def in_common(self) -> SharedPages | None:
+        """The pages that they have in common, if each reads its context for itself."""
+        return self.reads if isinstance(self.reads, SharedPages) else None
 
     @property
     def mask(self) -> KvList | None:
@@ -246,14 +253,20 @@ class Workload:
 
     @cached_property
     def kv_bytes(self) -> int:
-        """Distinct KV bytes the batch must read: those of a shared prefix once.
+        """KV bytes the batch reads: those of a shared prefix once, of pages in common for each request.
 
         What choosing a list reads besides is no KV, and is in `index_bytes`.
         """
         kept = self.kept_lens
         heads = self.num_kv_heads if kept.ndim == 1 else 1
-        spared = self.reads.spared_tokens if isinstance(self.reads, Prefixes) else 0
+        spared = Prefixes(self.prefixes).spared_tokens
         return (int(kept.sum()) * heads - spared * self.num_kv_heads) * self.kv_bytes_per_token
+
+    @cached_property
+    def distinct_kv_bytes(self) -> int:
+        """The same, those of pages in common once."""
+        common = 0 if self.in_common is None else self.in_common.spared_tokens
+        return self.kv_bytes - common * self.num_kv_heads * self.kv_bytes_per_token
 
     @cached_property
     def index(self) -> Index | None:

@@ -101,8 +101,30 @@ def l2_hit_share(grid: TileGrid, device: Device) -> float:
         again = (rounds - 1) * (1.0 - kept_share(of_head, device))
         again += rounds * (waves - 1) * (1.0 - kept_share(of_head / grid.batch_size, device))
     from_dram = (1.0 - warm) + again
-    once = 1.0 if grid.work is None else grid.work.distinct_share
+    once = read_share(grid, device) if grid.work is None else grid.work.distinct_share
     return 1.0 - min(1.0, once * from_dram / (grid.row_blocks * heads))
+
+
+def read_share(grid: TileGrid, device: Device) -> float:
+    """Share of a batch's KV that comes from DRAM where requests have pages in common, 0 to 1.
+
+        1 - sum over prefixes of tokens (requests - 1 - again) / tokens of all
+        again = (waves - 1) (1 - kept(KV bytes / KV heads)),    waves = requests * row blocks / slots
+
+    Requests that run at the same time read a page from DRAM once (assumed): a grid goes through the
+    batch before it comes to the next head, and all begin at the same end. Those of a later wave find
+    of a head's KV what L2 kept meanwhile.
+    """
+    load = grid.workload
+    if load.in_common is None:
+        return 1.0
+    lost = 1.0 - kept_share(load.distinct_kv_bytes / load.num_kv_heads, device)
+    spared = 0.0
+    for prefix in load.in_common.tree:
+        requests = len(prefix.requests)
+        waves = -(-requests * grid.row_blocks // grid.slots)
+        spared += (prefix.end - prefix.begin) * (requests - 1 - (waves - 1) * lost)
+    return 1.0 - spared / int(load.lens.sum())
 
 
 def replay_hit_share(grid: TileGrid, device: Device) -> float:
@@ -134,7 +156,7 @@ def touched_bytes(grid: TileGrid) -> float:
 
 def loaded_kv_bytes(grid: TileGrid) -> float:
     """Distinct KV bytes that the batch reads, more than it attends to where whole pages are loaded."""
-    return grid.asked.kv_bytes * grid.loaded_tokens / grid.total_tokens
+    return grid.asked.distinct_kv_bytes * grid.loaded_tokens / grid.total_tokens
 
 
 def query_row_bytes(workload: Workload) -> int:

@@ -38,7 +38,7 @@ def roofline(workload: Workload, device: Device) -> Roofline:
     the dtype's of the query or of the cache, whichever is faster: a kernel may compute in either.
     Williams et al., CACM 2009.
     """
-    read = workload.kv_bytes + workload.index_bytes
+    read = workload.distinct_kv_bytes + workload.index_bytes
     footprint = read + workload.q_bytes + workload.o_bytes
     missed = (1.0 - replay_kept_share(workload, footprint, device)) * read
     memory_s = max(missed / device.dram_bandwidth_bytes_per_s, read / device.l2_bandwidth_bytes_per_s)
