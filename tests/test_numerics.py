@@ -18,6 +18,7 @@ from leansim.numerics.attention import (
     rounded,
     tile_attention,
 )
+from leansim.numerics.reference import reference_heads
 
 ROWS, DIM = 3, 4
 
@@ -158,3 +159,13 @@ def test_probabilities_are_rounded_for_pv_and_not_for_their_sum() -> None:
     p = np.exp(np.float32(-1))
     assert step.o[0, 0] == rounded(np.array([p]), "bfloat16")[0] == 0.3671875
     assert step.l[0] == pytest.approx(1 + p, rel=1e-7)
+
+
+def test_rows_that_see_no_key_come_out_as_zeros() -> None:
+    """Keys that no row's list has are left out; where a list is empty that is all of them."""
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((4, 2, 8)), rng.standard_normal((10, 8))
+    last_alone = reference_heads(q, k, k[:, :4], lists=[(range(4), np.array([9]))])
+    assert not last_alone[:3].any()
+    assert np.allclose(last_alone[3], k[9, :4])
+    assert not reference_heads(q, k, k[:, :4], lists=[(range(4), np.array([], np.int64))]).any()

@@ -41,17 +41,20 @@ def reference_heads(
     for of, kept in lists:
         mine = (tokens >= of.start) & (tokens < of.stop)
         hidden[mine] |= np.isin(key, kept, invert=True)
+    if lists:  # keys that none of them sees weigh nothing, and may be most
+        seen = ~hidden.all(axis=0)
+        k, v, hidden = k[seen], v[seen], hidden[:, seen]
     out = np.empty((*q.shape[:2], v.shape[1]))
-    at_once = max(1, SCORES_AT_ONCE // hidden.size)
+    at_once = max(1, SCORES_AT_ONCE // max(1, hidden.size))
     for first in range(0, q.shape[1], at_once):
         some = q[:, first : first + at_once]
         scores = (some.reshape(-1, k.shape[1]) @ k.T).reshape(*some.shape[:2], len(k))
         scores /= np.sqrt(k.shape[1])
         np.copyto(scores, -np.inf, where=hidden[:, None])
-        top = scores.max(axis=2, keepdims=True)
+        top = scores.max(axis=2, keepdims=True, initial=-np.inf)
         weights = np.exp(scores - np.where(np.isneginf(top), 0.0, top))
         weights /= np.where(np.isneginf(top), 1.0, weights.sum(axis=2, keepdims=True))
-        summed = weights.reshape(-1, len(k)) @ v
+        summed = weights.reshape(some.shape[0] * some.shape[1], len(k)) @ v
         out[:, first : first + at_once] = summed.reshape(*some.shape[:2], -1)
     return out
 

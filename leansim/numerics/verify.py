@@ -30,6 +30,7 @@ from leansim.numerics.cover import Cover, count_cover, token_borders
 from leansim.numerics.reference import head_inputs, lists_of, reference_heads
 from leansim.schedule.schedule import Schedule
 from leansim.schedule.tiling import TileGrid
+from leansim.specs.workload import Workload
 
 # Largest error allowed, as a share of `softmax(scores) @ |v|`, the size of what is summed, so that
 # an output near zero by cancellation is not held to more digits than its terms have. The reference
@@ -47,6 +48,7 @@ TOLERANCES: dict[Precision, float] = {
     # 2^-25 of the largest each at worst: lost in the margin while scores have unit variance.
     "float16": 1.05 * 2 * 2.0**-11,
 }
+_MOST_KEPT = 2**22  # elements of a head's keys: with its values, in three precisions, 300 MB
 DEFAULT_PRECISIONS: tuple[Precision, ...] = ("float64", "float32", "bfloat16")
 
 
@@ -141,8 +143,10 @@ def verify(
     pattern = _patterns(schedule, order, borders)
     chosen = _sample(pattern, np.diff(borders), tokens, max_tokens)
     errors = np.zeros((len(chosen), len(precisions), 4))
-    for row, tile in enumerate(chosen):
-        errors[row] = _tile_errors(schedule, tile, (order, borders), precisions, seed)
+    for (request, kv_head), rows in _by_head(schedule.grid, chosen).items():
+        inputs = _Inputs(schedule.grid.asked, request, kv_head, seed)
+        for row in rows:
+            errors[row] = _tile_errors(schedule, chosen[row], (order, borders), precisions, inputs)
     return Verification(
         cover=count_cover(schedule),
         checks=tuple(_check(p, errors[:, i]) for i, p in enumerate(precisions)),
@@ -192,22 +196,49 @@ def _sample(pattern: IntArray, segments: IntArray, tokens: IntArray, max_tokens:
     return sorted(chosen)
 
 
+def _by_head(grid: TileGrid, tiles: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """Places of tiles by the request whose rows they are held against, and the KV head."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, tile in enumerate(tiles):
+        request = int(row_owners(grid, tile)[0][-1])
+        found.setdefault((request, kv_head_of(grid, tile)), []).append(place)
+    return found
+
+
+class _Inputs:
+    """Inputs of a request and KV head: as they are drawn, and as the reference takes them."""
+
+    def __init__(self, workload: Workload, request: int, kv_head: int, seed: int) -> None:
+        self.request, self.kv_head = request, kv_head
+        self.q, self.k, self.v = head_inputs(workload, request, kv_head, seed)
+        self.rounded: dict[Precision, tuple[FloatArray, FloatArray, FloatArray]] = {}
+
+    def of_reference(self, precision: Precision) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Rounded, in float64: query, keys, and values beside their sizes. Kept, unless large."""
+        if precision in self.rounded:
+            return self.rounded[precision]
+        q, k, v = (rounded(x, precision).astype(np.float64) for x in (self.q, self.k, self.v))
+        found = q, k, np.hstack([v, np.abs(v)])
+        if k.size <= _MOST_KEPT:
+            self.rounded[precision] = found
+        return found
+
+
 def _tile_errors(
     schedule: Schedule,
     tile: int,
     in_order: tuple[IntArray, IntArray],
     precisions: Sequence[Precision],
-    seed: int,
+    inputs: _Inputs,
 ) -> FloatArray:
     """Return `[precisions, 4]`: largest error, sum of squares, largest relative error, elements.
 
     They are of the rows that the tile has of one request. Other tiles that serve them are replayed too.
     """
-    grid, kv_head = schedule.grid, kv_head_of(schedule.grid, tile)
+    grid, request, kv_head = schedule.grid, inputs.request, inputs.kv_head
     owners, tokens_here, heads_here = row_owners(grid, tile)
-    request = int(owners[-1])
     group = grid.asked.group_size
-    q, k, v = head_inputs(grid.asked, request, kv_head, seed)
+    q, k, v = inputs.q, inputs.k, inputs.v
     here = np.zeros((len(q), group), dtype=bool)
     here[tokens_here[owners == request], heads_here[owners == request] - kv_head * group] = True
     heads_here = np.unique(heads_here) - kv_head * group
@@ -222,17 +253,16 @@ def _tile_errors(
             mine = np.flatnonzero(owner == request)
             token, member = token[mine], head[mine] - kv_head * group
             keys = positions(grid, other)[1]
-            inputs = (q[token, member], k[keys], v[keys])
+            gathered = (q[token, member], k[keys], v[keys])
             segments = in_order[0][in_order[1][other] : in_order[1][other + 1]].tolist()
-            states = tile_states(schedule, segments, inputs, precision, mine)
+            states = tile_states(schedule, segments, gathered, precision, mine)
             for o, lse in states or [nothing_merged(len(mine), v.shape[1], precision)]:
                 rows.add(token * group + member, o, lse)
         out = rounded(rows.merged()[0], precision).reshape(*q.shape[:2], -1)[:, heads_here]
-        rq, rk, rv = (rounded(x, precision).astype(np.float64) for x in (q[:, heads_here], k, v))
-        both = np.hstack([rv, np.abs(rv)])
+        rq, rk, both = inputs.of_reference(precision)
         served = (rows.is_served.reshape(here.shape) & here)[:, heads_here]
         tokens = np.flatnonzero(served.any(axis=1))
-        whole = reference_heads(rq, rk, both, grid.asked.window, lists, tokens)
+        whole = reference_heads(rq[:, heads_here], rk, both, grid.asked.window, lists, tokens)
         wanted, size = np.split(whole[served[tokens]], 2, axis=1)
         error = np.abs(out[served] - wanted)
         relative = np.divide(error, size, out=np.zeros_like(error), where=(size > 0) | (error != 0))
