@@ -200,14 +200,15 @@ class Program:
     @property
     def kv_bytes(self) -> float:
         """Bytes of KV that pass L2."""
-        return self._of_flows([flow.l2_share if flow.carries_kv else 0.0 for flow in self.flows])
+        shares = [flow.l2_share if flow.carries_kv else 0.0 for flow in self.flows]
+        return over_flows(shares, self.bytes_of_flow[1:].tolist())
 
     @property
     def dram_bytes(self) -> float:
         """Bytes that come from DRAM."""
-        return self._of_flows([flow.dram_share for flow in self.flows])
+        return over_flows([flow.dram_share for flow in self.flows], self.bytes_of_flow[1:].tolist())
 
-    def _of_flows(self, shares: Sequence[float]) -> float:
-        """Bytes of every flow times what each comes to."""
-        moved: list[float] = self.bytes_of_flow[1:].tolist()
-        return sum(share * size for share, size in zip(shares, moved, strict=True))
+
+def over_flows(shares: Sequence[float], moved: Sequence[float]) -> float:
+    """Bytes of every flow times what a byte of each comes to: `sum of share * moved`."""
+    return sum(share * size for share, size in zip(shares, moved, strict=True))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from leansim.arrays import IntArray
-from leansim.engine.program import PS_PER_S, Launch, Phase, Program
+from leansim.engine.program import PS_PER_S, Launch, Phase, Program, over_flows
 from leansim.lazy import cached_property
 
 _EXACT = 2**53  # up to where floating-point sums of whole numbers are exact
@@ -61,22 +61,19 @@ class Result:
     @property
     def dram_bytes(self) -> float:
         """What came from DRAM of that."""
-        return self._of_flows([flow.dram_share for flow in self.program.flows])
+        return over_flows([flow.dram_share for flow in self.program.flows], self.served)
 
     @property
     def l2_bytes(self) -> float:
         """What passed L2 of it, and what was stored."""
         stored = self.program.total_bytes - self.bytes_served
-        return stored + self._of_flows([flow.l2_share for flow in self.program.flows])
+        return stored + over_flows([flow.l2_share for flow in self.program.flows], self.served)
 
     @property
     def tensor_s(self) -> float:
         """Work of the tensor cores on all KV tiles, padding included, s on one SM."""
-        return self._of_flows([flow.tensor_ps_per_byte for flow in self.program.flows]) / PS_PER_S
-
-    def _of_flows(self, shares: Sequence[float]) -> float:
-        """What was moved, times what a byte of each flow comes to."""
-        return sum(share * size for share, size in zip(shares, self.served, strict=True))
+        shares = [flow.tensor_ps_per_byte for flow in self.program.flows]
+        return over_flows(shares, self.served) / PS_PER_S
 
     @cached_property
     def cta_of_phase(self) -> IntArray:

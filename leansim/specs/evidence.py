@@ -141,7 +141,7 @@ def grounds(policy: str, device: str, workload: Workload, changed: bool = False)
 
 def _batch(workload: Workload, alike: bool) -> str:
     """How the contexts of a batch differ, or what is read of them: nobody timed prefixes and lists."""
-    if workload.prefixes or workload.in_common is not None:
+    if workload.shared:
         return "shared-prefix"
     if not workload.is_dense:
         return "KV-list"

@@ -126,12 +126,11 @@ class Workload:
 
     def _reading_problems(self) -> Iterator[str]:
         """Prefixes that are no tree, and a window beside what is read."""
-        shared = self.prefixes if self.in_common is None else self.in_common.tree
         if self.window is not None:
-            found = "prefixes" if shared else "a KV list"
+            found = "prefixes" if self.shared else "a KV list"
             yield f"found {found} and a window, wanted one of them (a list can keep a window)"
-        elif shared:
-            yield from islice(prefix_problems(shared, (self.lens - self.query_len).tolist()), 8)
+        elif self.shared:
+            yield from islice(prefix_problems(self.shared, (self.lens - self.query_len).tolist()), 8)
 
     @classmethod
     def uniform(cls, batch_size: int, context_len: int, **shape: object) -> Workload:
@@ -146,13 +145,18 @@ class Workload:
         return self.reads is None or self.in_common is not None
 
     @property
+    def shared(self) -> tuple[Prefix, ...]:
+        """What requests share, to be read once or by each for itself."""
+        return self.reads.tree if isinstance(self.reads, Prefixes) else ()
+
+    @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """What requests share, to be read once."""
-        return self.reads.tree if isinstance(self.reads, Prefixes) and not self.in_common else ()
+        """The same, if it is to be read once."""
+        return () if self.in_common else self.shared
 
     @property
     def in_common(self) -> SharedPages | None:
-        """The pages that they have in common, if each reads its context for itself."""
+        """The pages that requests have in common, if each reads its context for itself."""
         return self.reads if isinstance(self.reads, SharedPages) else None
 
     @property

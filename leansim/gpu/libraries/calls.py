@@ -43,7 +43,7 @@ def plain_decode(
     several new tokens, `latent` that its KV must be latent.
     """
     found = {
-        "prefixes or KV lists": not load.is_dense or load.in_common is not None,
+        "prefixes or KV lists": load.reads is not None,
         "a window": load.window is not None and not window,
         "contexts of several lengths": len(set(load.context_lens)) > 1 and not ragged,
         "several new tokens": load.query_len > 1 and not query_lens,
