@@ -152,10 +152,10 @@ def test_whoever_prepares_in_vain_leaves_a_partial_to_merge() -> None:
     for says, idle in (({"empty_prologues": 1}, 300.0), ({"empty_s": 70 * NS}, 70.0)):
         instance = toy_instance(ctas={"empty": "prepare", **says}, combine=None)
         program = priced(idle_schedule(), instance)
-        assert ns(program.latency_ps) == [200.0, 788.0, 0.0, 4.0 + 700.0, 200.0 + idle]
+        assert ns(program.latency_ps) == [200.0, 788.0, 0.0, 2175.989, 4.0 + 700.0, 200.0 + idle]
     returns = toy_instance(ctas={"empty": "return", "empty_s": 70 * NS}, combine=None)
     program = priced(idle_schedule(), returns)
-    assert ns(program.latency_ps) == [200.0, 788.0, 0.0, 4.0, 270.0]
+    assert ns(program.latency_ps) == [200.0, 788.0, 0.0, 2175.989, 4.0, 270.0]
 
 
 def test_trtllm_takes_xqa_where_its_blocks_fill_a_quarter_or_nothing_else_can() -> None:

@@ -61,8 +61,8 @@ def test_the_last_cta_of_a_tile_merges_where_the_last_to_arrive_does() -> None:
         result = run(one_head(cuts, "last"))
         assert ns(result.makespan_ps) == ns(result.cta_end[1]) == end
         kinds = result.program.kind
-        phases = [Phase.LAUNCH, Phase.RAMP, Phase.STREAM, Phase.MERGE, Phase.WRITE]
-        assert kinds[4:].tolist() == phases
+        phases = [Phase.LAUNCH, Phase.RAMP, Phase.STREAM, Phase.STREAM, Phase.MERGE, Phase.WRITE]
+        assert kinds[5:].tolist() == phases
         assert ns((result.ready - result.begin)[kinds == Phase.MERGE]) == [wait]
 
 
@@ -157,16 +157,16 @@ def test_a_segment_costs_what_is_fixed_and_what_its_q_tile_takes() -> None:
 def test_rows_of_q_and_output_move_at_drams_pace_unless_they_are_few() -> None:
     """5 CTAs of 64 rows: Q and output are 64 * 256 B = 16,384, in 256 ns at the SM's 64 B/ns.
 
-    A DRAM of 160 B/ns brings V at its pace (5 * 20.6), and gives each 32 B/ns for the rows: 512 ns. It
-    does for the first K too, which comes 512 later. 8 rows are 2048 B: 32 ns, whatever DRAM does.
+    A DRAM of 160 B/ns gives each 32 B/ns for the rows: 512 ns. It does for the first K too, which comes
+    512 later, and for V, which takes 1024 and not 1000. 8 rows are 2048 B: 32 ns, whatever DRAM does.
     """
     assert 8 * 256 < FEW_BYTES <= 64 * 256
     slow = toy(dram_bandwidth_bytes_per_s=160 / NS)
     for group, device, took in (
         (64, toy(), 256.0),
-        (64, slow, 512.0 + 512.0),
+        (64, slow, 512.0 + 23.989 + 512.0),
         (8, toy(), 32.0),
-        (8, slow, 512.0 + 32.0),
+        (8, slow, 512.0 + 23.989 + 32.0),
     ):
         grid = grid_of((256,), 5, num_q_heads=5 * group)
         result = run(whole(grid), device)
@@ -217,34 +217,36 @@ def test_softmax_hides_behind_the_tensor_work_of_another_warpgroup() -> None:
 def test_dram_brings_what_is_not_masked(tokens: int, k_ns: float) -> None:
     """5 tiles, and a DRAM with half of what 5 CTAs want: the first K takes half a tile's 6352.
 
-    Of one that is 3/4 full it takes 3/4 of that. The rest of a tile, V, is just what DRAM brings while
-    it is worked on, so nobody waits for that, and a tile is as long as ever.
+    Of one that is 3/4 full it takes 3/4 of that. V takes as long as K, or the 1000 that it takes from an
+    idle memory. Then what is left of a tile is, 2176 as whole bytes.
     """
     device = toy(dram_bandwidth_bytes_per_s=5 * PACE / 2)
     result = run(whole(grid_of((tokens,) * 5, 1)), device)
-    assert result.cta_end / 1000 == pytest.approx(np.full(5, 992.0 + k_ns + 3176.0), abs=0.002)
+    end = 992.0 + k_ns + max(k_ns, 1000.0) + 2176.0
+    assert result.cta_end / 1000 == pytest.approx(np.full(5, end), abs=0.02)
     assert result.program.dram_bytes == pytest.approx(5 * tokens * 256)
-    assert result.program.bytes_of(Phase.STREAM) == 5 * 65_536
+    assert result.program.bytes_of(Phase.STREAM) == 5 * 20_635
 
 
 def test_all_that_dram_brings_adds_up_in_the_mean() -> None:
     """Tiles of 32, 128, 32, 128 and 64 tokens, and DRAM as above: D = 2.5 p, p = 65,536 B in 3176 ns.
 
-    The first K are 4096, 16,384 and 8192 B. What is left of the tiles is as much, 9830.4 B in the mean:
-    0.15 of the bytes worked through, for every CTA alike. All that move rise to one pace at most.
-        5 K            D / 5 each, below 64 B/ns       4096 B in 5 * 4096 / D                = 397
-        3 K, 2 tiles   3 x + 2 * 0.15 x = D: x < p     4096 B in 3.3 * 4096 / D              = 262.02
-        2 K, 3 tiles   2 x + 3 * 0.15 p = D: x > p     8192 B in 2 * 8192 / (2.5 - 0.45) / p = 387.317
-        tiles          5 * 0.15 p < D                  65,536 B in 3176
-    Those of 32 tokens had to share for 4096 of their 65,536 B: 3176 - 198.5.
+    The first K are 4096, 16,384 and 8192 B. V is as much, 9830.4 B in the mean, and comes while the first
+    20,635 B of a tile are worked through: s = 0.4764 of them, for every CTA alike. All that move rise to
+    one pace at most.
+        5 K            D / 5 each, below 64 B/ns    4096 B in 5 * 4096 / D         = 397
+        3 K, 2 tiles   3 x + 2 s x = D: x < p       4096 B in (3 + 2 s) 4096 / D   = 313.853
+        2 K, 3 tiles   2 x + 3 s x = D: x < p       8192 B in (2 + 3 s) 8192 / D   = 544.562
+        tiles          5 s p < D                    20,635 B in 1000, and 2176 are left
+    Those of 32 tokens shared for 12,288 of their 20,635 B, which takes 595.5 at p; that of 64 for 8192,
+    397.
     """
     device = toy(dram_bandwidth_bytes_per_s=5 * PACE / 2)
     result = run(whole(grid_of((32, 128, 32, 128, 64), 1)), device)
-    short = 992 + 397 + 262.02 + 3176 - 198.5
-    middle = 992 + 397 + 262.02 + 3176
-    long = middle + 387.317
+    begun = 992 + 397 + 313.853 + 544.562
+    short, middle, long = (begun + 3176 - shared_ns for shared_ns in (595.5, 397.0, 0.0))
     ends = [short, long, short, long, middle]
-    assert result.cta_end / 1000 == pytest.approx(np.array(ends), abs=0.002)
+    assert result.cta_end / 1000 == pytest.approx(np.array(ends), abs=0.05)
     assert result.program.dram_bytes == pytest.approx(384 * 256)
 
 
@@ -252,17 +254,15 @@ def test_dram_answers_to_the_loads_in_flight() -> None:
     """One CTA, an exponent of 1, and a DRAM of a quarter of what 32,768 B in flight would bring.
 
     One buffer each of K and V keeps 32,768 B in flight, 67.1 B/ns at a latency of 488: DRAM gives
-    67.1 / (1 + 4) = 13.4, the first K in 5 * 488 = 2440. V is half of the bytes worked through, so half
-    as much is in flight in the mean: 33.6 / (1 + 2) = 11.2, V in 3 * 2 * 488 = 2928. It is there before
-    the tile of 3176 is over.
+    67.1 / (1 + 4) = 13.4, the first K in 5 * 488 = 2440, and V as long. Then 2176 of the tile are left.
     Four stages keep 4 * 65,536 in flight, 8 times as much: 537 / (1 + 32) = 16.3. All that there is, a
     tile, comes in 33/4 * 488 = 4026, and is computed in 2688.
     """
     device = toy(dram_bandwidth_bytes_per_s=32_768 / (488 * NS) / 4, dram_saturation_exponent=1.0)
     deep = toy_instance(pipelined(4))
-    for instance, took in ((toy_instance(), 2440.0 + 3176.0), (deep, 4026.0 + 2688.0)):
+    for instance, took in ((toy_instance(), 2 * 2440.0 + 2176.0), (deep, 4026.0 + 2688.0)):
         result = run(whole(grid_of((256,), 1)), device, instance)
-        assert ns(result.makespan_ps) == pytest.approx(992.0 + took, abs=0.001)
+        assert ns(result.makespan_ps) == pytest.approx(992.0 + took, abs=0.02)
 
 
 # -- the combine kernel ----------------------------------------------------------------------------

@@ -13,14 +13,15 @@ loads 64 B/ns, DRAM latency 488 ns, L2 latency 100 ns) the FlashAttention-2 loop
     work of the SM      max(512 + 1664 + 512, 65536/64)            = 2688
 
 so a segment of n tiles takes 788, then 512 in which K comes through DRAM and L2 beside what others ask
-for, then 3176 n: 1300 + 3176 n where nothing holds it up. A CTA takes 200 to launch. Slots that fall
+for, then 3176 n: 1300 + 3176 n where nothing holds it up. Of the last tile 2176 (softmax and PV) are left
+when its V is there, for which memory is not asked. A CTA takes 200 to launch. Slots that fall
 idle together are filled together; the dispatcher issues a CTA per 1, so who falls idle after 5 were
 placed waits until 5 have passed. Rows of Q and of the output are 64*2 = 128 B each, a partial row 64*4
 + 4 = 260 B. A CTA of one row moves Q and output (256 B) in 4, Q and partial (388 B) in 6.0625: 6.062
 as a fixed time, rounded half to even. So few bytes share nothing. Publishing a partial costs 140
 (fence) + 60 (atomic) before, merging p of them 400 (flag) + 100 p and their bytes (260 B in 4.063, as
-a transfer ends on the picosecond after). All SMs are equally far from memory. All times are exact, to
-the picosecond.
+a transfer ends on the picosecond after). All SMs are equally far from memory. A phase that
+moves bytes is rounded up to the picosecond.
 """
 
 from __future__ import annotations
@@ -167,8 +168,8 @@ def prices_of(grid: TileGrid, instance: Instance, hit_share: float = 0.0) -> Pri
 
 
 def ns(picoseconds: Any) -> Any:
-    """Picoseconds as ns, to compare to the picosecond."""
-    return pytest.approx(np.asarray(picoseconds) / 1000.0, rel=0, abs=1e-6)
+    """Picoseconds as ns, to compare to some picoseconds: each phase is rounded up to one."""
+    return pytest.approx(np.asarray(picoseconds) / 1000.0, rel=0, abs=0.004)
 
 
 def rows(schedule: Schedule) -> list[tuple[int, int, int, int]]:

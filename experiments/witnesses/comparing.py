@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -42,16 +42,19 @@ class Call:
         context_lens: Sequence[int],
         told: int | None = None,
         prefix_len: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> leansim.Point:
         """One batch of it; `told` is the context that the kernel's host code was told of.
 
-        All requests share their first `prefix_len` tokens.
+        All requests share their first `prefix_len` tokens. `overrides` are numbers of the kernel that
+        the call has otherwise.
         """
         return leansim.point(
             device=self.device, kernel=kernel,
             context_lens=tuple(context_lens), max_context_len=told, prefix_len=prefix_len,
             num_q_heads=self.num_q_heads, num_kv_heads=self.num_kv_heads, head_dim=128, page_tokens=16,
             q_dtype=self.dtype, kv_dtype=self.dtype, cache=self.cache, launch="stream",
+            overrides=dict(overrides or {}),
         )  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -108,6 +108,7 @@ def _flows(
     A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits
     for come at the pace of its SM's loads, which they offer memory at least, as their latency is over;
     where all ask at once memory brings all that they have asked for before any goes on.
+    A byte that is worked through may stand for more that come, and no more than the loop's are in flight.
     What the worked bytes ask of DRAM, of L2 and of an SM that CTAs share is taken over the batch, so
     that it adds up: of a segment beside others that is the mean, its time alone is its own.
     """
@@ -118,6 +119,7 @@ def _flows(
     read = grid.loaded_tokens / grid.total_tokens  # bytes that come for one that is attended to
     first_bytes = read * costs.total_first_bytes(schedule.num_segments, tile.ahead)
     loaded = max(0.0, grid.loaded_tokens / grid.tile_tokens * work.tile_bytes - first_bytes) / moving
+    in_flight = tile.offered_bytes_per_s / filled / PS_PER_S
     alone = max(tile.tile_s, tile.sm_s) / work.tile_bytes
     queued_s = paces_s(tile.tile_s / filled, tile.busy_s, grid.ctas_per_sm) if tile.busy_s else ()
     kv = FlowKind(
@@ -126,7 +128,7 @@ def _flows(
         sm_ps_per_byte=min(costs.busy_s / taken, alone) * PS_PER_S,
         dram_share=loaded * (1.0 - prices.hit_share),
         l2_share=loaded,
-        offered_bytes_per_ps=tile.offered_bytes_per_s / filled / PS_PER_S,
+        offered_bytes_per_ps=in_flight / max(1.0, loaded),
         tensor_ps_per_byte=(work.qk_s + work.pv_s) * grid.total_kv_tiles * PS_PER_S / shared,
         waits_ps_per_byte=tuple(wait_s * filled * PS_PER_S / work.tile_bytes for wait_s in queued_s),
         carries_kv=True,
@@ -136,7 +138,7 @@ def _flows(
     return (
         kv,
         *plain,
-        *_first_flows(work.load_bytes_per_s, dram_share, read, kv.offered_bytes_per_ps, tile.ahead),
+        *_first_flows(work.load_bytes_per_s, dram_share, read, in_flight, tile.ahead),
         replace(kv, name="last", dram_share=0.0, l2_share=0.0, carries_kv=False),
     )
 

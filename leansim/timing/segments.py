@@ -5,6 +5,7 @@ Arrays per segment, or one number where all have the same.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from leansim.arrays import BoolArray, FloatArray, Floats, IntArray, Ints, at_least, at_most
-from leansim.engine.program import picoseconds, rounded_ps
+from leansim.engine.program import out_of_range, picoseconds, rounded_ps
 from leansim.schedule.schedule import Schedule, changes
 from leansim.schedule.tiling import TileGrid
 from leansim.specs.device import Device
@@ -280,7 +281,10 @@ def _last_bytes(prices: Prices, first_bytes: Ints, worked: IntArray) -> IntArray
     tile = prices.tile
     if not (tile.last_s and np.count_nonzero(first_bytes)):
         return None
-    most = round(tile.last_s / tile.tile_s * prices.work.tile_bytes)
+    share = tile.last_s / tile.tile_s
+    if not math.isfinite(share):
+        raise out_of_range()
+    most = round(share * prices.work.tile_bytes)
     last: IntArray = np.minimum(most, worked - 1) * np.not_equal(first_bytes, 0)
     return last
 
