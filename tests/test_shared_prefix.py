@@ -72,7 +72,7 @@ def test_nodes_lose_to_the_flattened_tree_as_claimed(run: ModuleType, pinned: di
     assert len(rows) == len(claims["prompt_lens"])
     for call, claimed in rows:
         found = pinned[replace(call, kernel=deft.KERNELS["node"])] / pinned[call]
-        assert found == pytest.approx(claimed["node"] / claimed["flatten"], rel=0.4)
+        assert found == pytest.approx(claimed["node"] / claimed["flatten"], rel=0.45)
 
 
 @pytest.mark.parametrize(
