@@ -252,9 +252,9 @@ def test_a_host_waits_for_a_late_peer() -> None:
     """One head of 4 tiles, the host with 1 and its peer with 3.
 
     The host asks for its first K at 200 + 788, has it 512 later and V at 2500, in whole bytes 2500.012,
-    and is done at 1500 + 3176 = 4676. The peer streams until 200 + 1300 + 9528 = 11,028 and has published
-    206.062 later, at 11,234.062. The host has waited 6558.062; flag, one partial and the output:
-    400 + 100 + 4.063 + 4 -> 11,742.125.
+    and is done at 1500 + 3176 = 4676. The peer streams until 200 + 1300 + 9528 = 11,028 and has
+    published 206.062 later, at 11,234.062. The host has waited 6558.062; flag, one partial and the
+    output: 400 + 100 + 4.063 + 4 -> 11,742.125.
     """
     grid = grid_of((1024,), 1)
     zero = np.zeros(2, dtype=np.int64)
@@ -341,8 +341,8 @@ def test_ctas_of_all_sms_share_dram() -> None:
     """5 CTAs that want 5 * 65,536 B per 3176 ns of a DRAM with half of that: a tile's bytes take 6352.
 
     From the first K on DRAM is never idle, and brings 5 tiles to each: the K of the first in 3176, what
-    is left in 5 * 6352 - 3176. Then softmax and PV are left, 2176 or, in whole bytes, 44,901 of 65,536 in
-    3176. 200 + 788 + 5 * 6352 + 2175.989 + 4 = 34,927.989 ns.
+    is left in 5 * 6352 - 3176. Then softmax and PV are left, 2176 or, in whole bytes, 44,901 of 65,536
+    in 3176. 200 + 788 + 5 * 6352 + 2175.989 + 4 = 34,927.989 ns.
     """
     device = toy(dram_bandwidth_bytes_per_s=5 * 65_536 / (3176 * NS) / 2)
     grid = grid_of((1280,), 5)

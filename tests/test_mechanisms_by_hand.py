@@ -231,9 +231,9 @@ def test_dram_brings_what_is_not_masked(tokens: int, k_ns: float) -> None:
 def test_all_that_dram_brings_adds_up_in_the_mean() -> None:
     """Tiles of 32, 128, 32, 128 and 64 tokens, and DRAM as above: D = 2.5 p, p = 65,536 B in 3176 ns.
 
-    The first K are 4096, 16,384 and 8192 B. V is as much, 9830.4 B in the mean, and comes while the first
-    20,635 B of a tile are worked through: s = 0.4764 of them, for every CTA alike. All that move rise to
-    one pace at most.
+    The first K are 4096, 16,384 and 8192 B. V is as much, 9830.4 B in the mean, and comes while the
+    first 20,635 B of a tile are worked through: s = 0.4764 of them, for every CTA alike. All that move
+    rise to one pace at most.
         5 K            D / 5 each, below 64 B/ns    4096 B in 5 * 4096 / D         = 397
         3 K, 2 tiles   3 x + 2 s x = D: x < p       4096 B in (3 + 2 s) 4096 / D   = 313.853
         2 K, 3 tiles   2 x + 3 s x = D: x < p       8192 B in (2 + 3 s) 8192 / D   = 544.562

@@ -62,9 +62,9 @@ def test_whoever_starts_beside_work_waits_for_what_it_leaves() -> None:
 
     Both begin with K at 40 B/ns, 819.2, and CTA 1 is done at 988 + 819.2 + 3176 + 4 = 4987.2, when CTA 2
     follows. CTA 0 works through 65,536 B in 3176. Of the 720,896 B of all 11 tiles 622,592 are not
-    waited for first, and come with the 586,193 B that precede softmax and PV of the last tiles: 1.062,094
-    of its 20.635 B/ns pass DRAM, 21.916. CTA 2 has 58.084 of the 80 left for its K, below 64, and
-    32,768 B take 564.149.
+    waited for first, and come with the 586,193 B that precede softmax and PV of the last tiles:
+    1.062,094 of its 20.635 B/ns pass DRAM, 21.916. CTA 2 has 58.084 of the 80 left for its K, below 64,
+    and 32,768 B take 564.149.
     """
     device = toy(2, dram_bandwidth_bytes_per_s=80 / NS)
     grid = grid_of((9 * 256, 256, 256), 1).with_slots(2, 1)

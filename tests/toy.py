@@ -13,9 +13,9 @@ loads 64 B/ns, DRAM latency 488 ns, L2 latency 100 ns) the FlashAttention-2 loop
     work of the SM      max(512 + 1664 + 512, 65536/64)            = 2688
 
 so a segment of n tiles takes 788, then 512 in which K comes through DRAM and L2 beside what others ask
-for, then 3176 n: 1300 + 3176 n where nothing holds it up. Of the last tile 2176 (softmax and PV) are left
-when its V is there, for which memory is not asked. A CTA takes 200 to launch. Slots that fall
-idle together are filled together; the dispatcher issues a CTA per 1, so who falls idle after 5 were
+for, then 3176 n: 1300 + 3176 n where nothing holds it up. Of the last tile 2176, softmax and PV, are
+left when its V is there, for which memory is not asked. A CTA takes 200 to launch. Slots that fall idle
+together are filled together; the dispatcher issues a CTA per 1, so who falls idle after 5 were
 placed waits until 5 have passed. Rows of Q and of the output are 64*2 = 128 B each, a partial row 64*4
 + 4 = 260 B. A CTA of one row moves Q and output (256 B) in 4, Q and partial (388 B) in 6.0625: 6.062
 as a fixed time, rounded half to even. So few bytes share nothing. Publishing a partial costs 140

@@ -16,7 +16,7 @@ COLUMNS = ("n_q_head", "n_kv_head", "num_tensor_parallel_workers", "max_model_le
 KERNELS = ("flash_decoding_2_5_6", "flash_decoding", "vllm_fa2", "fa2")
 KERNEL = KERNELS[0]
 DEVICE = "a100_sxm_80gb"
-# The kernel itself appends the new token: each CTA reads the new V, then the new K, before anything else.
+# The kernel itself appends the new token: each CTA reads the new V, then the new K, before all else.
 APPENDING = {"kernel.start.loads": 2}
 # The last batch before each step.
 CLIFFS = (21, 27, 54, 108)

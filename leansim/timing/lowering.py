@@ -108,7 +108,7 @@ def _flows(
     A CTA works through whole tiles, and loads the tokens that are not masked. The first that it waits
     for come at the pace of its SM's loads, which they offer memory at least, as their latency is over;
     where all ask at once memory brings all that they have asked for before any goes on.
-    A byte that is worked through may stand for more that come, and no more than the loop's are in flight.
+    A byte worked through may stand for more that come, and no more than the loop's are in flight.
     What the worked bytes ask of DRAM, of L2 and of an SM that CTAs share is taken over the batch, so
     that it adds up: of a segment beside others that is the mean, its time alone is its own.
     """
