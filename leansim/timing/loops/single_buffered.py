@@ -31,7 +31,7 @@ class SingleBuffered(Paced):
         """Price a full KV tile; the larger of its two buffers is in flight."""
         latency_s = work.reads.kv_s
         v_s = latency_s + work.v_bytes / work.load_bytes_per_s if work.v_bytes else 0.0
-        tile_s = max(v_s, work.qk_s) + max(self._load_k_s(work), work.softmax_s + work.pv_s)
+        tile_s = max(v_s, work.qk_s) + max(self._load_k_s(work), _after_v_s(work))
         offered = max(work.k_bytes, work.v_bytes) / latency_s
         return self.paced(work, tile_s, offered, work.k_bytes, last_s=self._last_s(work))
 
@@ -42,9 +42,14 @@ class SingleBuffered(Paced):
 
     def _last_s(self, work: TileWork) -> float:
         """What is left of the last tile when its V is there: its share of the pace."""
-        after_v_s = work.softmax_s + work.pv_s
+        after_v_s = _after_v_s(work)
         computed_s = work.qk_s + after_v_s
         return max(computed_s, self.chain_s) * after_v_s / computed_s if computed_s else 0.0
 
     def _load_k_s(self, work: TileWork) -> float:
         return work.lookup_s + work.reads.kv_s + work.k_bytes / work.load_bytes_per_s
+
+
+def _after_v_s(work: TileWork) -> float:
+    """What a tile computes when its V is there, s."""
+    return work.softmax_s + work.pv_s
