@@ -149,6 +149,8 @@ from leansim.files import strict_yaml
 from leansim.sweeps import sweep as sweeps
 
 if __name__ == "__main__":
+    # A LocalCluster drops a worker that is starting anew as long as this after any of its deaths.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
     dask.config.set({"distributed.scheduler.allowed-failures": 1})
     grid = config.build(strict_yaml.Document("test", json.loads(sys.argv[1]), {}))
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
@@ -172,6 +174,18 @@ def test_a_point_that_kills_a_clusters_workers_costs_itself_alone(tmp_path: Path
     simulated, failed, errors = json.loads(done.stdout.splitlines()[-1])
     assert (simulated, failed) == (12, 4)
     assert set(errors) == {"WorkerError: its worker died again and again"}
+
+
+@pytest.mark.filterwarnings("ignore")  # Dask's own, of ports in use
+def test_a_cluster_that_has_no_worker_for_as_long_as_it_allows_is_an_error(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
+    with (
+        dask.config.set({"distributed.scheduler.no-workers-timeout": "500ms"}),
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        pytest.raises(WorkerError, match="found NoWorkerError"),
+    ):
+        sweep(grid(), tmp_path, scheduler=cluster.scheduler_address)
 
 
 def test_no_scheduler_is_a_plain_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
