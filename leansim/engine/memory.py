@@ -2,7 +2,7 @@
 
 Transfers that may take as much and cost the memories the same get the same rate, so they form a pool
 whose service is counted once: a transfer ends when its pool has served it its bytes. Work per event is
-O(log transfers + pools).
+O(log transfers + pools). What passes no memory ends in its own time: others have what they had.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class _Pool(Demand):
     rate: float = 0.0
     queue: list[tuple[float, int, _Transfer]] = field(default_factory=list)
 
+    @property
+    def uses_memory(self) -> bool:
+        """Whether a memory may hold its transfers back, and not their SMs alone."""
+        return bool(self.dram_share or self.l2_share)
+
     def next_end(self) -> float | None:
         """Service at which the next transfer ends; forgets those that left for another pool."""
         while self.queue and self.queue[0][2].ticket != self.queue[0][1]:
@@ -51,6 +56,7 @@ class _Transfer:
     pool: _Pool | None = None
     target: float = 0.0
     ticket: int = -1
+    since: int = 0
 
 
 class Clock(simpy.Environment):
@@ -91,6 +97,7 @@ class Memory:
         self.active: list[_Pool] = []  # those with transfers, or that had some at the last settling
         self.clock = 0
         self.settling = False
+        self.stale = False  # whether rates are to be shared anew
         self.tickets = 0
         self.wake: At | None = None
         self.served = [0] * len(program.flows)
@@ -120,12 +127,17 @@ class Memory:
             self.clock = self.env.now
 
     def _settle(self, _: Any) -> None:
-        """Regroup what changed, share the bandwidth, and set the next wake-up."""
-        self._advance()
+        """Regroup what changed and, where that makes rates stale, share the bandwidth."""
         self.settling = False
         for sm in self.changed:
             self._regroup(sm)
         self.changed.clear()
+        if self.stale:
+            self._share()
+
+    def _share(self) -> None:
+        """Share the bandwidth, and set the next wake-up."""
+        self.stale = False
         for pool in self.active:
             pool.rate = 0.0
         self.active = sorted((pool for pool in self.active if pool.count), key=_NUMBER)
@@ -161,9 +173,28 @@ class Memory:
                 limit, dram, l2, offered = self.table.demands[:, number].tolist()
                 pool = self.pools[number] = _Pool(0, limit, dram, l2, offered, number)
             if pool is not transfer.pool:
-                self._move(transfer, pool)
+                (self._move if pool.uses_memory else self._pace)(transfer, pool)
+
+    def _pace(self, transfer: _Transfer, pool: _Pool) -> None:
+        """End a transfer that only its SM holds back in its time, at the limit of a pool."""
+        if transfer.pool is not None:
+            transfer.remaining -= transfer.pool.limit * (self.env.now - transfer.since)
+        self.tickets += 1
+        transfer.pool, transfer.ticket, transfer.since = pool, self.tickets, self.env.now
+        wait = int(whole_ps(span_ps(transfer.remaining - RESIDUE / 2, pool.limit)))
+        if not wait:
+            raise out_of_range()
+        ticket = self.tickets
+
+        def complete(_: Any) -> None:
+            if transfer.ticket == ticket:
+                self._end(transfer)
+
+        At(self.env, wait, NORMAL, complete)
 
     def _move(self, transfer: _Transfer, pool: _Pool) -> None:
+        self._advance()
+        self.stale = True
         old = transfer.pool
         if old is not None:
             transfer.remaining = transfer.target - old.served
@@ -184,12 +215,16 @@ class Memory:
         for pool in self.active:
             target = pool.next_end()
             while target is not None and target - pool.served <= RESIDUE:
-                transfer = heapq.heappop(pool.queue)[2]
+                self._end(heapq.heappop(pool.queue)[2])
                 pool.count -= 1
-                transfer.ticket = -1
-                self.served[transfer.kind] += transfer.size
-                self.on_sm[transfer.sm].remove(transfer)
-                self._touch(transfer.sm)
-                transfer.done.succeed()
                 target = pool.next_end()
-        self._settle_soon()  # even if rounding left a hair to the next picosecond
+        self.stale = True  # even if rounding left a hair to the next picosecond
+        self._settle_soon()
+
+    def _end(self, transfer: _Transfer) -> None:
+        """End a transfer whose bytes are served."""
+        transfer.ticket = -1
+        self.served[transfer.kind] += transfer.size
+        self.on_sm[transfer.sm].remove(transfer)
+        self._touch(transfer.sm)
+        transfer.done.succeed()

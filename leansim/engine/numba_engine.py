@@ -15,6 +15,7 @@ from leansim.engine.numba_memory import (
     NEVER,
     Memory,
     begin_transfer,
+    end_transfer,
     end_transfers,
     is_settled,
     known_capacities,
@@ -76,10 +77,14 @@ def _end_moves(phases: _Phases, records: _Records, slots: Slots, memory: Memory)
     first = slots.n[RUN]
     slots.n[RUN] = end_transfers(slots.run, first, memory)
     for i in range(first, slots.n[RUN]):
-        slot = slots.run[i]
-        slots.stage[slot] = _DONE
-        at = slots.phase[slot]
-        records.served[np.uint64(phases.flow[at])] += phases.size[at]
+        slots.stage[slots.run[i]] = _DONE
+        _count(slots.phase[slots.run[i]], phases, records)
+
+
+@jit
+def _count(at: Index, phases: _Phases, records: _Records) -> None:
+    """Count what a phase has moved."""
+    records.served[np.uint64(phases.flow[at])] += phases.size[at]
 
 
 @jit
@@ -172,6 +177,9 @@ def _advance(
             if phases.flow[at] >= 0 and phases.size[at]:
                 begin_transfer(slot, phases.flow[at], phases.size[at], memory)
                 return
+        elif slots.stage[slot] == _MOVING:  # what no memory serves
+            end_transfer(slot, memory)
+            _count(at, phases, records)
         records.end[at] = now
         if len(counters.value) and phases.signal_counter[at] >= 0:
             _signal(np.uint64(phases.signal_counter[at]), phases, slots, counters)
@@ -252,9 +260,7 @@ def _run(
             next_cta += count
         # 3. settle the memory system
         if wake == now or not is_settled(memory):
-            serve(now - clock, memory)
-            clock = now
-            wake = settle(now, resident, memory)
+            clock, wake = settle(now, clock, wake, resident, memory, slots.due)
         # 4. on to the next moment
         if left == 0:
             break
@@ -365,7 +371,7 @@ def execute(program: Program) -> Result:
                 RESIDUE,
             ),
             known_capacities(program.dram_bytes_per_ps, program.dram_saturation_exponent),
-            np.empty((12, num_slots), np.uint64),
+            np.empty((13, num_slots), np.uint64),
             np.empty((13, num_pools), np.uint64),
             np.empty((2, num_pools * num_slots), np.uint64),
         ),

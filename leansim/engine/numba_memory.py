@@ -42,7 +42,10 @@ def known_capacities(*_of_dram: float) -> FloatArray:
 
 
 class Flows(NamedTuple):
-    """Transfers: per slot its SM, kind (-1: none), pool and bytes to move; per SM what runs on it."""
+    """Transfers: per slot its SM, kind (-1: none), pool and bytes to move; per SM what runs on it.
+
+    `since` is when a slot's `remaining` was so, where no memory serves it.
+    """
 
     sm: Any
     kind: Any
@@ -51,6 +54,7 @@ class Flows(NamedTuple):
     load: Any
     is_changed: Any
     changed: Any
+    since: Any
 
 
 class Pools(NamedTuple):
@@ -89,10 +93,10 @@ class Memory(NamedTuple):
     l2_peak: float
     residue: float
     known: Any  # as `known_capacities`
-    n: Any  # how much of `changed`, `active` and `free` is in use
+    n: Any  # how much of `changed`, `active` and `free` is in use; whether rates are to be shared anew
 
 
-_CHANGED, _ACTIVE, _FREE = range(3)
+_CHANGED, _ACTIVE, _FREE, _STALE = range(4)
 
 
 @jit
@@ -135,7 +139,7 @@ def serve(elapsed: int, memory: Memory) -> None:
 @jit
 def end_transfers(ended: Any, num_ended: Index, memory: Memory) -> Index:
     """End the transfers whose bytes are served: append their slots; returns how many `ended` holds."""
-    flows, pools, queues = memory.flows, memory.pools, memory.queues
+    pools, queues = memory.pools, memory.queues
     for i in range(memory.n[_ACTIVE]):
         pool = pools.active[i]
         first, queue = num_ended, pools.queue[pool]
@@ -143,13 +147,19 @@ def end_transfers(ended: Any, num_ended: Index, memory: Memory) -> Index:
             num_ended = take_first(queue, queues, ended, num_ended)
         pools.count[pool] -= np.int64(num_ended - first)
         for j in range(first, num_ended):
-            slot = ended[j]
-            sm = flows.sm[slot]
-            flows.load[sm] -= memory.power[np.uint64(flows.kind[slot])]
-            flows.kind[slot] = -1
-            flows.pool[slot] = NONE
-            _touch(sm, memory)
+            end_transfer(ended[j], memory)
     return num_ended
+
+
+@jit
+def end_transfer(slot: Index, memory: Memory) -> None:
+    """Have a slot move nothing more."""
+    flows = memory.flows
+    sm = flows.sm[slot]
+    flows.load[sm] -= memory.power[np.uint64(flows.kind[slot])]
+    flows.kind[slot] = -1
+    flows.pool[slot] = NONE
+    _touch(sm, memory)
 
 
 @jit
@@ -178,11 +188,14 @@ def _activate(pool: Index, memory: Memory) -> None:
 
 
 @jit
-def _regroup(resident: int, memory: Memory) -> None:
-    """Move the transfers of SMs whose load has changed to the pools they belong in now."""
-    flows, pools, queues = memory.flows, memory.pools, memory.queues
+def _regroup(now: int, clock: int, resident: int, memory: Memory, due: Queues) -> int:
+    """Move the transfers of SMs whose load has changed to the pools they belong in now.
+
+    Returns until when pools are served: `now` where any of them changes, which makes rates stale.
+    """
+    flows, pools, n = memory.flows, memory.pools, memory.n
     num_sms = np.uint64(len(flows.load))
-    for c in range(memory.n[_CHANGED]):
+    for c in range(n[_CHANGED]):
         sm = flows.changed[c]
         flows.is_changed[sm] = False
         of = pools.of[np.uint64(flows.load[sm])]
@@ -190,19 +203,46 @@ def _regroup(resident: int, memory: Memory) -> None:
             if flows.kind[slot] < 0:
                 continue
             pool = np.uint64(of[np.uint64(flows.kind[slot])])
-            old = flows.pool[slot]
-            if pool == old:
+            if pool == flows.pool[slot]:
                 continue
-            if old != NONE:
-                flows.remaining[slot] = queues.key_of[slot] - pools.served[old]
-                remove(pools.queue[old], slot, queues)
-                pools.count[old] -= 1
-            flows.pool[slot] = pool
-            if pools.count[pool] == 0 and pools.rate[pool] == 0.0:
-                _activate(pool, memory)
-            pools.count[pool] += 1
-            add(pools.queue[pool], slot, pools.served[pool] + flows.remaining[slot], queues)
-    memory.n[_CHANGED] = ZERO
+            if pools.share[pool] == 0.0 and pools.l2_share[pool] == 0.0:
+                _pace(slot, pool, now, memory, due)
+                continue
+            n[_STALE] = ONE
+            serve(now - clock, memory)
+            clock = now
+            _move(slot, pool, memory)
+    n[_CHANGED] = ZERO
+    return clock
+
+
+@jit
+def _pace(slot: Index, pool: Index, now: int, memory: Memory, due: Queues) -> None:
+    """Have a slot be due when the work is over that only its SM holds back, at the limit of a pool."""
+    flows, pools = memory.flows, memory.pools
+    old = flows.pool[slot]
+    if old != NONE:
+        flows.remaining[slot] -= pools.limit[old] * (now - flows.since[slot])
+        remove(ZERO, slot, due)
+    flows.pool[slot], flows.since[slot] = pool, now
+    span = _span_ps(flows.remaining[slot] - memory.residue / 2, pools.limit[pool])
+    add(ZERO, slot, now + np.int64(_whole_ps(span)), due)
+
+
+@jit
+def _move(slot: Index, pool: Index, memory: Memory) -> None:
+    """Move a transfer to a pool."""
+    flows, pools, queues = memory.flows, memory.pools, memory.queues
+    old = flows.pool[slot]
+    if old != NONE:
+        flows.remaining[slot] = queues.key_of[slot] - pools.served[old]
+        remove(pools.queue[old], slot, queues)
+        pools.count[old] -= 1
+    flows.pool[slot] = pool
+    if pools.count[pool] == 0 and pools.rate[pool] == 0.0:
+        _activate(pool, memory)
+    pools.count[pool] += 1
+    add(pools.queue[pool], slot, pools.served[pool] + flows.remaining[slot], queues)
 
 
 @jit
@@ -220,12 +260,19 @@ def _capacity(offered: float, memory: Memory) -> float:
 
 
 @jit
-def settle(now: int, resident: int, memory: Memory) -> Any:
-    """Regroup what changed and share the bandwidth; returns when the first transfer ends.
+def settle(
+    now: int, clock: int, wake: Any, resident: int, memory: Memory, due: Queues
+) -> tuple[int, Any]:
+    """Regroup what changed and share the bandwidth; returns until when pools are served, and `wake`.
 
-    Where one never does, that is `now`. `resident` is how many slots have been in use in this launch.
+    That is when the first transfer of a pool ends, before as after; where one never does, `now`. Work
+    that no memory serves has its slot `due`: it takes nothing from others, whose rates stay.
+    `resident` is how many slots have been in use in this launch.
     """
-    _regroup(resident, memory)
+    clock = _regroup(now, clock, resident, memory, due)
+    if wake != now and memory.n[_STALE] == ZERO:
+        return clock, wake
+    memory.n[_STALE] = ZERO
     pools, queues = memory.pools, memory.queues
     kept = ZERO
     offered = 0.0
@@ -255,7 +302,7 @@ def settle(now: int, resident: int, memory: Memory) -> Any:
         pools.rate[pool] = rate
         left = queues.key[pools.queue[pool] * queues.width] - pools.served[pool] - memory.residue / 2
         soonest = min(soonest, _span_ps(left, rate))
-    return now + np.int64(_whole_ps(soonest)) if kept else NEVER
+    return now, (now + np.int64(_whole_ps(soonest)) if kept else NEVER)
 
 
 @jit
@@ -271,13 +318,20 @@ def memory_system(
     """A memory system in arrays given for it, which is to `start_idle`.
 
     `pools` are the arrays of a `PoolTable`; `paces` are DRAM's peak and exponent, L2's peak, and the
-    residue. `of_slots` is `[12, slots]`, `of_pools` `[13, pools]`, and `entries` have two numbers for
+    residue. `of_slots` is `[13, slots]`, `of_pools` `[13, pools]`, and `entries` have two numbers for
     each pool and slot, most of which are never touched.
     """
     s, p = of_slots, of_pools
     of, power, d = pools
     flows = Flows(
-        s[0], s[1].view(np.int64), s[2], s[3].view(np.float64), s[4][:num_sms].view(np.int64), s[5], s[6]
+        s[0],
+        s[1].view(np.int64),
+        s[2],
+        s[3].view(np.float64),
+        s[4][:num_sms].view(np.int64),
+        s[5],
+        s[6],
+        s[12].view(np.int64),
     )
     shared = Pools(
         of, d[0], d[1], d[2], d[3], p[0].view(np.float64), p[1].view(np.float64), p[2].view(np.float64),
@@ -306,5 +360,5 @@ def start_idle(memory: Memory) -> None:
         pools.count[pool], pools.served[pool], pools.rate[pool] = 0, 0.0, 0.0
         pools.free[pool] = len(pools.count) - 1 - pool
     make_empty(memory.queues)
-    memory.n[_CHANGED] = memory.n[_ACTIVE] = ZERO
+    memory.n[_CHANGED] = memory.n[_ACTIVE] = memory.n[_STALE] = ZERO
     memory.n[_FREE] = len(pools.count)
