@@ -193,17 +193,22 @@ class Memory:
         At(self.env, wait, NORMAL, complete)
 
     def _move(self, transfer: _Transfer, pool: _Pool) -> None:
+        """Move a transfer to a pool. Rates stay where a memory, and neither limit, held it back."""
         self._advance()
-        self.stale = True
-        old = transfer.pool
+        old, kept = transfer.pool, 0.0
         if old is not None:
             transfer.remaining = transfer.target - old.served
             old.count -= 1
+            if old.rate < min(old.limit, pool.limit):
+                kept = old.rate
         self.tickets += 1
         transfer.pool, transfer.ticket = pool, self.tickets
         transfer.target = pool.served + transfer.remaining
         if not pool.count and pool not in self.active:
             self.active.append(pool)
+            pool.rate = kept
+        if not kept:
+            self.stale = True
         pool.count += 1
         heapq.heappush(pool.queue, (transfer.target, transfer.ticket, transfer))
 

@@ -191,7 +191,7 @@ def _activate(pool: Index, memory: Memory) -> None:
 def _regroup(now: int, clock: int, resident: int, memory: Memory, due: Queues) -> int:
     """Move the transfers of SMs whose load has changed to the pools they belong in now.
 
-    Returns until when pools are served: `now` where any of them changes, which makes rates stale.
+    Returns until when pools are served: `now` where any of them changes, which may make rates stale.
     """
     flows, pools, n = memory.flows, memory.pools, memory.n
     num_sms = np.uint64(len(flows.load))
@@ -208,7 +208,6 @@ def _regroup(now: int, clock: int, resident: int, memory: Memory, due: Queues) -
             if pools.share[pool] == 0.0 and pools.l2_share[pool] == 0.0:
                 _pace(slot, pool, now, memory, due)
                 continue
-            n[_STALE] = ONE
             serve(now - clock, memory)
             clock = now
             _move(slot, pool, memory)
@@ -231,16 +230,21 @@ def _pace(slot: Index, pool: Index, now: int, memory: Memory, due: Queues) -> No
 
 @jit
 def _move(slot: Index, pool: Index, memory: Memory) -> None:
-    """Move a transfer to a pool."""
+    """Move a transfer to a pool. Rates stay where a memory, and neither limit, held it back."""
     flows, pools, queues = memory.flows, memory.pools, memory.queues
-    old = flows.pool[slot]
+    old, kept = flows.pool[slot], 0.0
     if old != NONE:
         flows.remaining[slot] = queues.key_of[slot] - pools.served[old]
         remove(pools.queue[old], slot, queues)
         pools.count[old] -= 1
+        if pools.rate[old] < min(pools.limit[old], pools.limit[pool]):
+            kept = pools.rate[old]
     flows.pool[slot] = pool
     if pools.count[pool] == 0 and pools.rate[pool] == 0.0:
         _activate(pool, memory)
+        pools.rate[pool] = kept
+    if kept == 0.0:
+        memory.n[_STALE] = ONE
     pools.count[pool] += 1
     add(pools.queue[pool], slot, pools.served[pool] + flows.remaining[slot], queues)
 
