@@ -25,6 +25,7 @@ EXPECTED = {
     "mi300x",
     "rtx_4090",
     "rtx_pro_6000",
+    "rtx_pro_6000_server",
 }
 
 # (device, dtype, clock of the quoted figure in Hz, dense FLOP/s): datasheets, except B200, where
@@ -42,6 +43,8 @@ PEAKS = [
     ("rtx_4090", "fp8", 2.52e9, 330.3e12),
     ("rtx_pro_6000", "bfloat16", 2.617e9, 503.8e12),
     ("rtx_pro_6000", "fp8", 2.617e9, 1007.6e12),
+    ("rtx_pro_6000_server", "bfloat16", 2.617e9, 503.8e12),
+    ("rtx_pro_6000_server", "fp8", 2.617e9, 1007.6e12),
     ("mi300x", "float16", 2.1e9, 1307e12),
     ("mi300x", "fp8", 2.1e9, 2615e12),
     ("b200_sxm", "bfloat16", 1.965e9, 8153 * 148 * 1.965e9),
@@ -61,6 +64,7 @@ LONG_READ = {
     "mi300x": (4199e9, 4300e9),
     "rtx_4090": (918e9, 924e9),
     "rtx_pro_6000": (1651e9, 1755e9),
+    "rtx_pro_6000_server": (1472e9, 1564e9),
 }
 
 # Decode reads pages, and where its bandwidth is fitted it stays this close to long reads.
@@ -81,6 +85,7 @@ LATENCY_CLOCKS = {
     "mi300x": (213, 880, 2.092e9),
     "rtx_4090": (285, 568, 2.235e9),
     "rtx_pro_6000": (340, 662, 2.617e9),  # 130 ns, and an L40's 253 ns
+    "rtx_pro_6000_server": (340, 662, 2.617e9),
 }
 
 

@@ -172,6 +172,17 @@ def test_a_circle_of_waits_is_an_error_and_not_a_hang(engine: Any) -> None:
         engine.execute(program_of([[first, second]], num_sms=2))
 
 
+@pytest.mark.parametrize("engine", [simpy_engine, numba_engine])
+def test_work_that_passes_no_memory_takes_turns_with_what_is_on_its_sm_alone(engine: Any) -> None:
+    """400 B alone, half each until the other has its 300 B at 1,000 ps, then 300 B alone."""
+    work, read = kv(1.0, 1.0, 0.0, 0.0), kv(1.0, 0.0)
+    first, second = [Step(size=1000)], [Step(400, 300)]
+    elsewhere = [Step(size=900, flow=1)]
+    program = program_of([[first, elsewhere, second, elsewhere]], (work, read), 2, 2, dram=1.0)
+    result = engine.execute(program)
+    assert result.end.tolist() == pytest.approx([1300, 1800, 1000, 1800], abs=25)
+
+
 # -- real schedules --------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ CARDS = (
     Card(
         "RTX PRO 6000",
         "llmservingsim_rtxpro6000_qwen3_30b",
-        Call("rtx_pro_6000", 32, 4, "cold", "bfloat16"),
+        Call("rtx_pro_6000_server", 32, 4, "cold", "bfloat16"),
     ),
 )
 
