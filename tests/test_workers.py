@@ -149,9 +149,10 @@ from leansim.files import strict_yaml
 from leansim.sweeps import sweep as sweeps
 
 if __name__ == "__main__":
-    # A LocalCluster drops a worker that is starting anew as long as this after any of its deaths.
-    dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"})
-    dask.config.set({"distributed.scheduler.allowed-failures": 1})
+    # A LocalCluster drops a worker that is starting anew `lost-worker-timeout` after any of its deaths.
+    dask.config.set({
+        "distributed.deploy.lost-worker-timeout": "1h", "distributed.scheduler.allowed-failures": 1
+    })
     grid = config.build(strict_yaml.Document("test", json.loads(sys.argv[1]), {}))
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         done = sweeps.sweep(grid, "out", scheduler=cluster.scheduler_address)

@@ -179,12 +179,11 @@ class Memory:
         """End a transfer that only its SM holds back in its time, at the limit of a pool."""
         if transfer.pool is not None:
             transfer.remaining -= transfer.pool.limit * (self.env.now - transfer.since)
-        self.tickets += 1
-        transfer.pool, transfer.ticket, transfer.since = pool, self.tickets, self.env.now
+        transfer.since = self.env.now
+        ticket = self._join(transfer, pool)
         wait = int(whole_ps(span_ps(transfer.remaining - RESIDUE / 2, pool.limit)))
         if not wait:
             raise out_of_range()
-        ticket = self.tickets
 
         def complete(_: Any) -> None:
             if transfer.ticket == ticket:
@@ -201,8 +200,7 @@ class Memory:
             old.count -= 1
             if old.rate < min(old.limit, pool.limit):
                 kept = old.rate
-        self.tickets += 1
-        transfer.pool, transfer.ticket = pool, self.tickets
+        ticket = self._join(transfer, pool)
         transfer.target = pool.served + transfer.remaining
         if not pool.count and pool not in self.active:
             self.active.append(pool)
@@ -210,7 +208,13 @@ class Memory:
         if not kept:
             self.stale = True
         pool.count += 1
-        heapq.heappush(pool.queue, (transfer.target, transfer.ticket, transfer))
+        heapq.heappush(pool.queue, (transfer.target, ticket, transfer))
+
+    def _join(self, transfer: _Transfer, pool: _Pool) -> int:
+        """Note a transfer's pool; returns its ticket there, which outdates those it had."""
+        self.tickets += 1
+        transfer.pool, transfer.ticket = pool, self.tickets
+        return self.tickets
 
     def _complete(self, event: simpy.Event) -> None:
         """End every transfer whose bytes are served, unless rates have changed since."""
