@@ -127,7 +127,7 @@ def _pace(flat: pd.DataFrame, card: Card) -> str:
     text = (
         f"The largest uniform call moves {kv_bytes[largest] / 1e9:.1f} GB of KV at "
         f"{pace[largest] / 1e9:,.0f} GB/s, {share:.1%} of the datasheet's bandwidth; the device file "
-        f"assumes {device.dram_efficiency:.1%}."
+        f"has {device.dram_efficiency:.1%}."
     )
     if beyond:
         calls = "call is" if beyond == 1 else "calls are"
