@@ -77,6 +77,6 @@ def test_lean_loses_where_one_request_has_many_peers(
         )
         return lean / split
 
-    assert ratio(1, "LongVQ 4096+512") > 1.05
+    assert ratio(1, "LongVQ 4096+512") > 1.04
     assert ratio(1, "LongVQ 256+512") < 1.0
     assert ratio(16, "LongVQ 4096+512") < 1.0

@@ -483,3 +483,22 @@ def test_what_a_replay_finds_in_l2() -> None:
     assert kept == pytest.approx([1.0, 0.5, 0.0, 0.0])
     device = toy(l2_bytes=1000, l2_resident_fraction=0.5, l2_lost_fraction=None)
     assert kept_share(750, device) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.parametrize(
+    ("l2_bytes", "later_ns"), [(2 * 655_872, 0), (655_872 * 4 // 3, 400), (10, 800)]
+)
+def test_a_launch_begins_later_as_kv_has_pushed_out_what_it_reads_first(
+    cache: str, l2_bytes: int, later_ns: int
+) -> None:
+    """Two heads of 1,280 tokens have 655,360 B of K and V, and 512 B of Q and output.
+
+    L2 keeps all to half of its size and nothing from all of it on, three quarters being halfway; the
+    whole call takes as much longer.
+    """
+    schedule = FlashAttention2()(grid_of((1280,), 2, cache=cache), toy())
+    device = toy(l2_bytes=l2_bytes, l2_resident_fraction=0.5, l2_lost_fraction=None)
+    late = device.model_copy(update={"evicted_start_s": 800 * NS})
+    took_ps, taken_ps = (round(run(schedule, one).latency_s * 1e12) for one in (late, device))
+    assert ns(took_ps - taken_ps) == later_ns

@@ -79,6 +79,7 @@ def toy(num_sms: int = 5, **changes: Any) -> Device:
         "l2_bandwidth_bytes_per_s": 1e14,
         "l2_latency_s": L2 * NS,
         "l2_partitions": 1,
+        "evicted_start_s": 0.0,
         "cta_launch_s": LAUNCH * NS,
         "cta_dispatch_interval_s": 1 * NS,
         "latency_spread": 0.0,

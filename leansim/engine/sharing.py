@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from leansim.engine.program import MOST_PS, FlowKind
 RESIDUE = 1e-3
 _MOST_LOG = 700.0  # of the largest float, a little less
 _MOST_WAIT_PS = float(MOST_PS)
+_LIMIT = attrgetter("limit")
 _Demand: TypeAlias = tuple[float, float, tuple[float, ...]]  # pace, work and waits of a kind
 
 
@@ -85,7 +87,7 @@ class PoolTable:
 
 
 def pool_table(flows: tuple[FlowKind, ...], max_ctas: int) -> PoolTable:
-    """Number the pools of transfers of such kinds, a pool for each limit that a kind can have."""
+    """Number the pools of transfers of such kinds, one for each limit of a kind, the least first."""
     costs = [(flow.dram_share, flow.l2_share, flow.offered_bytes_per_ps) for flow in flows]
     demands = tuple([_of_sm(flow) for flow in flows])
     first: dict[tuple[Any, ...], int] = {}
@@ -109,15 +111,17 @@ def _pools(
     of, limits, kinds = np.zeros(table.shape, np.int64), [np.zeros(0)], [np.zeros(0, np.int64)]
     num_pools = 0
     for kind, one in enumerate(like):
-        if one < kind:
-            of[:, kind] = of[:, one]
-            continue
-        distinct, place = np.unique(table[:, kind], return_inverse=True)
-        of[:, kind] = num_pools + place
-        num_pools += len(distinct)
-        limits.append(distinct)
-        kinds.append(np.full(len(distinct), kind))
-    return of, power, np.concatenate(limits), np.concatenate(kinds)
+        if one == kind:
+            distinct, place = np.unique(table[:, kind], return_inverse=True)
+            of[:, kind] = num_pools + place
+            num_pools += len(distinct)
+            limits.append(distinct)
+            kinds.append(np.full(len(distinct), kind))
+    limit, kind_of = np.concatenate(limits), np.concatenate(kinds)
+    order = np.argsort(limit, kind="stable")
+    number = np.empty(num_pools, np.int64)
+    number[order] = np.arange(num_pools)
+    return number[of[:, list(like)]], power, limit[order], kind_of[order]
 
 
 @lru_cache(maxsize=1024)
@@ -181,47 +185,48 @@ def fill_rates(
     l2_free: float,
     rate: Any,
 ) -> None:
-    """Write into `rate[:n]` the bytes/ps of one transfer of each of `n` groups.
+    """Write into `rate[:n]` the bytes/ps of one transfer of each of `n` groups, of rising `limit`.
 
     Progressive filling: the common level rises to the next limit, or to where DRAM or L2 is full and
     the groups that use it stop; where neither would be full, each has its limit. Plain loops over plain
     arrays, so that a compiled engine can compile this very function. Sums run in the order of the
     groups.
     """
-    dram_wanted, l2_wanted = 0.0, 0.0
+    dram_wanted, l2_wanted, dram_weight, l2_weight = 0.0, 0.0, 0.0, 0.0
     for i in range(n):
-        wanted = count[i] * limit[i]
-        dram_wanted += wanted * share[i]
-        l2_wanted += wanted * l2_share[i]
+        dram_each, l2_each = count[i] * share[i], count[i] * l2_share[i]
+        dram_wanted += dram_each * limit[i]
+        l2_wanted += l2_each * limit[i]
+        dram_weight += dram_each
+        l2_weight += l2_each
         rate[i] = limit[i]
     if dram_wanted <= dram_free and l2_wanted <= l2_free:
         return
     for i in range(n):
         rate[i] = -1.0
     height = 0.0
-    while True:
-        dram_weight, l2_weight, next_limit = 0.0, 0.0, math.inf
-        for i in range(n):
-            if rate[i] < 0.0:
-                dram_weight += count[i] * share[i]
-                l2_weight += count[i] * l2_share[i]
-                next_limit = min(next_limit, limit[i])
-        if next_limit == math.inf:
-            return
-        dram_full = height + dram_free / dram_weight if dram_weight > 0.0 else math.inf
-        l2_full = height + l2_free / l2_weight if l2_weight > 0.0 else math.inf
-        rise = min(next_limit, dram_full, l2_full) - height
-        dram_free = max(0.0, dram_free - dram_weight * rise)
-        l2_free = max(0.0, l2_free - l2_weight * rise)
-        height += rise
-        for i in range(n):
-            if rate[i] < 0.0:
-                if limit[i] <= height:
-                    rate[i] = limit[i]
-                elif (l2_full <= height and l2_share[i] > 0.0) or (
-                    dram_full <= height and share[i] > 0.0
+    for i in range(n):
+        # `weight` is what a rise by 1 takes of those that still rise; those that stopped are off `free`.
+        while rate[i] < 0.0:
+            dram_full = dram_free / dram_weight if dram_weight * limit[i] > dram_free else math.inf
+            l2_full = l2_free / l2_weight if l2_weight * limit[i] > l2_free else math.inf
+            height = max(height, min(limit[i], dram_full, l2_full))
+            by_dram = dram_full < math.inf and dram_full <= l2_full
+            by_l2 = l2_full < math.inf and not by_dram
+            for j in range(i, n if by_dram or by_l2 else i + 1):
+                if rate[j] < 0.0 and (
+                    (share[j] > 0.0 or not by_dram) and (l2_share[j] > 0.0 or not by_l2)
                 ):
-                    rate[i] = height
+                    rate[j] = height
+                    dram_each, l2_each = count[j] * share[j], count[j] * l2_share[j]
+                    dram_free = max(0.0, dram_free - dram_each * height)
+                    l2_free = max(0.0, l2_free - l2_each * height)
+                    dram_weight -= dram_each
+                    l2_weight -= l2_each
+            if by_dram:
+                dram_weight = 0.0
+            if by_l2:
+                l2_weight = 0.0
 
 
 def shared_rates(
@@ -231,15 +236,17 @@ def shared_rates(
     offered = 0.0
     for demand in demands:
         offered += demand.count * demand.dram_share * demand.offered
-    rates = [0.0] * len(demands)
+    rising = sorted(demands, key=_LIMIT)
+    rates = [0.0] * len(rising)
     fill_rates(
-        len(demands),
-        [d.count for d in demands],
-        [d.limit for d in demands],
-        [d.dram_share for d in demands],
-        [d.l2_share for d in demands],
+        len(rising),
+        [d.count for d in rising],
+        [d.limit for d in rising],
+        [d.dram_share for d in rising],
+        [d.l2_share for d in rising],
         loaded_capacity(offered, dram_peak, dram_exponent),
         l2_peak,
         rates,
     )
-    return rates
+    rate_of = dict(zip(map(id, rising), rates, strict=True))
+    return [rate_of[id(demand)] for demand in demands]

@@ -13,6 +13,7 @@ from leansim.specs.base import (
     Count,
     Fraction,
     LaunchMode,
+    NotNegative,
     Number,
     Positive,
     SourcedSpec,
@@ -74,6 +75,7 @@ class Device(SourcedSpec):
     l2_far_latency_s: Positive
     l2_resident_fraction: Fraction
     l2_lost_fraction: Positive | None = None
+    evicted_start_s: NotNegative = 0.0
 
     sm_load_bytes_per_clk: Positive
     tensor_flop_per_clk_per_sm: dict[Literal["bfloat16", "float16", "fp8"], Positive]

@@ -68,7 +68,7 @@ def lower(schedule: Schedule, instance: Instance, device: Device) -> Program:
         planned,
         device,
         num_sms=grid.num_sms,
-        launch_ps=gap_ps,
+        launch_ps=gap_ps + picoseconds(memory.evicted_start_s(grid, device)),
         flows=flows,
         num_counters=grid.num_output_tiles if schedule.combine in IN_LAUNCH else 0,
         drift_ps=segments.drift_ps(grid, instance, device, prices),

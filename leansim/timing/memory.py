@@ -145,6 +145,19 @@ def replay_kept_share(workload: Workload, touched: float, device: Device) -> flo
     return kept_share(touched, device) if workload.cache == "warm" else 0.0
 
 
+def evicted_start_s(grid: TileGrid, device: Device) -> float:
+    """How much later a launch begins as the KV of the call before has pushed out what it reads first, s.
+
+        evicted_start (1 - kept(KV + Q + output))
+
+    Its code, its arguments, its page table and the GPU's own entries for those pages come from DRAM
+    then, whether KV is new to L2 (`cold`) or not: calls of a kernel follow each other (assumed).
+    """
+    if not device.evicted_start_s:
+        return 0.0
+    return device.evicted_start_s * (1.0 - kept_share(touched_bytes(grid), device))
+
+
 def touched_bytes(grid: TileGrid) -> float:
     """What a replay passes through L2 before it comes back to the same byte: KV, Q and the output.
 
