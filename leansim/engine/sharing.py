@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +24,6 @@ from leansim.engine.program import MOST_PS, FlowKind
 RESIDUE = 1e-3
 _MOST_LOG = 700.0  # of the largest float, a little less
 _MOST_WAIT_PS = float(MOST_PS)
-_LIMIT = attrgetter("limit")
 _Demand: TypeAlias = tuple[float, float, tuple[float, ...]]  # pace, work and waits of a kind
 
 
@@ -236,8 +234,9 @@ def shared_rates(
     offered = 0.0
     for demand in demands:
         offered += demand.count * demand.dram_share * demand.offered
-    rising = sorted(demands, key=_LIMIT)
-    rates = [0.0] * len(rising)
+    order = sorted(range(len(demands)), key=lambda i: demands[i].limit)
+    rising = [demands[i] for i in order]
+    filled = [0.0] * len(rising)
     fill_rates(
         len(rising),
         [d.count for d in rising],
@@ -246,7 +245,9 @@ def shared_rates(
         [d.l2_share for d in rising],
         loaded_capacity(offered, dram_peak, dram_exponent),
         l2_peak,
-        rates,
+        filled,
     )
-    rate_of = dict(zip(map(id, rising), rates, strict=True))
-    return [rate_of[id(demand)] for demand in demands]
+    rates = [0.0] * len(demands)
+    for i, rate in zip(order, filled, strict=True):
+        rates[i] = rate
+    return rates

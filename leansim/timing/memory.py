@@ -153,8 +153,6 @@ def evicted_start_s(grid: TileGrid, device: Device) -> float:
     Its code, its arguments, its page table and the GPU's own entries for those pages come from DRAM
     then, whether KV is new to L2 (`cold`) or not: calls of a kernel follow each other (assumed).
     """
-    if not device.evicted_start_s:
-        return 0.0
     return device.evicted_start_s * (1.0 - kept_share(touched_bytes(grid), device))
 
 
