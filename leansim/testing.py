@@ -247,11 +247,13 @@ def _deterministic(case: Case) -> Iterator[str]:
 
 
 def _same_kv_bytes(case: Case) -> Iterator[str]:
-    """KV is streamed once per output tile, however the tiles are dealt."""
+    """KV is streamed once per output tile, in whole pages or by token, however the tiles are dealt."""
     grid, load, program = case.grid, case.grid.workload, case.program
     streamed = program.kv_bytes
-    wanted = int((grid.kv_end - grid.kv_begin).sum()) * load.kv_bytes_per_token
-    if grid.row_blocks == 1:
+    unit = min(load.page_tokens, grid.tile_tokens) if grid.whole_pages else 1
+    units = -(-grid.kv_end // unit) - grid.kv_begin // unit
+    wanted = int(units.sum()) * unit * load.kv_bytes_per_token
+    if grid.row_blocks == 1 and unit == 1:
         wanted = load.kv_bytes * (1 if grid.packed else load.group_size)
     if not math.isclose(streamed, wanted, rel_tol=1e-9):
         yield f"{streamed:,.0f} B of KV are streamed, wanted {wanted:,} B"

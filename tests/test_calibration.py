@@ -225,9 +225,10 @@ def test_targets_that_are_refused(tmp_path: Path, target: str, complaint: str) -
 
 @pytest.mark.parametrize(
     "rows", ["{table: h100_sxm_vllm}", "{table: h100_sxm_sglang}", "{table: h200_sxm_sglang}",
-             "{table: h100_sxm_sglang, kernels: [sglang_triton]}", "{table: l40s_vllm}"],
+             "{table: h100_sxm_sglang, kernels: [sglang_triton]}", "{table: l40s_vllm}",
+             "{table: b200_sxm_vllm}"],
 )  # fmt: skip
-def test_only_three_tables_may_fit_kernels_and_devices(tmp_path: Path, rows: str) -> None:
+def test_only_four_tables_may_fit_kernels_and_devices(tmp_path: Path, rows: str) -> None:
     """The FA3 rows of H100 SGLang may; that table's Triton rows may not."""
     name = rows.split(":")[1].strip(" }").split(",")[0]
     device = catalog.table(name).device
@@ -241,6 +242,7 @@ def test_only_three_tables_may_fit_kernels_and_devices(tmp_path: Path, rows: str
     assert fits == [
         ("a100_sxm_sglang", "flash_attention"),
         ("a100_sxm_vllm", "vllm_flash_attn"),
+        ("b200_sxm_sglang", "trtllm_mha"),
         ("h100_sxm_sglang", "fa3"),
     ]
 

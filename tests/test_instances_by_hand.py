@@ -21,7 +21,7 @@ from leansim.specs import catalog
 from leansim.specs.instance import QueryInParts, instance_of
 from leansim.specs.workload import Workload
 from leansim.timing.memory import loaded_kv_bytes
-from leansim.timing.merges import merge_computing_s, merge_latency_s
+from leansim.timing.merges import handover, merge_computing_s, merge_latency_s
 from leansim.timing.prices import prologue_s, queueing_s
 
 PLAIN_NS = 4680.0  # a CTA of one tile
@@ -101,9 +101,9 @@ def test_merging_takes_as_long_as_it_computes() -> None:
     merging = toy_instance(merge={"clk": 30, "once_clk": 500, "warps": 4, "row_clk": 50}).merge
     computing = merge_computing_s(merging, np.array([2]), np.array([6]), toy())
     assert computing == pytest.approx([760 * NS])
-    peers = np.array([2])
-    assert merge_latency_s(toy(), peers, 1, computing_s=computing) == pytest.approx([1260 * NS])
-    assert merge_latency_s(toy(), peers, 1) == pytest.approx([600 * NS])
+    peers, way = np.array([2]), handover(toy(), merging, 3)
+    assert merge_latency_s(way, peers, 1, computing_s=computing) == pytest.approx([1260 * NS])
+    assert merge_latency_s(way, peers, 1) == pytest.approx([600 * NS])
     assert merge_computing_s(toy_instance().merge, peers, np.array([6]), toy()) == 0.0
 
 

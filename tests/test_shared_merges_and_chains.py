@@ -21,6 +21,7 @@ from leansim.partitioners.sglang_triton import SglangTriton
 from leansim.schedule.schedule import Schedule
 from leansim.silicon.published import measured_rows
 from leansim.specs import catalog
+from leansim.specs.device import Clusters
 from leansim.specs.harness import Calls, HarnessTerm
 from leansim.specs.instance import Instance, LoopNumbers
 
@@ -63,6 +64,32 @@ def test_a_lone_split_of_a_shared_merge_merges_itself() -> None:
     ends = [ns(run(s, instance=k).makespan_ps).expected for s, k in ((one, shared), (two, plain))]
     assert ends[0] == ends[1]
     assert ns(run(two, instance=shared).makespan_ps) == ends[0] + 200 + 4 * 100
+
+
+def test_a_round_of_reads_waits_for_what_is_computed_with_the_last() -> None:
+    """A clock is 1 ns. Three partials in two rounds of 100 + 30 a grain, 4 grains: 400 and 1040."""
+    program = priced(quarters(), toy_instance(merge={"round_clk": 30, "splits_in_flight": 2, **SHARED}))
+    merge = program.kind == Phase.MERGE
+    assert ns(program.latency_ps[merge]) == [400.0 + 2 * 130]
+    alone = {**SHARED, "shared": False, "splits_in_flight": 2, "round_clk": 30}
+    program = priced(quarters(), toy_instance(merge=alone))
+    assert ns(program.latency_ps[merge]) == [400.0 + 4 * 2 * 130]
+
+
+def test_a_cluster_merges_through_shared_memory() -> None:
+    """Barriers of 50 for what is published and seen, 20 a partial; five CTAs fit no cluster of 4."""
+    device = toy().model_copy(update={"clusters": Clusters(sync_s=50 * NS, read_s=20 * NS)})
+    merging = toy_instance(merge={"cluster_ctas": 4})
+    program = priced(quarters(), merging, device)
+    merge, write = program.kind == Phase.MERGE, program.kind == Phase.WRITE
+    assert ns(program.latency_ps[merge]) == [50.0 + 3 * 20]
+    through_l2 = priced(quarters(), merging)
+    assert ns(through_l2.latency_ps[merge]) == [400.0 + 3 * 100]
+    published = program.signal_counter[write] >= 0
+    saved = through_l2.latency_ps[write] - program.latency_ps[write]
+    assert ns(saved[published]) == [150.0] * 3
+    more = replace(quarters(), num_splits=5)
+    assert (priced(more, merging, device).latency_ps == through_l2.latency_ps).all()
 
 
 def chain(**numbers: float) -> Instance:

@@ -121,7 +121,10 @@ def toy_instance(
         setup_kernels=0, prepares_query=False, overhead_s=0.0, empty="write", empty_s=0.0,
         empty_prologues=0, scan_s=0.0, scan_requests=31, prefetches_items=False,
     )  # fmt: skip
-    no_merge = MergeNumbers(1, math.inf, shared=False, once_clk=0.0, clk=0.0, row_clk=0.0, warps=1)
+    no_merge = MergeNumbers(
+            1, math.inf, shared=False, once_clk=0.0, clk=0.0, row_clk=0.0, round_clk=0.0, warps=1,
+            cluster_ctas=0,
+        )  # fmt: skip
     return Instance(
         kernel="",
         shape=TileShape("", tile_rows=64, tile_tokens=256, ctas_per_sm=1),

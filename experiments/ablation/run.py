@@ -61,6 +61,7 @@ class Mechanism(Spec):
     source: str = ""
     overrides: dict[str, Any] = Field(default_factory=dict)
     harness: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    table: dict[str, Any] = Field(default_factory=dict)
     point: dict[str, Any] = Field(default_factory=dict)
     where: dict[str, int | str | tuple[int | str, ...]] = Field(default_factory=dict)
 
@@ -71,6 +72,11 @@ class Mechanism(Spec):
             if name not in HarnessTerm.model_fields:
                 raise UnknownNameError("number of a harness term", name, HarnessTerm.model_fields)
         return harness
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is of what a latency contains beside the kernels, which take what they took."""
+        return bool(self.harness or self.table)
 
     @model_validator(mode="after")
     def _facts_have_a_source(self) -> Mechanism:
@@ -111,9 +117,9 @@ def own_cards() -> Iterator[pd.DataFrame]:
 
 def touched(mechanism: Mechanism, rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of which a number changes without the mechanism, with their points as they are then."""
-    if mechanism.harness:
-        tables = [name for name in set(rows["table"]) if mechanism.harness.keys() & _terms(name)]
-        return rows[rows["table"].isin(tables)]
+    if mechanism.is_beside:
+        published = set(rows["table"]) & set(catalog.names("table"))
+        return rows[rows["table"].isin([name for name in published if _is_of(mechanism, name)])]
     for column, wanted in mechanism.where.items():
         rows = rows[rows[column].isin(wanted if isinstance(wanted, tuple) else (wanted,))]
     change = _Change(mechanism)
@@ -122,10 +128,12 @@ def touched(mechanism: Mechanism, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[there].assign(point=[point for point in points if point is not None])
 
 
-def _terms(table: str) -> set[str]:
-    if table not in catalog.names("table"):
-        return set()
-    return {term.name for term in catalog.table(table).harness}
+def _is_of(mechanism: Mechanism, name: str) -> bool:
+    """Whether a measured table has one of its terms, or says otherwise than it would without."""
+    table = catalog.table(name)
+    terms = {term.name for term in table.harness}
+    says = any(getattr(table, field) != value for field, value in mechanism.table.items())
+    return says or bool(mechanism.harness.keys() & terms)
 
 
 class _Change:
@@ -192,7 +200,7 @@ def changed_tables(mechanism: Mechanism, names: Iterable[str]) -> dict[str, Meas
         table = catalog.table(name)
         of = mechanism.harness
         terms = tuple(term.model_copy(update=of.get(term.name, {})) for term in table.harness)
-        changed[name] = table.model_copy(update={"harness": terms})
+        changed[name] = table.model_copy(update={"harness": terms, **mechanism.table})
     return changed
 
 
@@ -211,7 +219,7 @@ def ablated(chosen: Sequence[Mechanism], rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for mechanism in chosen:
         mine = touched(mechanism, rows).assign(mechanism=mechanism.name)
-        if mechanism.harness and len(mine):
+        if mechanism.is_beside and len(mine):
             changed = changed_tables(mechanism, set(mine["table"]))
             harness_s = Harnesses(mine).seconds(mine["kernel_s"].to_numpy(), changed)
             mine["without"] = (mine["kernel_s"] + harness_s) / mine["measured_s"] - 1.0

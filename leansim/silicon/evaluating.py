@@ -86,12 +86,22 @@ class Model:
 
     def seconds(self, values: Sequence[float] | FloatArray | None) -> FloatArray:
         """Predicted latencies `[n]`, s, harness included; with None, as the files have it."""
+        kernels, tables = self._of(values)
+        found: FloatArray = kernels + self.harnesses.seconds(kernels, tables)
+        return found
+
+    def replay_s(self, values: Sequence[float] | FloatArray) -> FloatArray:
+        """How long one replay takes `[n]`, s, of which latencies may be no more than whole ticks."""
+        return self.harnesses.replay_s(*self._of(values))
+
+    def _of(
+        self, values: Sequence[float] | FloatArray | None
+    ) -> tuple[FloatArray, dict[str, MeasuredTable]]:
+        """Latencies of the kernels, and the tables that values change."""
         changes = dict(zip(self.targets, values, strict=True)) if values is not None else {}
         simulated = {target: value for target, value in changes.items() if target.kind != "table"}
         tables = _tables(changes, self.harnesses.places)
-        kernels = self._executed({**self.fixed, **simulated})
-        found: FloatArray = kernels + self.harnesses.seconds(kernels, tables)
-        return found
+        return self._executed({**self.fixed, **simulated}), tables
 
     def _executed(self, changes: Mapping[Target, float]) -> FloatArray:
         """Latencies of the kernels; only those are executed again whose own constants have changed."""

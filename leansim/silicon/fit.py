@@ -117,14 +117,16 @@ def fit_to(
 ) -> Fit:
     """Fit constants to rows, as `calibrate` does; those that are `fixed` have other values meanwhile.
 
-    Raises `StoreError` for fewer `rows_per_constant`, or where there is no SciPy.
+    Where a latency is known to a tick, a replay is off by its distance from the times that it may have
+    taken. Raises `StoreError` for fewer `rows_per_constant`, or where there is no SciPy.
     """
     least_squares = _least_squares()
     low, high = (np.array([one.bounds[i] for one in free]) for i in (0, 1))
     targets = [one.target for one in free]
     with Model(targets, rows, jobs or cores(), fixed) as model:
         usable = np.isfinite(model.seconds(None))
-        measured = np.log(rows["measured_s"].to_numpy(dtype=float)[usable])
+        measured_s = rows["measured_s"].to_numpy(dtype=float)
+        least, most = (np.log(span[usable]) for span in model.harnesses.spans_s(measured_s))
         if usable.sum() < rows_per_constant * len(low):
             wanted = f"wanted at least {rows_per_constant} for each of {len(low)} constants"
             raise StoreError(f"found {usable.sum()} rows; {wanted}")
@@ -134,7 +136,8 @@ def fit_to(
             return inside
 
         def residuals(scaled: FloatArray) -> FloatArray:
-            found: FloatArray = np.log(model.seconds(constants(scaled))[usable]) - measured
+            replay: FloatArray = np.log(model.replay_s(constants(scaled))[usable])
+            found = replay - np.clip(replay, least, most)
             progress(model.evaluations, float(np.abs(np.expm1(found)).mean()))
             return np.concatenate([found, _PULL * (scaled[pulled] - usual)])
 
@@ -162,9 +165,9 @@ def fit_to(
         ]
         solution = min(solutions, key=lambda one: one.cost)
         after = np.array([short(value) for value in constants(solution.x)]).clip(low, high)
-        errors = [model.seconds(at)[usable] / np.exp(measured) - 1.0 for at in (None, after)]
+        errors = [(model.seconds(at) / measured_s)[usable] - 1.0 for at in (None, after)]
         evaluations = model.evaluations
-    spread = _spread(solution.jac[: len(measured)], solution.cost, len(measured)) * (high - low)
+    spread = _spread(solution.jac[: len(least)], solution.cost, len(least)) * (high - low)
     fitted = [
         FittedConstant(one.target, value_at(one.target), float(value), one.bounds, float(error))
         for one, value, error in zip(free, after, spread, strict=True)

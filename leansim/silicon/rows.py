@@ -166,6 +166,29 @@ class Harnesses:
             found[at] = harness.harness_s(self.calls[name], kernel_s[at])
         return found
 
+    def replay_s(
+        self, kernel_s: FloatArray, changed: Mapping[str, MeasuredTable] | None = None
+    ) -> FloatArray:
+        """How long one replay of each row takes `[n]`, s, before its end is put off to a tick.
+
+        Without replays it is what is measured.
+        """
+        found = kernel_s + self.seconds(kernel_s, changed)
+        for name, at in self.places.items():
+            table = (changed or {}).get(name) or catalog.harness(name)
+            if isinstance(table, MeasuredTable) and table.replays is not None:
+                found[at] = kernel_s[at] + table.beside_s(self.calls[name])
+        return found
+
+    def spans_s(self, measured_s: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Between what and what one replay of each row took `[n]`, s, by what was measured."""
+        least, most = measured_s.copy(), measured_s.copy()
+        for name, at in self.places.items():
+            table = catalog.harness(name)
+            if isinstance(table, MeasuredTable) and table.replays is not None:
+                least[at], most[at] = table.replays.span_s(measured_s[at])
+        return least, most
+
 
 def covered(rows: pd.DataFrame) -> dict[str, Validated]:
     """The range that the rows of each kernel cover."""

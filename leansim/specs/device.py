@@ -38,6 +38,13 @@ class Matmul(Spec):
     exponent: Annotated[Number, Field(ge=1, le=100)] = 2.5
 
 
+class Clusters(Spec):
+    """How CTAs of a cluster reach each other: a barrier takes `sync_s`, a read of another's `read_s`."""
+
+    sync_s: Positive
+    read_s: Positive
+
+
 # What a decode step asks of a card around attention, which is not timed with it.
 AROUND = frozenset({"matmul", "tdp_w", "idle_power_w", "dram_energy_j_per_byte"})
 
@@ -89,6 +96,7 @@ class Device(SourcedSpec):
     fence_s: Positive
     atomic_s: Positive
     flag_latency_s: Positive
+    clusters: Clusters | None = None
 
     tdp_w: Positive
     idle_power_w: Positive
@@ -103,7 +111,7 @@ class Device(SourcedSpec):
     @classmethod
     def groups(cls) -> frozenset[str]:
         """Numbers that a file changes one by one."""
-        return frozenset({"matmul"})
+        return frozenset({"clusters", "matmul"})
 
     @property
     def clk_s(self) -> float:

@@ -131,7 +131,9 @@ class MergeNumbers:
     once_clk: float
     clk: float
     row_clk: float
+    round_clk: float
     warps: int
+    cluster_ctas: int
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,8 @@ def _merge(chosen: _Chosen) -> MergeNumbers:
         grain_bytes=spec.grain_bytes or math.inf,
         shared=spec.shared,
         warps=spec.warps,
-        **chosen.numbers(spec, "once_clk", "clk", "row_clk"),
+        cluster_ctas=spec.cluster_ctas,
+        **chosen.numbers(spec, "once_clk", "clk", "row_clk", "round_clk"),
     )
 
 

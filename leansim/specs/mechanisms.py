@@ -115,11 +115,13 @@ class Ctas(Spec):
 class Merge(Spec):
     """How a CTA merges partials in the launch.
 
-    It reads `splits_in_flight` partials at a time, all their rows at once or `grain_bytes` of each, and
-    computes for `once_clk` clocks and `clk` with each partial; where the rows are dealt to `warps`, a
+    It reads `splits_in_flight` partials at a time, all their rows at once or `grain_bytes` of each one
+    after the other, and computes for `once_clk` clocks and `clk` with each partial beside its reads, and
+    for `round_clk` before it reads more; where the rows are dealt to `warps`, a
     partial takes `row_clk` more for each row of a warp. Where it is `shared`, the CTAs of an output
     tile that have KV merge a part of its rows each, and of a call that may be split even the only one
-    of them merges its own.
+    of them merges its own. Up to `cluster_ctas` CTAs of an output tile run as a cluster, and merge
+    through each other's shared memory.
     """
 
     splits_in_flight: Count = 1
@@ -128,7 +130,9 @@ class Merge(Spec):
     once_clk: ByArch[NotNegative] = 0.0
     clk: ByArch[NotNegative] = 0.0
     row_clk: ByArch[NotNegative] = 0.0
+    round_clk: ByArch[NotNegative] = 0.0
     warps: Count = 1
+    cluster_ctas: WholeNumber = 0
 
 
 class Combine(Spec):

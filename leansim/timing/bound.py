@@ -7,6 +7,7 @@ order, contention, and what partials add to traffic.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -160,9 +161,12 @@ def _packed_ps(least: _Least, grid: TileGrid, instance: Instance, device: Device
     """Earliest end of the attention launch and its merges, unsplit or split and merged, ps."""
     ways = [max(least.whole_ps(), least.slot_ps(1))]
 
+    handovers = [merges.handover(device, instance.merge, splits) for splits in (2, sys.maxsize)]
+
     def in_launch_ps(segments: IntArray) -> FloatArray:
-        peers = np.maximum(segments - 1, 1)
-        return PS_PER_S * merges.merge_latency_s(device, peers, instance.merge.splits_in_flight)
+        peers, in_flight = np.maximum(segments - 1, 1), instance.merge.splits_in_flight
+        taken = [merges.merge_latency_s(way, peers, in_flight) for way in handovers]
+        return PS_PER_S * np.minimum(*taken)
 
     ways.append(_deadline(least, in_launch_ps, 0.0))
     if not isinstance(combine := instance.combine, NoCombine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -65,13 +66,44 @@ def combine_latency_s(device: Device, combine: CombineNumbers, splits: IntArray)
     return np.where(splits > 0, taken_s, 0.0)
 
 
+@dataclass(frozen=True)
+class Handover:
+    """How partials get to the CTA that merges them, s.
+
+    A peer publishes its own in `release_s`; that is seen in `seen_s`; a round of reads takes `read_s`,
+    whatever the bytes, with what is computed before the next.
+    """
+
+    release_s: float
+    seen_s: float
+    read_s: float
+
+
+def handover(device: Device, merge: MergeNumbers, splits: int) -> Handover:
+    """How an output tile's partials are handed over where a call has so many splits.
+
+        through L2:    release = fence + atomic,  seen = flag,     read = latency of L2 + round
+        in a cluster:  release = barrier,         seen = barrier,  read = of shared memory + round
+
+    CTAs of a cluster wait for each other twice: nobody reads before all have written, nobody leaves
+    before all have read. That all clusters run at once is assumed. Source: FlashInfer,
+    trtllm/fmha/fmhaKernels.cuh, computeCtaAndClusterConfig, CgaSmemReduction; csrc/fmhaReduction.cu,
+    whose loop reads no more partials while it computes with the last.
+    """
+    round_s = merge.round_clk * device.clk_s
+    if device.clusters is not None and 1 < splits <= merge.cluster_ctas:
+        sync_s = device.clusters.sync_s
+        return Handover(sync_s, sync_s, device.clusters.read_s + round_s)
+    return Handover(release_s(device), device.flag_latency_s, l2_latency_s(device) + round_s)
+
+
 def release_s(device: Device) -> float:
     """Time a peer needs to publish a partial, s: `fence_s` of a device, then the flag's `atomic_s`."""
     return device.fence_s + device.atomic_s
 
 
 def merge_latency_s(
-    device: Device,
+    way: Handover,
     partials: IntArray,
     splits_in_flight: int,
     grains: IntArray | int = 1,
@@ -79,15 +111,14 @@ def merge_latency_s(
 ) -> FloatArray:
     """Time a merging CTA needs from the last flag to merged, without the bytes, s.
 
-        flag + max(grains * ceil(partials / splits_in_flight) * L2, L2 + computing)
+        seen + max(grains * ceil(partials / splits_in_flight) * read, read + computing)
 
-    L2 is the latency of a hit. It sees the flag, then reads `splits_in_flight` partials at a time, one
-    L2 latency each time: 1 in the LeanAttention kernels. Where it takes the rows in `grains`, it does so
-    for each. It is no sooner done than `computing_s` after the first has come.
+    It sees the flag, then reads `splits_in_flight` partials at a time: 1 in the LeanAttention kernels.
+    Where it takes the rows in `grains`, it does so for each. It is no sooner done than `computing_s`
+    after the first has come.
     """
     rounds = grains * np.ceil(np.asarray(partials, dtype=np.float64) / splits_in_flight)
-    latency_s = l2_latency_s(device)
-    return device.flag_latency_s + np.maximum(rounds * latency_s, latency_s + computing_s)
+    return way.seen_s + np.maximum(rounds * way.read_s, way.read_s + computing_s)
 
 
 def merge_grains(workload: Workload, instance: Instance, rows: IntArray, sharing: IntArray) -> IntArray:
@@ -132,7 +163,8 @@ def merge_ps(
     merge = instance.merge
     grains = merge_grains(schedule.grid.workload, instance, rows, sharing)
     computing_s = merge_computing_s(merge, partials, rows, device)
-    taken_s = merge_latency_s(device, partials, merge.splits_in_flight, grains, computing_s)
+    way = handover(device, merge, schedule.num_splits or 1)
+    taken_s = merge_latency_s(way, partials, merge.splits_in_flight, grains, computing_s)
     return rounded_ps(taken_s)
 
 
@@ -144,16 +176,18 @@ def lone_merge_ps(
     In a call that may be split it publishes its partial and merges that where merges are shared, and
     elsewhere, coming last, what `idle` CTAs left of its tile.
     """
-    shares = instance.merge.shared and (schedule.num_splits or 1) > 1
+    splits = schedule.num_splits or 1
+    shares = instance.merge.shared and splits > 1
     if not shares and idle is None:
         return 0
+    way = handover(device, instance.merge, splits)
     lone = schedule.segments_of_tile[schedule.output_tile] == 1
     rows, alone = np.broadcast_to(schedule.rows, lone.shape), np.ones_like(schedule.cta)
     if idle is None:
         grains = merge_grains(schedule.grid.workload, instance, rows, alone)
-        merged_ps = rounded_ps(grains * l2_latency_s(device))
+        merged_ps = rounded_ps(grains * way.read_s)
     else:
         left = idle[schedule.output_tile]
         merged_ps = merge_ps(schedule, instance, device, left, rows, alone)
         lone &= left > 0
-    return np.where(lone, picoseconds(release_s(device)) + merged_ps, 0)
+    return np.where(lone, picoseconds(way.release_s) + merged_ps, 0)
