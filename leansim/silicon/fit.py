@@ -126,7 +126,8 @@ def fit_to(
     with Model(targets, rows, jobs or cores(), fixed) as model:
         usable = np.isfinite(model.seconds(None))
         measured_s = rows["measured_s"].to_numpy(dtype=float)
-        least, most = (np.log(span[usable]) for span in model.harnesses.spans_s(measured_s))
+        with np.errstate(divide="ignore"):  # less than one tick may have been nothing
+            least, most = (np.log(span[usable]) for span in model.harnesses.spans_s(measured_s))
         if usable.sum() < rows_per_constant * len(low):
             wanted = f"wanted at least {rows_per_constant} for each of {len(low)} constants"
             raise StoreError(f"found {usable.sum()} rows; {wanted}")

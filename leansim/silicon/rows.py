@@ -8,7 +8,7 @@ that holds the model against silicon takes rows of this schema.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from leansim.errors import LeansimError, OutOfRangeError, UnknownNameError
 from leansim.points.csv import CsvPoints, reason
 from leansim.specs import catalog
 from leansim.specs.base import DTYPE_BYTES
-from leansim.specs.harness import Calls, MeasuredTable, Validated
+from leansim.specs.harness import Calls, MeasuredTable, Replays, Validated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,21 +173,26 @@ class Harnesses:
 
         Without replays it is what is measured.
         """
-        found = kernel_s + self.seconds(kernel_s, changed)
-        for name, at in self.places.items():
-            table = (changed or {}).get(name) or catalog.harness(name)
-            if isinstance(table, MeasuredTable) and table.replays is not None:
-                found[at] = kernel_s[at] + table.beside_s(self.calls[name])
+        found: FloatArray = kernel_s + self.seconds(kernel_s, changed)
+        for name, table, _ in self._on_ticks():
+            at, beside_s = self.places[name], (changed or {}).get(name, table).beside_s
+            found[at] = kernel_s[at] + beside_s(self.calls[name])
         return found
 
     def spans_s(self, measured_s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Between what and what one replay of each row took `[n]`, s, by what was measured."""
         least, most = measured_s.copy(), measured_s.copy()
-        for name, at in self.places.items():
+        for name, _, replays in self._on_ticks():
+            at = self.places[name]
+            least[at], most[at] = replays.span_s(measured_s[at])
+        return least, most
+
+    def _on_ticks(self) -> Iterator[tuple[str, MeasuredTable, Replays]]:
+        """The tables among the harnesses whose latencies are of replays that begin at ticks."""
+        for name in self.places:
             table = catalog.harness(name)
             if isinstance(table, MeasuredTable) and table.replays is not None:
-                least[at], most[at] = table.replays.span_s(measured_s[at])
-        return least, most
+                yield name, table, table.replays
 
 
 def covered(rows: pd.DataFrame) -> dict[str, Validated]:

@@ -175,8 +175,8 @@ class Replays(Spec):
         return self.tick_s * np.ceil(replay_s / self.tick_s) + self.events_s / self.count
 
     def span_s(self, measured_s: Any) -> tuple[Any, Any]:
-        """Between what and what a replay took of which so much was measured, s."""
-        most_s = measured_s - self.events_s / self.count
+        """Between what and what a replay took of which so much was measured, s; a tick at the least."""
+        most_s = np.maximum(measured_s - self.events_s / self.count, self.tick_s)
         return most_s - self.tick_s, most_s
 
 

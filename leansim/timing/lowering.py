@@ -256,7 +256,7 @@ def _writes(
     workload = schedule.grid.workload
     rows, query_row_bytes = schedule.rows, memory.query_row_bytes(workload)
     in_launch = schedule.combine in IN_LAUNCH
-    way = merges.handover(device, instance.merge, schedule.num_splits or 1)
+    way = merges.handover(device, instance.merge, schedule.num_splits)
     release_ps = picoseconds(way.release_s) if in_launch else 0
     output = _rows_moved(rows * (memory.output_row_bytes(workload) + query_row_bytes), 0, device)
     output["latency_ps"] = output["latency_ps"] + merges.lone_merge_ps(schedule, instance, device, idle)

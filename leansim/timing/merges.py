@@ -79,8 +79,8 @@ class Handover:
     read_s: float
 
 
-def handover(device: Device, merge: MergeNumbers, splits: int) -> Handover:
-    """How an output tile's partials are handed over where a call has so many splits.
+def handover(device: Device, merge: MergeNumbers, splits: int | None) -> Handover:
+    """How an output tile's partials are handed over where a call has so many splits, if any.
 
         through L2:    release = fence + atomic,  seen = flag,     read = latency of L2 + round
         in a cluster:  release = barrier,         seen = barrier,  read = of shared memory + round
@@ -91,7 +91,7 @@ def handover(device: Device, merge: MergeNumbers, splits: int) -> Handover:
     whose loop reads no more partials while it computes with the last.
     """
     round_s = merge.round_clk * device.clk_s
-    if device.clusters is not None and 1 < splits <= merge.cluster_ctas:
+    if device.clusters is not None and 1 < (splits or 1) <= merge.cluster_ctas:
         sync_s = device.clusters.sync_s
         return Handover(sync_s, sync_s, device.clusters.read_s + round_s)
     return Handover(release_s(device), device.flag_latency_s, l2_latency_s(device) + round_s)
@@ -163,7 +163,7 @@ def merge_ps(
     merge = instance.merge
     grains = merge_grains(schedule.grid.workload, instance, rows, sharing)
     computing_s = merge_computing_s(merge, partials, rows, device)
-    way = handover(device, merge, schedule.num_splits or 1)
+    way = handover(device, merge, schedule.num_splits)
     taken_s = merge_latency_s(way, partials, merge.splits_in_flight, grains, computing_s)
     return rounded_ps(taken_s)
 
@@ -176,11 +176,10 @@ def lone_merge_ps(
     In a call that may be split it publishes its partial and merges that where merges are shared, and
     elsewhere, coming last, what `idle` CTAs left of its tile.
     """
-    splits = schedule.num_splits or 1
-    shares = instance.merge.shared and splits > 1
+    shares = instance.merge.shared and (schedule.num_splits or 1) > 1
     if not shares and idle is None:
         return 0
-    way = handover(device, instance.merge, splits)
+    way = handover(device, instance.merge, schedule.num_splits)
     lone = schedule.segments_of_tile[schedule.output_tile] == 1
     rows, alone = np.broadcast_to(schedule.rows, lone.shape), np.ones_like(schedule.cta)
     if idle is None:
