@@ -160,7 +160,7 @@ def test_twice_the_sms_take_no_longer_where_ctas_share_nothing(shape: tuple[int,
     assert all(twice_the_sms(shape, seed, SHARES_NOTHING) <= 1.0 + EXACT for seed in range(12))
 
 
-@pytest.mark.parametrize("seed", [1, 11])
+@pytest.mark.parametrize("seed", [1, 9])
 def test_twice_the_sms_take_longer_where_the_longest_come_to_share_one(seed: int) -> None:
     """A slot is given to the next CTA in order, whatever runs beside it: no CTA moves to an idle SM."""
     shape = (96, 32, 8, 2000)
