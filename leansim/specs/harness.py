@@ -162,8 +162,8 @@ class Replays(Spec):
         latency = tick * ceil(t / tick) + events / count
 
     A replay takes t, the next begins at a tick of the GPU; `events_s` is what the events add to all of
-    them together. Source: latencies below 60 us are whole multiples of 2.048 us and a constant on five
-    Blackwell cards in 16 tables of aiconfigurator-core, and have no such step on any other card.
+    them together. Source: latencies below 60 us are whole multiples of 2.048 us and a constant in all 16
+    tables of aiconfigurator-core of Blackwell cards, and in none of the twelve of older cards.
     """
 
     count: Count

@@ -160,13 +160,13 @@ def _phases(program: Program, launch: Launch) -> slice:
 def _packed_ps(least: _Least, grid: TileGrid, instance: Instance, device: Device) -> float:
     """Earliest end of the attention launch and its merges, unsplit or split and merged, ps."""
     ways = [max(least.whole_ps(), least.slot_ps(1))]
-
-    handovers = [merges.handover(device, instance.merge, splits) for splits in (2, sys.maxsize)]
+    handovers = {merges.handover(device, instance.merge, splits) for splits in (2, sys.maxsize)}
 
     def in_launch_ps(segments: IntArray) -> FloatArray:
         peers, in_flight = np.maximum(segments - 1, 1), instance.merge.splits_in_flight
         taken = [merges.merge_latency_s(way, peers, in_flight) for way in handovers]
-        return PS_PER_S * np.minimum(*taken)
+        fewest: FloatArray = PS_PER_S * np.minimum.reduce(taken)
+        return fewest
 
     ways.append(_deadline(least, in_launch_ps, 0.0))
     if not isinstance(combine := instance.combine, NoCombine):
